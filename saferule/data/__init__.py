@@ -1,0 +1,1 @@
+"""Offline data: DSRL files (`schema`), behaviour data (`collect`), device-resident batches (`sampler`)."""

@@ -1,0 +1,286 @@
+"""The DSRL schema: files of transitions, checked when they are read.
+
+A file holds N transitions of one task, trajectory after trajectory, under seven keys (Liu et al. 2023, DSRL;
+`dsrl.offline_env.OfflineEnv.get_dataset`):
+
+    observations, next_observations   (N, S)
+    actions                           (N, A), in [-1, 1]
+    rewards, costs                    (N,), per step; costs are not negative
+    terminals, timeouts               (N,), 0 or 1: the trajectory ends here, by the task or by the time limit
+
+(N, 1) columns are accepted for the last four keys, as dsrl accepts them; other keys are ignored. The last
+trajectory may be unfinished: neither flag is set on the last row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saferule.data.hdf5 import open_file, read_array, read_attributes, write_file
+from saferule.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from saferule.envs.tasks import Task
+
+VECTORS = ("observations", "next_observations", "actions")
+FLAGS = ("terminals", "timeouts")
+SCALARS = ("rewards", "costs", *FLAGS)
+KEYS = VECTORS + SCALARS
+ACTION_TOLERANCE = 1e-6  # rounding that squashing into the box may leave; such values are kept as they are
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """N transitions of one task in trajectory order; float32 arrays, boolean flags.
+
+    `attributes` says how the data were made (the HDF5 attributes of the file). Raises `DataError` where the
+    arrays do not fit together; `check` looks at their values.
+    """
+
+    observations: np.ndarray  # (N, S)
+    next_observations: np.ndarray  # (N, S)
+    actions: np.ndarray  # (N, A)
+    rewards: np.ndarray  # (N,)
+    costs: np.ndarray  # (N,)
+    terminals: np.ndarray  # (N,)
+    timeouts: np.ndarray  # (N,)
+    attributes: dict[str, str | int | float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in KEYS:
+            dtype = np.bool_ if key in FLAGS else np.float32
+            with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which `check` reports
+                object.__setattr__(self, key, np.ascontiguousarray(getattr(self, key), dtype=dtype))
+        for key in KEYS:
+            shape, dimensions = getattr(self, key).shape, 2 if key in VECTORS else 1
+            if len(shape) != dimensions or shape[0] != len(self.observations):
+                raise DataError(
+                    f"Key '{key}' has shape {shape} and 'observations' has {len(self.observations)} rows: "
+                    f"give {dimensions}-dimensional arrays with one row per transition."
+                )
+        if self.next_observations.shape != self.observations.shape:
+            raise DataError(
+                f"Key 'next_observations' has shape {self.next_observations.shape}, expected that of "
+                f"'observations', {self.observations.shape}: give the state after each transition."
+            )
+
+    def __len__(self) -> int:
+        """Number of transitions."""
+        return len(self.observations)
+
+    @property
+    def done(self) -> np.ndarray:
+        """(N,) bool: this transition is the last of its trajectory."""
+        return self.terminals | self.timeouts
+
+    def episodes(self) -> list[slice]:
+        """The rows of each of the E trajectories; the last one may be unfinished."""
+        ends = np.flatnonzero(self.done) + 1
+        if len(self) and (not len(ends) or ends[-1] != len(self)):
+            ends = np.append(ends, len(self))
+        return [slice(start, stop) for start, stop in zip([0, *ends.tolist()], ends.tolist(), strict=False)]
+
+    def episode_sums(self, values: np.ndarray) -> np.ndarray:
+        """(E,) float64: sum of `values` (N,) over each trajectory."""
+        starts = [rows.start for rows in self.episodes()]
+        return np.add.reduceat(np.asarray(values, dtype=np.float64), starts) if starts else np.zeros(0)
+
+    def episode_returns(self) -> np.ndarray:
+        """(E,) float64: undiscounted return of each trajectory."""
+        return self.episode_sums(self.rewards)
+
+    def episode_costs(self) -> np.ndarray:
+        """(E,) float64: undiscounted cost of each trajectory."""
+        return self.episode_sums(self.costs)
+
+    def digest(self) -> str:
+        """SHA-256 of the arrays' names, types, shapes and values; compression and attributes do not enter."""
+        sha = hashlib.sha256()
+        for key in KEYS:
+            array = getattr(self, key)
+            sha.update(f"{key} {array.dtype.str} {array.shape}\n".encode())
+            sha.update(array)
+        return sha.hexdigest()
+
+    def take(self, rows: slice | np.ndarray) -> Dataset:
+        """The given rows, in the given order."""
+        return replace(self, **{key: getattr(self, key)[rows] for key in KEYS})
+
+    def select(self, episodes: Sequence[int]) -> Dataset:
+        """The trajectories with the given indices, in the given order.
+
+        An unfinished trajectory that is no longer the last gets timeouts = True on its last row, so that it
+        stays separate. Raises `SettingsError` for an index that does not exist.
+        """
+        slices = self.episodes()
+        for index in episodes:
+            if not 0 <= index < len(slices):
+                raise SettingsError(
+                    f"There is no trajectory {index} in these data, expected indices from 0 to "
+                    f"{len(slices) - 1}: select among the {len(slices)} trajectories."
+                )
+        rows = [np.arange(slices[index].start, slices[index].stop) for index in episodes]
+        ends = np.cumsum([len(part) for part in rows], dtype=np.int64)[:-1] - 1
+        return self.take(np.concatenate([np.zeros(0, dtype=np.int64), *rows])).end_at(ends)
+
+    def end_at(self, rows: Sequence[int] | np.ndarray) -> Dataset:
+        """A copy in which the given rows end trajectories: timeouts = True where neither flag is set yet."""
+        rows = np.asarray(rows, dtype=np.int64)
+        timeouts = self.timeouts.copy()
+        timeouts[rows] |= ~self.terminals[rows]
+        return replace(self, timeouts=timeouts)
+
+
+def concatenate(datasets: Sequence[Dataset]) -> Dataset:
+    """The rows of all datasets, in order; of the attributes, those on which all datasets agree.
+
+    Values are kept bit for bit, with one exception: where a dataset that is not the last ends in an
+    unfinished trajectory, its last row gets timeouts = True, as the next dataset's first trajectory would
+    else continue it. Raises `DataError` for no datasets and for widths that differ.
+    """
+    if not datasets:
+        raise DataError("There is nothing to concatenate, expected at least one dataset: give one.")
+    first = datasets[0]
+    for number, other in enumerate(datasets):
+        for key in VECTORS:
+            have, expected = getattr(other, key).shape[1], getattr(first, key).shape[1]
+            if have != expected:
+                raise DataError(
+                    f"Dataset {number} has {have} columns in '{key}', expected {expected} as in dataset 0: "
+                    "concatenate datasets of one task."
+                )
+    shared = set.intersection(*(set(dataset.attributes.items()) for dataset in datasets))
+    joined = Dataset(
+        **{key: np.concatenate([getattr(dataset, key) for dataset in datasets]) for key in KEYS},
+        attributes={name: value for name, value in first.attributes.items() if (name, value) in shared},
+    )
+    ends = np.cumsum([len(dataset) for dataset in datasets])[:-1] - 1
+    return joined.end_at(ends[(ends >= 0) & (ends < len(joined) - 1)])
+
+
+def check(dataset: Dataset, task: Task, name: str) -> Dataset:
+    """Return `dataset` if its values are possible in `task`; else `DataError` naming `name`, key and row.
+
+    name: the file, or where else the data come from.
+    """
+    if not len(dataset):
+        raise DataError(
+            f"{name} is empty: key 'observations' has 0 rows, expected one or more: collect data."
+        )
+    _check_widths(name, {key: getattr(dataset, key) for key in VECTORS}, task)
+    for key in (*VECTORS, "rewards", "costs"):
+        array = getattr(dataset, key)
+        _reject(name, key, array, ~np.isfinite(array), "finite 32-bit numbers: drop or repair the trajectory")
+    outside = np.abs(dataset.actions.astype(np.float64)) > 1 + ACTION_TOLERANCE
+    _reject(name, "actions", dataset.actions, outside, "actions in [-1, 1]: scale them to the action box")
+    _reject(name, "costs", dataset.costs, dataset.costs < 0, "costs of 0 or more: correct the cost's sign")
+    for episode, rows in enumerate(dataset.episodes()):
+        if rows.stop - rows.start > task.horizon:
+            raise DataError(
+                f"{name}: trajectory {episode} starts at row {rows.start} and has "
+                f"{rows.stop - rows.start} rows, expected key 'terminals' or 'timeouts' to end it by row "
+                f"{rows.start + task.horizon - 1}, "
+                f"as {task.name} lasts {task.horizon} steps: set 'timeouts' where trajectories are cut."
+            )
+    return dataset
+
+
+def load(path: str | Path, task: Task) -> Dataset:
+    """Read and check a DSRL file of `task`.
+
+    Raises `DataError`, one sentence that names file, key and row, for a file that is missing, no HDF5,
+    truncated or empty, and for keys, shapes and values that do not follow the schema (head of this file).
+    """
+    path = Path(path)
+    with open_file(path) as file:
+        missing = [key for key in KEYS if key not in file]
+        if missing:
+            raise DataError(
+                f"{path} lacks {_quoted(missing)} and has {_quoted(file) or 'no keys'}, expected the keys "
+                f"of the DSRL schema, {_quoted(KEYS)}: rename or add them."
+            )
+        arrays = {key: read_array(file, path, key) for key in KEYS}
+        attributes = read_attributes(file)
+    rows = len(np.atleast_1d(arrays["observations"]))
+    if not rows:
+        raise DataError(
+            f"{path} is empty: key 'observations' has 0 rows, expected one or more: collect data."
+        )
+    for key in KEYS:
+        _check_shape(path, key, arrays[key].shape, rows, 2 if key in VECTORS else 1)
+    _check_widths(str(path), arrays, task)
+    arrays |= {key: arrays[key].reshape(rows) for key in SCALARS}
+    for key in FLAGS:
+        neither = (arrays[key] != 0) & (arrays[key] != 1)
+        _reject(str(path), key, arrays[key], neither, "0 or 1: write 1 where the trajectory ends")
+    return check(Dataset(**arrays, attributes=attributes), task, str(path))
+
+
+def load_columns(path: str | Path, keys: Sequence[str], rows: int) -> dict[str, np.ndarray]:
+    """Further (N,) columns of a file with N = `rows` transitions, in their own types; errors as in `load`."""
+    path = Path(path)
+    with open_file(path) as file:
+        missing = [key for key in keys if key not in file]
+        if missing:
+            raise DataError(f"{path} lacks {_quoted(missing)}, expected {_quoted(keys)} too: add them.")
+        columns = {key: read_array(file, path, key) for key in keys}
+    for key, column in columns.items():
+        _check_shape(path, key, column.shape, rows, 1)
+    return {key: column.reshape(rows) for key, column in columns.items()}
+
+
+def save(dataset: Dataset, path: str | Path, *, columns: Mapping[str, np.ndarray] | None = None) -> None:
+    """Write a DSRL file, whole or not at all; further (N,) `columns` go beside the seven keys.
+
+    Raises `DataError` for a dataset without rows.
+    """
+    if not len(dataset):
+        raise DataError(f"{path} is not written: the dataset has 0 rows, expected one or more: collect data.")
+    arrays = {key: getattr(dataset, key) for key in KEYS}
+    write_file(Path(path), arrays | dict(columns or {}), dataset.attributes)
+
+
+def _check_shape(path: Path, key: str, shape: tuple[int, ...], rows: int, dimensions: int) -> None:
+    column = dimensions == 1 and len(shape) == 2 and shape[1] == 1
+    if len(shape) != dimensions and not column:
+        expected = f"({rows}, width)" if dimensions == 2 else f"({rows},) or ({rows}, 1)"
+        raise DataError(
+            f"{path}: key '{key}' has shape {shape}, expected {expected}: write one row per step."
+        )
+    if shape[0] != rows:
+        raise DataError(
+            f"{path}: key '{key}' has {shape[0]} rows and 'observations' has {rows}, so row "
+            f"{min(shape[0], rows)} is incomplete, expected {rows} rows in every key: write the file again."
+        )
+
+
+def _check_widths(name: str, arrays: Mapping[str, np.ndarray], task: Task) -> None:
+    for key in VECTORS:
+        have = arrays[key].shape[1]
+        expected = task.action_dim if key == "actions" else task.observation_dim
+        if have != expected:
+            raise DataError(
+                f"{name}: key '{key}' has {have} columns, expected {expected} for {task.name}: "
+                "give the file of this task or name the task of this file."
+            )
+
+
+def _reject(name: str, key: str, array: np.ndarray, wrong: np.ndarray, expected: str) -> None:
+    """Raise `DataError` for the first entry of `array` that is marked in `wrong`."""
+    if not wrong.any():
+        return
+    place = tuple(int(index) for index in np.unravel_index(np.argmax(wrong), wrong.shape))
+    where = f"row {place[0]}" + (f", column {place[1]}" if len(place) == 2 else "")
+    rows = np.count_nonzero(wrong.reshape(len(wrong), -1).any(axis=1))
+    others = f" (and in {rows - 1} more rows)" if rows > 1 else ""
+    raise DataError(f"{name}: key '{key}' is {array[place]} in {where}{others}, expected {expected}.")
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

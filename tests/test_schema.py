@@ -1,0 +1,384 @@
+"""DSRL files: what is read back, what is rejected and how, what survives a failed write."""
+
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+
+from saferule.data import hdf5
+from saferule.data.schema import KEYS, Dataset, check, concatenate, load, load_columns, save
+from saferule.envs.tasks import get_task
+from saferule.errors import DataError, SettingsError
+
+CAR = get_task("CarCircle")  # 8 observations, 2 actions, 300 steps
+TASK = replace(CAR, horizon=4)
+
+
+def arrays(rows=6, ends=(2, 5)):
+    """Trajectories of CarCircle's widths, timed out at the rows `ends`; plain float64 arrays."""
+    generator = np.random.default_rng(0)
+    return {
+        "observations": generator.normal(size=(rows, 8)),
+        "next_observations": generator.normal(size=(rows, 8)),
+        "actions": generator.uniform(-1, 1, size=(rows, 2)),
+        "rewards": np.arange(rows, dtype=float),
+        "costs": np.arange(rows) % 2.0,
+        "terminals": np.zeros(rows, dtype=bool),
+        "timeouts": np.isin(np.arange(rows), ends),
+    }
+
+
+def toy(rows=6, ends=(2, 5), **attributes):
+    return Dataset(**arrays(rows, ends), attributes=attributes)
+
+
+def write(path, content, **options):
+    with h5py.File(path, "w") as file:
+        for key, value in content.items():
+            file.create_dataset(key, data=value, **options)
+    return path
+
+
+def message(path, task=TASK):
+    with pytest.raises(DataError) as caught:
+        load(path, task)
+    text = str(caught.value)
+    assert str(path) in text and "\n" not in text and text.endswith(".")
+    return text
+
+
+def same(left, right):
+    return all(
+        np.array_equal(getattr(left, key), getattr(right, key))
+        and getattr(left, key).dtype == getattr(right, key).dtype
+        for key in KEYS
+    )
+
+
+# Reading and writing
+
+
+def test_round_trip_keeps_values_types_and_attributes(tmp_path):
+    dataset = toy(command="collect", seed=3, limit=0.5)
+    save(dataset, tmp_path / "new" / "d.hdf5")
+    back = load(tmp_path / "new" / "d.hdf5", TASK)
+    assert same(dataset, back)
+    assert back.attributes == {"command": "collect", "seed": 3, "limit": 0.5}
+    assert back.observations.dtype == np.float32 and back.timeouts.dtype == np.bool_
+    with h5py.File(tmp_path / "new" / "d.hdf5") as file:
+        stored = file["observations"]
+        assert (stored.dtype, stored.compression, stored.shuffle) == (np.float32, "gzip", True)
+
+
+def test_trajectories_returns_and_costs():
+    dataset = toy(rows=6, ends=(2, 4))  # rows 0-2, 3-4 and the unfinished row 5
+    assert dataset.episodes() == [slice(0, 3), slice(3, 5), slice(5, 6)]
+    assert dataset.episode_returns().tolist() == [0 + 1 + 2, 3 + 4, 5]
+    assert dataset.episode_costs().tolist() == [1, 1, 1]
+    assert dataset.done.tolist() == [False, False, True, False, True, False]
+    assert len(dataset) == 6
+
+
+def test_terminals_end_trajectories_too():
+    content = arrays()
+    content["terminals"][0] = True
+    assert Dataset(**content).episodes() == [slice(0, 1), slice(1, 3), slice(3, 6)]
+
+
+def test_columns_of_shape_n_1_and_extra_keys_are_accepted(tmp_path):
+    content = arrays()
+    for key in ("rewards", "costs", "terminals", "timeouts"):
+        content[key] = content[key][:, None].astype(float)
+    path = write(tmp_path / "d.hdf5", content | {"note": np.zeros(3)})
+    assert same(load(path, TASK), toy())
+
+
+def test_an_unfinished_last_trajectory_is_accepted(tmp_path):
+    path = write(tmp_path / "d.hdf5", arrays(rows=5, ends=(2,)))
+    assert load(path, TASK).episodes() == [slice(0, 3), slice(3, 5)]
+
+
+def test_actions_beyond_the_box_by_rounding_are_kept(tmp_path):
+    content = arrays()
+    content["actions"][1, 0] = 1 + 5e-7
+    assert load(write(tmp_path / "d.hdf5", content), TASK).actions[1, 0] == np.float32(1 + 5e-7)
+
+
+def test_further_columns(tmp_path):
+    path = tmp_path / "d.hdf5"
+    save(toy(), path, columns={"true_costs": np.arange(6.0)})
+    assert load_columns(path, ["true_costs"], 6)["true_costs"].tolist() == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(DataError, match="lacks 'true_rewards'"):
+        load_columns(path, ["true_rewards"], 6)
+    with pytest.raises(DataError, match="'true_costs' has 6 rows .* 7"):
+        load_columns(path, ["true_costs"], 7)
+
+
+def test_dsrl_reads_what_save_writes(tmp_path, capfd):
+    import gymnasium
+
+    from saferule.envs import shim
+
+    shim.load_dsrl()
+    dataset = toy(rows=302, ends=(299, 301))
+    path = tmp_path / "d.hdf5"
+    save(dataset, path, columns={"true_costs": np.ones(302)})
+    with capfd.disabled():  # bullet_safety_gym, imported here, redirects the process's own stderr
+        env = gymnasium.make(CAR.dsrl_id)
+    try:
+        read = env.unwrapped.get_dataset(h5path=str(path))
+    finally:
+        env.close()
+    for key in KEYS:
+        assert np.array_equal(read[key], getattr(dataset, key)), key
+    assert same(load(path, CAR), dataset)
+
+
+# Rejections: file, key and row are named
+
+
+def test_rejects_a_file_that_does_not_exist(tmp_path):
+    assert "does not exist" in message(tmp_path / "none.hdf5")
+
+
+def test_rejects_a_folder(tmp_path):
+    assert "is a folder" in message(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404 Not Found</html>"])
+def test_rejects_a_file_that_is_no_hdf5(tmp_path, content):
+    path = tmp_path / "d.hdf5"
+    path.write_bytes(content)
+    assert "no HDF5 file" in message(path)
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9])
+def test_rejects_a_truncated_file(tmp_path, kept):
+    path = tmp_path / "d.hdf5"
+    save(toy(), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    assert "truncated" in message(path)
+
+
+def test_rejects_a_damaged_block(tmp_path):
+    path = tmp_path / "d.hdf5"
+    save(toy(), path)
+    with h5py.File(path) as file:
+        block = file["costs"].id.get_chunk_info(0)
+    with open(path, "rb+") as raw:
+        raw.seek(block.byte_offset)
+        raw.write(b"\xff" * block.size)
+    text = message(path)
+    assert "'costs'" in text and "damaged" in text
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_rejects_a_missing_key(tmp_path, key):
+    content = arrays()
+    content.pop(key)
+    assert f"lacks '{key}'" in message(write(tmp_path / "d.hdf5", content))
+
+
+def test_names_all_missing_keys(tmp_path):
+    text = message(write(tmp_path / "d.hdf5", {"obs": np.zeros(3)}))
+    assert "'costs'" in text and "has 'obs'" in text
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_rejects_a_wrong_length(tmp_path, key):
+    content = arrays()
+    content[key] = content[key][:-1]
+    text = message(write(tmp_path / "d.hdf5", content))
+    assert "5" in text and "6" in text and "row 5" in text
+    if key != "observations":  # the key against which the others are measured
+        assert f"'{key}' has 5 rows" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("observations", (6,)),
+        ("actions", (6, 2, 1)),
+        ("rewards", (6, 2)),
+        ("timeouts", (1, 6)),
+        ("costs", ()),
+    ],
+)
+def test_rejects_a_wrong_shape(tmp_path, key, shape):
+    text = message(write(tmp_path / "d.hdf5", arrays() | {key: np.zeros(shape)}))
+    assert f"'{key}' has shape {shape}, expected" in text
+
+
+def test_rejects_text_and_groups(tmp_path):
+    path = write(tmp_path / "text.hdf5", arrays() | {"rewards": [b"one"] * 6})
+    assert "'rewards' is no array of numbers" in message(path)
+    path = write(tmp_path / "group.hdf5", {k: v for k, v in arrays().items() if k != "costs"})
+    with h5py.File(path, "a") as file:
+        file.create_group("costs")
+    assert "'costs' is no array of numbers" in message(path)
+
+
+@pytest.mark.parametrize("key", ["observations", "next_observations", "actions"])
+def test_rejects_the_width_of_another_task(tmp_path, key):
+    text = message(write(tmp_path / "d.hdf5", arrays() | {key: np.zeros((6, 27))}))
+    assert f"'{key}' has 27 columns, expected" in text and "CarCircle" in text
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("key", ["observations", "next_observations", "actions", "rewards", "costs"])
+def test_rejects_numbers_that_are_not_finite(tmp_path, key, value):
+    content = arrays()
+    content[key][4] = value
+    text = message(write(tmp_path / "d.hdf5", content))
+    assert f"'{key}'" in text and "row 4" in text and "finite" in text
+
+
+@pytest.mark.parametrize("value", [1.00001, -3.0])
+def test_rejects_actions_outside_the_box(tmp_path, value):
+    content = arrays()
+    content["actions"][3, 1] = value
+    text = message(write(tmp_path / "d.hdf5", content))
+    assert "'actions'" in text and "row 3, column 1" in text and "[-1, 1]" in text
+
+
+def test_rejects_negative_costs_and_counts_the_rows(tmp_path):
+    content = arrays()
+    content["costs"][[2, 4]] = -1
+    text = message(write(tmp_path / "d.hdf5", content))
+    assert "'costs' is -1.0 in row 2 (and in 1 more rows), expected costs of 0 or more" in text
+
+
+@pytest.mark.parametrize("rows", [arrays(0, ()), {key: np.zeros(0) for key in KEYS}])
+def test_rejects_an_empty_file(tmp_path, rows):
+    assert "is empty: key 'observations' has 0 rows" in message(write(tmp_path / "d.hdf5", rows))
+
+
+def test_rejects_a_trajectory_longer_than_the_horizon(tmp_path):
+    text = message(
+        write(tmp_path / "d.hdf5", arrays(rows=9, ends=(1, 6)))
+    )  # rows 2-6: five steps, four allowed
+    assert (
+        "trajectory 1 starts at row 2 and has 5 rows" in text and "by row 5" in text and "'timeouts'" in text
+    )
+    text = message(
+        write(tmp_path / "d.hdf5", arrays(rows=9, ends=(3,)))
+    )  # the unfinished rest counts as well
+    assert "trajectory 1 starts at row 4 and has 5 rows" in text
+
+
+@pytest.mark.parametrize("key", ["terminals", "timeouts"])
+@pytest.mark.parametrize("value", [2.0, -1.0, 0.5, np.nan])
+def test_rejects_flags_that_are_not_0_or_1(tmp_path, key, value):
+    content = arrays()
+    content[key] = content[key].astype(float)
+    content[key][5] = value
+    text = message(write(tmp_path / "d.hdf5", content))
+    assert f"'{key}' is {value} in row 5, expected 0 or 1" in text
+
+
+def test_data_without_a_file_are_checked_by_name():
+    dataset = toy()
+    assert check(dataset, TASK, "rollouts") is dataset
+    with pytest.raises(DataError, match="rollouts: key 'actions' has 2 columns, expected 8 for AntVelocity"):
+        check(replace(dataset, observations=np.zeros((6, 27)), next_observations=np.zeros((6, 27))),
+              get_task("AntVelocity"), "rollouts")  # fmt: skip
+
+
+def test_a_dataset_rejects_arrays_that_do_not_fit_together():
+    with pytest.raises(DataError, match="'rewards' has shape .* 6 rows"):
+        replace(toy(), rewards=np.zeros(5))
+    with pytest.raises(DataError, match="'next_observations' has shape"):
+        replace(toy(), next_observations=np.zeros((6, 7)))
+
+
+# Atomic writes
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "d.hdf5"
+    save(toy(), path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):  # h5py has no type for an object: fails after the seven keys are written
+        save(toy(rows=4, ends=(3,)), path, columns={"bad": np.array([object()] * 4)})
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hdf5.os, "replace", killed)  # the last step
+    with pytest.raises(KeyboardInterrupt):
+        save(toy(rows=4, ends=(3,)), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_empty_dataset_is_not_written(tmp_path):
+    with pytest.raises(DataError, match="0 rows"):
+        save(toy(0, ()), tmp_path / "d.hdf5")
+    assert not list(tmp_path.iterdir())
+
+
+# Digest
+
+
+def test_digest_ignores_compression_and_attributes(tmp_path):
+    dataset = toy(seed=1)
+    plain = write(tmp_path / "plain.hdf5", arrays())
+    packed = write(tmp_path / "packed.hdf5", arrays(), compression="gzip", compression_opts=9)
+    assert load(plain, TASK).digest() == load(packed, TASK).digest() == dataset.digest()
+    assert dataset.digest() == toy(seed=2).digest()
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_digest_changes_with_one_value(key):
+    dataset = toy()
+    changed = getattr(dataset, key).copy()
+    changed.flat[-1] = (
+        not changed.flat[-1] if changed.dtype == np.bool_ else np.nextafter(changed.flat[-1], np.float32(9))
+    )
+    assert replace(dataset, **{key: changed}).digest() != dataset.digest()
+
+
+def test_digest_tells_shapes_apart():
+    wide, tall = np.zeros((2, 4)), np.zeros((4, 2))
+    one = Dataset(wide, wide, np.zeros((2, 1)), *np.zeros((4, 2)))
+    two = Dataset(tall, tall, np.zeros((4, 1)), *np.zeros((4, 4)))
+    assert one.digest() != two.digest()
+    assert toy(0, ()).digest() != one.digest()
+
+
+# Selecting and joining
+
+
+def test_select_keeps_order_and_separates_the_unfinished_trajectory():
+    dataset = toy(rows=6, ends=(2, 4))
+    chosen = dataset.select([2, 0])  # the unfinished row 5 first
+    assert chosen.rewards.tolist() == [5, 0, 1, 2]
+    assert chosen.timeouts.tolist() == [True, False, False, True]
+    assert dataset.select([1, 2]).timeouts.tolist() == [False, True, False]  # still the last: left open
+    assert len(dataset.select([])) == 0
+    for index in (3, -1):
+        with pytest.raises(SettingsError, match=f"no trajectory {index} .* from 0 to 2"):
+            dataset.select([index])
+
+
+def test_concatenate_keeps_rows_and_shared_attributes():
+    first, second = toy(task="CarCircle", seed=1), toy(rows=4, ends=(3,), task="CarCircle", seed=2)
+    joined = concatenate([first, second])
+    assert same(joined.take(slice(0, 6)), first) and same(joined.take(slice(6, 10)), second)
+    assert joined.attributes == {"task": "CarCircle"}
+
+
+def test_concatenate_separates_an_unfinished_trajectory():
+    first = toy(rows=5, ends=(2,))
+    joined = concatenate([first, first])
+    assert joined.episodes() == [slice(0, 3), slice(3, 5), slice(5, 8), slice(8, 10)]
+    assert not joined.timeouts[-1] and not first.timeouts[-1]
+
+
+def test_concatenate_rejects_other_widths_and_nothing():
+    with pytest.raises(DataError, match="Dataset 1 has 3 columns in 'actions', expected 2"):
+        concatenate([toy(), replace(toy(), actions=np.zeros((6, 3)))])
+    with pytest.raises(DataError, match="nothing to concatenate"):
+        concatenate([])
