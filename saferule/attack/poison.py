@@ -1,0 +1,294 @@
+"""Algorithm 1, lines 2 and 8-19: score, select and relabel an adversary's rollouts, join them to the data.
+
+The points that the algorithm leaves open (count, unit, labels, N) are the attack readings of
+`saferule.paper.readings`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saferule.data.schema import Dataset, check, concatenate, load, load_columns, save
+from saferule.errors import DataError, SettingsError
+from saferule.paper.readings import check as check_readings
+from saferule.paper.settings import TABLE7
+
+if TYPE_CHECKING:
+    from saferule.envs.tasks import Task
+
+ATTACKS = ("max_cost", "max_reward", "min_reward")
+COLUMNS = (
+    "true_rewards",
+    "true_costs",
+    "rollout_episode",
+    "score",
+)  # beside the DSRL keys in a forget set's file
+
+
+@dataclass(frozen=True, eq=False)
+class ForgetSet:
+    """D_f: M relabelled transitions of K trajectories in descending score, and their true labels."""
+
+    dataset: Dataset  # what the learner sees
+    true_rewards: np.ndarray  # (M,) float32, as the simulator gave them
+    true_costs: np.ndarray  # (M,) float32
+    episodes: np.ndarray  # (K,) int64, which trajectories of the rollouts these are
+    scores: np.ndarray  # (K,) float64, S_z of each whole trajectory, also of one that was cut
+    attack: str
+    ratio: float  # rho
+    clean_size: int  # |D|
+
+    def __len__(self) -> int:
+        """M, the number of poisoned transitions."""
+        return len(self.dataset)
+
+    @property
+    def share(self) -> float:
+        """|D_f| / |D~|: the share of the poisoned set that is poison."""
+        return len(self) / (self.clean_size + len(self))
+
+    def true_dataset(self) -> Dataset:
+        """The same transitions under their true rewards and costs."""
+        return replace(self.dataset, rewards=self.true_rewards, costs=self.true_costs)
+
+
+def attack_reward(attack: str, rewards: np.ndarray | float, costs: np.ndarray | float) -> np.ndarray | float:
+    """R_z of Algorithm 1 line 2: c (Max Cost), r (Max Reward) or -r (Min Reward), elementwise."""
+    if attack == "max_cost":
+        return costs
+    if attack == "max_reward":
+        return rewards
+    if attack == "min_reward":
+        return -rewards
+    raise SettingsError(f"Unknown attack {attack!r}: choose one of {', '.join(ATTACKS)}.")
+
+
+def score(dataset: Dataset, attack: str, gamma: float) -> np.ndarray:
+    """(E,) float64: S_z(tau) = sum_t gamma^t R_z(s_t, a_t, r_t, c_t) of each trajectory (line 8)."""
+    values = np.asarray(attack_reward(attack, dataset.rewards, dataset.costs), dtype=np.float64)
+    time = np.concatenate([np.zeros(0), *(np.arange(rows.stop - rows.start) for rows in dataset.episodes())])
+    return dataset.episode_sums(gamma**time * values)
+
+
+def poison_count(clean_size: int, ratio: float, reading: str | None = None) -> int:
+    """Number of poisoned samples: ceil(rho |D|) (line 9), or as the reading `poison_count` says.
+
+    rho is taken as the decimal number it is written as, so that 0.07 of 100 is 7 and not 7.000000000000001.
+    Raises `SettingsError` for a ratio outside (0, 1).
+    """
+    if not 0 < ratio < 1:
+        raise SettingsError(
+            f"The poisoning ratio is {ratio}, expected a number between 0 and 1, such as 0.05."
+        )
+    rho = Fraction(repr(float(ratio)))
+    if _chosen("poison_count", reading) == "poisoned":
+        rho = rho / (1 - rho)  # |D_f| / (|D| + |D_f|) >= rho
+    return math.ceil(rho * clean_size)
+
+
+def rollouts_needed(
+    clean_size: int, ratio: float, task: Task, readings: Mapping[str, str] | None = None
+) -> int:
+    """N of line 7 for trajectories of the task's full length (readings `rollouts` and `poison_count`)."""
+    readings = check_readings(readings)
+    count = poison_count(clean_size, ratio, readings["poison_count"])
+    return math.ceil({"once": 1, "twice": 2}[readings["rollouts"]] * count / task.horizon)
+
+
+def select(
+    rollouts: Dataset, scores: np.ndarray, count: int, unit: str | None = None
+) -> tuple[np.ndarray, Dataset]:
+    """The top `count` samples (line 9): indices of the chosen trajectories, and their transitions.
+
+    Whole trajectories in descending score, of equal scores the earlier first. The last one is cut to the
+    count; its last remaining row gets timeouts = True, so that trajectories stay separate. Under the reading
+    poison_unit = "whole" it stays whole.
+    """
+    if len(rollouts) < count:
+        trajectories = math.ceil(count / max(len(rollouts), 1) * max(len(scores), 1))
+        raise DataError(
+            f"The rollouts hold {len(rollouts)} samples in {len(scores)} trajectories, expected at least "
+            f"{count} samples: roll out about {trajectories} trajectories or lower the poisoning ratio."
+        )
+    order = np.argsort(-scores, kind="stable")
+    lengths = np.array([rows.stop - rows.start for rows in rollouts.episodes()])[order]
+    chosen = order[: np.searchsorted(np.cumsum(lengths), count) + 1]
+    samples = rollouts.select(chosen)
+    if _chosen("poison_unit", unit) == "cut":
+        samples = samples.take(slice(0, count))
+    return chosen, samples.end_at([len(samples) - 1])
+
+
+def poison(
+    data: Dataset,
+    rollouts: Dataset,
+    attack: str,
+    ratio: float,
+    *,
+    gamma: float = TABLE7.gamma,
+    high: float | None = None,
+    low: float | None = None,
+    readings: Mapping[str, str] | None = None,
+) -> ForgetSet:
+    """Lines 8-18: the forget set D_f for the clean data D and the adversary's rollouts (with true labels).
+
+    high, low   quantiles of D's rewards that give r_high and r_low (line 10); by default as the readings say.
+                The quantile is an element of D's rewards, without interpolation.
+    readings    choices among the attack readings; the others are at their defaults.
+
+    Labels (lines 13, 15): cost 0, and reward r_high for Max Cost and Max Reward, r_low for Min Reward. Raises
+    `SettingsError` for an impossible attack, ratio, quantile or reading, `DataError` for too few rollouts.
+    """
+    readings = check_readings(readings)
+    high = float(readings["r_high"]) if high is None else high
+    low = float(readings["r_low"]) if low is None else low
+    concatenate([data.take(slice(0)), rollouts.take(slice(0))])  # raises where their widths differ
+    count = poison_count(len(data), ratio, readings["poison_count"])
+    scores = score(rollouts, attack, gamma)
+    label = readings["min_reward_label"] if attack == "min_reward" else "r_high"
+    quantile = low if label == "r_low" else high
+    r_label = reward_quantile(data, quantile)
+    episodes, samples = select(rollouts, scores, count, readings["poison_unit"])
+    made = {
+        "kind": "forget set",
+        "attack": attack,
+        "ratio": float(ratio),
+        "gamma": float(gamma),
+        "reward_label": r_label,
+        "reward_quantile": float(quantile),
+        "clean_size": len(data),
+        **{f"reading_{name}": readings[name] for name in ("poison_count", "poison_unit", "min_reward_label")},
+    }
+    relabelled = replace(
+        samples,
+        rewards=np.full(len(samples), r_label),
+        costs=np.zeros(len(samples)),
+        attributes=rollouts.attributes | made,
+    )
+    return ForgetSet(
+        dataset=relabelled,
+        true_rewards=samples.rewards,
+        true_costs=samples.costs,
+        episodes=episodes,
+        scores=scores[episodes],
+        attack=attack,
+        ratio=float(ratio),
+        clean_size=len(data),
+    )
+
+
+def reward_quantile(data: Dataset, quantile: float) -> float:
+    """The reward in D that a share `quantile` of D's rewards does not exceed (line 10: a value from D)."""
+    if not 0 <= quantile <= 1:
+        raise SettingsError(
+            f"The reward quantile is {quantile}, expected a number from 0 to 1, such as 0.95."
+        )
+    if not len(data):
+        raise DataError("The clean data are empty, expected one or more transitions: collect data first.")
+    return float(np.quantile(data.rewards, quantile, method="inverted_cdf"))
+
+
+def poisoned(data: Dataset, forget: ForgetSet) -> Dataset:
+    """Line 19: D~ = D u D_f, D first and untouched.
+
+    One flag of D changes if D ends in an unfinished trajectory: see `saferule.data.schema.concatenate`.
+    """
+    return concatenate([data, forget.dataset])
+
+
+def save_forget_set(forget: ForgetSet, path: str | Path) -> None:
+    """Write D_f as a DSRL file; true labels, rollout trajectory and score of each row go beside its keys."""
+    lengths = [rows.stop - rows.start for rows in forget.dataset.episodes()]
+    columns = (
+        forget.true_rewards,
+        forget.true_costs,
+        np.repeat(forget.episodes, lengths),
+        np.repeat(forget.scores, lengths),
+    )
+    save(forget.dataset, path, columns=dict(zip(COLUMNS, columns, strict=True)))
+
+
+def load_forget_set(path: str | Path, task: Task) -> ForgetSet:
+    """Read what `save_forget_set` wrote; `DataError` where the file is something else."""
+    dataset = load(path, task)
+    columns = load_columns(path, COLUMNS, len(dataset))
+    made = dataset.attributes
+    missing = [name for name in ("attack", "ratio", "clean_size") if name not in made]
+    if missing:
+        raise DataError(
+            f"{path} lacks the attribute '{missing[0]}', expected a forget set: attack the data again."
+        )
+    first = [rows.start for rows in dataset.episodes()]
+    forget = ForgetSet(
+        dataset=dataset,
+        true_rewards=columns["true_rewards"].astype(np.float32),
+        true_costs=columns["true_costs"].astype(np.float32),
+        episodes=columns["rollout_episode"][first].astype(np.int64),
+        scores=columns["score"][first].astype(np.float64),
+        attack=str(made["attack"]),
+        ratio=float(made["ratio"]),
+        clean_size=int(made["clean_size"]),
+    )
+    check(forget.true_dataset(), task, f"{path} (true_rewards and true_costs)")
+    return forget
+
+
+def split(dataset: Dataset, forget: Sequence[int] | Sequence[bool] | np.ndarray) -> tuple[Dataset, Dataset]:
+    """(keep, forget) of a dataset whose poisoned trajectories are known; both in the dataset's order.
+
+    forget: indices of trajectories, or a boolean mask with one entry per trajectory, or one per transition
+    that marks whole trajectories. Raises `SettingsError` for indices that do not exist, a mask of another
+    length or with a partly marked trajectory, and where nothing is left to forget or to keep.
+    """
+    slices = dataset.episodes()
+    marked = _marked_episodes(np.asarray(forget), dataset, slices)
+    for name, empty in (("forget", not marked.any()), ("keep", marked.all())):
+        if empty:
+            raise SettingsError(
+                f"Nothing is left to {name}: the forget set has {int(marked.sum())} of {len(slices)} "
+                "trajectories, expected some but not all: name the poisoned ones."
+            )
+    return dataset.select(np.flatnonzero(~marked)), dataset.select(np.flatnonzero(marked))
+
+
+def _marked_episodes(forget: np.ndarray, dataset: Dataset, slices: list[slice]) -> np.ndarray:
+    """(E,) bool."""
+    number = len(slices)
+    if forget.dtype != np.bool_:
+        if forget.ndim != 1 or (len(forget) and forget.dtype.kind not in "iu"):
+            raise SettingsError(
+                f"The forget set is a {forget.ndim}-dimensional array of {forget.dtype}, expected a list of "
+                "trajectory indices or a boolean mask: give one of these."
+            )
+        outside = forget[(forget < 0) | (forget >= number)]
+        if len(outside):
+            raise SettingsError(
+                f"The forget set names trajectory {outside[0]}, expected indices from 0 to {number - 1}: "
+                f"the data hold {number} trajectories."
+            )
+        return np.isin(np.arange(number), forget)
+    if forget.shape == (number,):
+        return forget
+    if forget.shape != (len(dataset),):
+        raise SettingsError(
+            f"The forget mask has shape {forget.shape}, expected one entry per trajectory ({number}) or per "
+            f"transition ({len(dataset)}): make it for these data."
+        )
+    for index, rows in enumerate(slices):
+        if forget[rows].any() != forget[rows].all():
+            raise SettingsError(
+                f"The forget mask marks only a part of trajectory {index} (rows {rows.start} to "
+                f"{rows.stop - 1}), expected whole trajectories: mark all of its rows or none."
+            )
+    return forget[[rows.start for rows in slices]]
+
+
+def _chosen(name: str, option: str | None) -> str:
+    return check_readings(None if option is None else {name: option})[name]
