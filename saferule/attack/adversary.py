@@ -1,0 +1,96 @@
+"""Algorithm 1, lines 1-7: train an adversarial policy on R_z in the simulator and roll it out.
+
+The algorithm names no learner; Proximal Policy Optimisation is the reading `adversary`'s default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saferule.attack.poison import ATTACKS, attack_reward
+from saferule.data.schema import Dataset
+from saferule.envs.simulator import make
+from saferule.envs.tasks import Task
+from saferule.errors import SettingsError
+from saferule.files import write_bytes
+from saferule.paper.settings import TABLE7
+
+if TYPE_CHECKING:
+    from saferule.online import OnlinePolicy
+
+CURVE_FILE = "learning_curve.json"
+
+
+def train_adversary(
+    task: Task, attack: str, steps: int, seed: int, folder: Path | str, *, progress: bool = True
+) -> OnlinePolicy:
+    """Lines 1-6: maximise E[sum_t gamma^t R_z] for T = `steps` simulator steps, with the paper's gamma.
+
+    Saves the policy to `folder`, and beside it learning_curve.json: one row per report with the steps so far and,
+    over the last 100 episodes, the mean undiscounted ("scalar_return") and discounted ("discounted_return") return
+    of R_z and the true "return" and "cost".
+    """
+    from saferule.online import TASK_SETTINGS, PPOSettings, train_ppo
+
+    if attack not in ATTACKS:
+        raise SettingsError(f"Unknown attack {attack!r}: choose one of {', '.join(ATTACKS)}.")
+    if steps < 1:
+        raise SettingsError(f"An adversary cannot be trained for {steps} steps: ask for at least one.")
+    folder = Path(folder)
+    settings = dataclasses.replace(TASK_SETTINGS.get(task.name, PPOSettings()), gamma=TABLE7.gamma)
+    policy = train_ppo(
+        task,
+        partial(attack_reward, attack),
+        steps,
+        seed,
+        settings=settings,
+        report_every=max(1, min(20_000, steps // 20)),
+        progress=progress,
+    )
+    policy.settings["attack"] = attack
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / CURVE_FILE, json.dumps(policy.curve, indent=1).encode())
+    policy.save(folder)
+    return policy
+
+
+def roll_out(task: Task, policy: OnlinePolicy, episodes: int, seed: int, *, deterministic: bool = False) -> Dataset:
+    """Line 7: N = `episodes` trajectories of the adversary with their true rewards and costs.
+
+    The policy acts as it was trained, by drawing from its Gaussian, unless deterministic. Episode i starts from a
+    seed of its own and draws its actions from a generator of its own, so that more episodes only add to fewer.
+    """
+    if episodes < 1:
+        raise SettingsError(f"An adversary cannot be rolled out for {episodes} episodes: ask for at least one.")
+    columns: dict[str, list] = {field.name: [] for field in dataclasses.fields(Dataset)}
+    del columns["attributes"]
+    simulator = make(task.name)
+    try:
+        for episode in range(episodes):
+            start, actions = np.random.SeedSequence([seed, episode]).spawn(2)
+            observation = simulator.reset(int(start.generate_state(1)[0]))
+            generator, over = np.random.default_rng(actions), False
+            while not over:
+                action = policy.act(observation[None], deterministic, generator)[0]
+                step = simulator.step(action)
+                over = step.terminated or step.truncated
+                columns["observations"].append(observation)
+                columns["next_observations"].append(step.observation)
+                columns["actions"].append(action)
+                columns["rewards"].append(step.reward)
+                columns["costs"].append(step.cost)
+                columns["terminals"].append(step.terminated)
+                columns["timeouts"].append(step.truncated and not step.terminated)
+                observation = step.observation
+    finally:
+        simulator.close()
+    return Dataset(
+        **{key: np.asarray(values) for key, values in columns.items()},
+        attributes={"task": task.name, "rollout_seed": seed, "episodes": episodes},
+    )

@@ -1,0 +1,252 @@
+"""Behaviour data: everything that constrained PPO policies did while they learned, thinned out evenly.
+
+As DSRL's authors did (Liu et al. 2023): policies with several cost limits are trained in the simulator, every
+episode of the training is recorded, and a density filter over the (cost, return) plane picks the dataset.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saferule.data import schema
+from saferule.data.recording import Recorder, read_episodes, read_made, read_table
+from saferule.envs.tasks import get_task
+from saferule.errors import SettingsError
+
+PACKAGES = (
+    "stable-baselines3",
+    "torch",
+    "numpy",
+    "gymnasium",
+    "safety-gymnasium",
+    "mujoco",
+    "bullet-safety-gym",
+    "pybullet",
+)
+COST_LIMIT = 10.0  # the paper's limit on the episode cost; "safe" episodes in the selection
+SAFE_SHARE = 0.4  # of the dataset's episodes
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """One behaviour policy: PPO on the return, with the episode cost held to a limit, or free (None)."""
+
+    task: str
+    steps: int
+    cost_limit: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        limit = "free" if self.cost_limit is None else f"limit-{self.cost_limit:g}"
+        return f"{limit}-seed-{self.seed}"
+
+    @property
+    def training_seed(self) -> int:
+        """Differs between policies of the same seed, which would else begin with the same episodes."""
+        limit = 0 if self.cost_limit is None else 1 + round(100 * self.cost_limit)
+        return int(np.random.SeedSequence([self.seed, limit]).generate_state(1)[0])
+
+
+def collect(
+    task: str,
+    out: Path | str,
+    *,
+    steps: int = 500_000,
+    cost_limits: Sequence[float | None] = (5.0, 10.0, 20.0, 50.0, None),
+    seeds: Sequence[int] = (0,),
+    episodes: int = 450,
+    processes: int | None = None,
+    folder: Path | str | None = None,
+    selection_seed: int = 0,
+    command: str = "",
+) -> schema.Dataset:
+    """Train behaviour policies (one per cost limit and seed), select `episodes` episodes, save them to `out`.
+
+    task            name of a task
+    steps           simulator steps per policy
+    folder          raw recordings, one file per policy (default: `out` with suffix ".recordings"); a policy
+                    whose recording is complete is not trained again
+    processes       policies trained at the same time (default: one per core)
+    command         the command line to note in the attributes
+    """
+    out = Path(out)
+    folder = Path(folder) if folder else out.with_suffix(".recordings")
+    horizon = get_task(task).horizon
+    if steps < horizon or episodes < 1:
+        raise SettingsError(
+            f"Collecting {episodes} episodes from {steps} steps per policy is not possible: ask for at least "
+            f"one episode and at least {horizon} steps."
+        )
+    behaviours = [Behaviour(task, steps, limit, seed) for seed in seeds for limit in cost_limits]
+    record_all(behaviours, folder, processes or len(os.sched_getaffinity(0)))
+    dataset = assemble(behaviours, folder, episodes, selection_seed, command)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    schema.save(dataset, out)
+    return dataset
+
+
+def record_all(behaviours: Sequence[Behaviour], folder: Path, processes: int) -> None:
+    """Train and record every policy that has no complete recording yet."""
+    waiting = [b for b in behaviours if not _is_recorded(b, folder)]
+    if not waiting:
+        return
+    # A fresh interpreter per worker: the simulators keep state in the process.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(waiting)), mp_context=context, max_tasks_per_child=1) as pool:
+        for done in [pool.submit(record, behaviour, folder) for behaviour in waiting]:
+            done.result()
+
+
+def record(behaviour: Behaviour, folder: Path) -> Path:
+    """Train one behaviour policy and record all its episodes to folder/<name>.hdf5."""
+    from saferule.online import Lagrangian, train_ppo
+
+    task = get_task(behaviour.task)
+    recorder = Recorder(folder / f"{behaviour.name}.hdf5")
+    if behaviour.cost_limit is None:
+        reward = _reward_only
+    else:
+        reward = Lagrangian(behaviour.cost_limit, task.horizon)
+    policy = train_ppo(
+        task,
+        reward,
+        behaviour.steps,
+        behaviour.training_seed,
+        record=recorder,
+        report=lambda row: print(_line(behaviour, row), flush=True),
+        progress=False,
+    )
+    policy.save(folder / behaviour.name)
+    recorder.finish({"behaviour": asdict(behaviour), "ppo": policy.settings, "curve": policy.curve})
+    return recorder.path
+
+
+def assemble(
+    behaviours: Sequence[Behaviour], folder: Path, episodes: int, selection_seed: int = 0, command: str = ""
+) -> schema.Dataset:
+    """Select episodes from complete recordings; the attributes say how all of it was made."""
+    paths = [folder / f"{behaviour.name}.hdf5" for behaviour in behaviours]
+    tables = [read_table(path) for path in paths]
+    returns, costs = (np.concatenate(columns) for columns in zip(*tables, strict=True))
+    chosen = select_episodes(returns, costs, episodes, selection_seed)
+    starts = np.cumsum([0] + [len(table[0]) for table in tables])
+    parts, summaries = [], []
+    for path, behaviour, start, stop in zip(paths, behaviours, starts[:-1], starts[1:], strict=True):
+        own = chosen[(chosen >= start) & (chosen < stop)] - start
+        if len(own):
+            parts.append(read_episodes(path, own))
+        summaries.append(_summary(behaviour, read_made(path), int(stop - start), len(own)))
+    dataset = schema.concatenate(parts)
+    got_returns, got_costs = dataset.episode_returns(), dataset.episode_costs()
+    attributes = {
+        "task": behaviours[0].task,
+        "env_id": get_task(behaviours[0].task).env_id,
+        "made_by": "PPO and PPO-Lagrangian: all episodes of their training, thinned out evenly",
+        "command": command,
+        "versions": json.dumps({package: version(package) for package in PACKAGES}),
+        "policies": json.dumps(summaries),
+        "selection": json.dumps(
+            {
+                "seed": selection_seed,
+                "recorded": len(returns),
+                "cost_limit": COST_LIMIT,
+                "safe_share": SAFE_SHARE,
+            }
+        ),
+        "episodes": len(got_returns),
+        "safe_episodes": int(np.sum(got_costs <= COST_LIMIT)),
+        "return_min": float(got_returns.min()),
+        "return_max": float(got_returns.max()),
+        "cost_min": float(got_costs.min()),
+        "cost_max": float(got_costs.max()),
+    }
+    return schema.Dataset(**{key: getattr(dataset, key) for key in schema.KEYS}, attributes=attributes)
+
+
+def select_episodes(
+    returns: np.ndarray,
+    costs: np.ndarray,
+    count: int,
+    seed: int,
+    *,
+    cost_limit: float = COST_LIMIT,
+    safe_share: float = SAFE_SHARE,
+) -> np.ndarray:
+    """Ascending indices of `count` episodes (or all, if fewer) that cover the (cost, return) plane evenly.
+
+    safe_share of them, as far as there are enough, have a cost within cost_limit; safe and unsafe episodes
+    are each thinned out with `spread`.
+    """
+    generator = np.random.default_rng(seed)
+    safe, unsafe = np.flatnonzero(costs <= cost_limit), np.flatnonzero(costs > cost_limit)
+    safe_count = min(len(safe), max(round(count * safe_share), count - len(unsafe)))
+    parts = [
+        safe[spread(costs[safe], returns[safe], safe_count, generator, cells=(3, 20))],
+        unsafe[spread(costs[unsafe], returns[unsafe], count - safe_count, generator, cells=(15, 20))],
+    ]
+    return np.sort(np.concatenate(parts))
+
+
+def spread(
+    x: np.ndarray, y: np.ndarray, count: int, generator: np.random.Generator, *, cells: tuple[int, int]
+) -> np.ndarray:
+    """Indices of `count` of the points (x, y), both (N,), in rounds: one from every cell that still has any.
+
+    The cells are those of an even grid over the points' range; the order within a cell and round is random.
+    """
+    if count <= 0 or not len(x):
+        return np.zeros(0, dtype=np.int64)
+    columns = [
+        np.minimum((values - values.min()) / max(np.ptp(values), 1e-12) * number, number - 1).astype(np.int64)
+        for values, number in zip((x, y), cells, strict=True)
+    ]
+    cell = columns[0] * cells[1] + columns[1]
+    order = generator.permutation(len(cell))
+    by_cell = order[np.argsort(cell[order], kind="stable")]
+    first = np.flatnonzero(np.diff(cell[by_cell], prepend=-1))
+    sizes = np.diff(np.append(first, len(cell)))
+    rounds = np.arange(len(cell)) - np.repeat(first, sizes)
+    picked = np.lexsort((generator.random(len(cell)), rounds))[:count]
+    return by_cell[picked]
+
+
+def _reward_only(reward: float, cost: float) -> float:
+    return reward
+
+
+def _is_recorded(behaviour: Behaviour, folder: Path) -> bool:
+    made = read_made(folder / f"{behaviour.name}.hdf5")
+    return made is not None and made["behaviour"] == asdict(behaviour)
+
+
+def _line(behaviour: Behaviour, row: dict[str, float]) -> str:
+    return (
+        f"{behaviour.task} {behaviour.name}: {row['steps']} steps, return {row['return']:.1f}, "
+        f"cost {row['cost']:.1f}, multiplier {row['multiplier']:.2f}, {row['seconds']:.0f} s"
+    )
+
+
+def _summary(behaviour: Behaviour, made: dict[str, Any], recorded: int, selected: int) -> dict[str, Any]:
+    """One policy in a few numbers: its learning curve at quarters of the training."""
+    curve = made["curve"]
+    rows = [curve[min(len(curve) - 1, len(curve) * quarter // 4)] for quarter in range(1, 5)] if curve else []
+    return {
+        "cost_limit": behaviour.cost_limit,
+        "seed": behaviour.seed,
+        "steps": made["ppo"]["steps"],
+        "learning_rate": made["ppo"]["learning_rate"],
+        "recorded_episodes": recorded,
+        "selected_episodes": selected,
+        "curve": [[row["steps"], round(row["return"], 1), round(row["cost"], 1)] for row in rows],
+    }

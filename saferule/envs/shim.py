@@ -1,0 +1,107 @@
+"""Importing the simulators on Python 3.11.
+
+safety-gymnasium 1.0.0 has dataclass fields with arrays as defaults; Python 3.11 refuses unhashable defaults.
+dsrl 0.1.0 imports `safety_gymnasium.tasks.safety_velocity`, which 1.0.0 calls `safe_velocity`.
+Bullet-Safety-Gym redirects the C streams behind sys.stdout and sys.stderr and fails where these are replaced, as
+in notebooks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+_import_lock = threading.Lock()
+_OLD_VELOCITY = "safety_gymnasium.tasks.safety_velocity"
+_NEW_VELOCITY = "safety_gymnasium.tasks.safe_velocity"
+
+
+def load_safety_gymnasium() -> ModuleType:
+    """Import safety_gymnasium (all of it that builds environments), turning array defaults into factories."""
+    with _import_lock:
+        if "safety_gymnasium.builder" not in sys.modules:
+            with _array_defaults_allowed(), _without_gl_choice():
+                importlib.import_module("safety_gymnasium")
+                importlib.import_module("safety_gymnasium.builder")
+        return sys.modules["safety_gymnasium"]
+
+
+def load_bullet_safety_gym() -> ModuleType:
+    """Import bullet_safety_gym, which registers SafetyCarCircle-v0 with gymnasium, and its engine."""
+    with standard_streams():
+        importlib.import_module("bullet_safety_gym.envs.builder")
+    return sys.modules["bullet_safety_gym"]
+
+
+def load_dsrl() -> ModuleType:
+    """Import dsrl, which registers the Offline* environments, under its old name of the velocity tasks."""
+    load_safety_gymnasium()
+    load_bullet_safety_gym()
+    sys.modules.setdefault(_OLD_VELOCITY, importlib.import_module(_NEW_VELOCITY))
+    for robot in ("ant", "half_cheetah", "hopper", "humanoid", "swimmer", "walker2d"):
+        for version in ("v0", "v1"):
+            module = f"safety_{robot}_velocity_{version}"
+            sys.modules.setdefault(f"{_OLD_VELOCITY}.{module}", importlib.import_module(f"{_NEW_VELOCITY}.{module}"))
+    # Without MetaDrive dsrl prints a warning at import; its other tasks are registered before that.
+    os.environ.setdefault("DSRL_SUPPRESS_IMPORT_ERROR", "1")
+    return importlib.import_module("dsrl")
+
+
+@contextmanager
+def standard_streams() -> Iterator[None]:
+    """While active, sys.stdout and sys.stderr are the interpreter's own, which can be redirected."""
+    replaced = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = replaced
+
+
+@contextmanager
+def _array_defaults_allowed() -> Iterator[None]:
+    """While active, `dataclasses.dataclass` copies an array default for every instance."""
+    original = dataclasses.dataclass
+
+    def dataclass(cls: type | None = None, /, **options: Any) -> Any:
+        def decorate(cls: type) -> type:
+            for name in cls.__dict__.get("__annotations__", {}):
+                default = cls.__dict__.get(name)
+                if isinstance(default, np.ndarray):
+                    setattr(cls, name, dataclasses.field(default_factory=_copy_of(default)))
+            return original(cls, **options)
+
+        return decorate if cls is None else decorate(cls)
+
+    dataclasses.dataclass = dataclass
+    try:
+        yield
+    finally:
+        dataclasses.dataclass = original
+
+
+@contextmanager
+def _without_gl_choice() -> Iterator[None]:
+    """While active, MUJOCO_GL is unset: with it, importing mujoco fails where that OpenGL is not installed.
+
+    The choice is made when something is to be drawn (saferule.envs.graphics).
+    """
+    names = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
+    chosen = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(chosen)
+
+
+def _copy_of(array: np.ndarray) -> Callable[[], np.ndarray]:
+    return array.copy

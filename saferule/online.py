@@ -1,0 +1,252 @@
+"""Proximal policy optimisation in the real simulator: behaviour policies and adversaries.
+
+Stable-Baselines3's PPO on a scalar reward that is a function of reward and cost. Several simulators of the
+task run in one process; observations and rewards are normalised by their running statistics.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecNormalize
+
+from saferule.envs import Task, get_task
+from saferule.envs.vector import Episode, ScalarReward, SimulatorVecEnv
+from saferule.errors import CheckpointError
+from saferule.files import write_bytes
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """Settings of Stable-Baselines3's PPO; what is not named here is at its default."""
+
+    simulators: int = 8
+    steps_per_update: int = 256  # per simulator
+    batch_size: int = 256
+    epochs: int = 10
+    learning_rate: float = 3e-4
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    entropy: float = 0.0
+    hidden: tuple[int, ...] = (64, 64)
+    initial_log_std: float = 0.0
+
+
+# CarCircle pays at every step: a shorter discount horizon and larger steps learn it faster.
+TASK_SETTINGS = {"CarCircle": PPOSettings(epochs=5, learning_rate=1e-3, gamma=0.97, initial_log_std=-0.5)}
+
+
+@dataclass
+class Lagrangian:
+    """PID-controlled multiplier of the constraint E[episode cost] <= limit (Stooke et al. 2020).
+
+    The penalised reward is (reward - multiplier * cost) / (1 + multiplier). The error is the mean episode
+    cost over the limit per step of the horizon.
+    """
+
+    limit: float
+    horizon: int
+    proportional: float = 2.0
+    integral: float = 0.1
+    maximum: float = 20.0
+    multiplier: float = 0.0
+    _sum: float = 0.0
+
+    def __call__(self, reward: float, cost: float) -> float:
+        return (reward - self.multiplier * cost) / (1.0 + self.multiplier)
+
+    def update(self, mean_episode_cost: float) -> None:
+        """Move the multiplier after a policy update, towards equality with the limit."""
+        error = (mean_episode_cost - self.limit) / self.horizon
+        self._sum = float(np.clip(self._sum + self.integral * error, 0.0, self.maximum))
+        self.multiplier = float(np.clip(self._sum + self.proportional * error, 0.0, self.maximum))
+
+
+@dataclass
+class OnlinePolicy:
+    """A trained PPO actor with its observation normalisation: a Gaussian around a small tanh network.
+
+    weights   the actor's layers in order ("0.weight", "0.bias", ...; the last gives the mean) and "log_std"
+    curve     one dict per report of the training: steps and the means of the last 100 episodes
+    """
+
+    task: Task
+    weights: dict[str, torch.Tensor]
+    mean: np.ndarray  # (S,)
+    variance: np.ndarray  # (S,)
+    settings: dict[str, Any]
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    def act(
+        self,
+        observations: np.ndarray,
+        deterministic: bool = True,
+        generator: np.random.Generator | None = None,
+    ) -> np.ndarray:
+        """Actions (B, A) float32 inside the action box [-1, 1] for observations (B, S).
+
+        deterministic takes the Gaussian's mean; otherwise a sample drawn with `generator`.
+        """
+        hidden = np.clip((observations - self.mean) / np.sqrt(self.variance + 1e-8), -10.0, 10.0)
+        hidden = torch.as_tensor(hidden, dtype=torch.float32)
+        layers = (len(self.weights) - 1) // 2
+        with torch.no_grad():
+            for layer in range(layers):
+                hidden = torch.nn.functional.linear(
+                    hidden, self.weights[f"{layer}.weight"], self.weights[f"{layer}.bias"]
+                )
+                hidden = torch.tanh(hidden) if layer < layers - 1 else hidden
+        actions = hidden.numpy()
+        if not deterministic:
+            if generator is None:
+                generator = np.random.default_rng()
+            std = np.exp(self.weights["log_std"].numpy())
+            actions = actions + std * generator.standard_normal(actions.shape, dtype=np.float32)
+        return np.clip(actions, -1.0, 1.0)
+
+    def save(self, folder: Path | str) -> None:
+        """Write weights.safetensors, then policy.json, whose presence says that the policy is complete."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / "weights.safetensors", save(self.weights))
+        record = {
+            "task": self.task.name,
+            "settings": self.settings,
+            "observation_mean": self.mean.tolist(),
+            "observation_variance": self.variance.tolist(),
+            "curve": self.curve,
+        }
+        write_bytes(folder / "policy.json", json.dumps(record, indent=1).encode())
+
+    @classmethod
+    def load(cls, folder: Path | str) -> OnlinePolicy:
+        """Read what save() wrote; raises CheckpointError where a file is missing or does not fit the task."""
+        folder = Path(folder)
+        try:
+            record = json.loads((folder / "policy.json").read_text())
+            weights = load_file(folder / "weights.safetensors")
+            policy = cls(
+                get_task(record["task"]),
+                weights,
+                np.asarray(record["observation_mean"]),
+                np.asarray(record["observation_variance"]),
+                record["settings"],
+                record["curve"],
+            )
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{folder} holds no complete policy: {error.filename} is missing.") from None
+        except Exception as error:
+            raise CheckpointError(f"{folder} holds no readable policy ({error}): train it again.") from None
+        shape = (policy.task.observation_dim, policy.task.action_dim)
+        found = (weights["0.weight"].shape[1], weights["log_std"].shape[0])
+        if found != shape:
+            raise CheckpointError(f"{folder}: the policy has (observation, action) sizes {found}, expected {shape}.")
+        return policy
+
+
+def train_ppo(
+    task: Task,
+    scalar_reward: ScalarReward,
+    steps: int,
+    seed: int,
+    *,
+    record: Callable[[Episode], None] | None = None,
+    settings: PPOSettings | None = None,
+    report: Callable[[dict[str, float]], None] | None = None,
+    report_every: int = 20_000,
+    progress: bool = True,
+) -> OnlinePolicy:
+    """Train PPO for about `steps` steps (rounded up to whole updates) on scalar_reward(reward, cost).
+
+    A Lagrangian as scalar_reward is updated after every rollout. record(episode) gets every episode of the
+    training; report(row) gets every row of the learning curve as it is made. Reproducible on one machine for
+    one thread.
+    """
+    torch.set_num_threads(1)  # the networks are tiny; threads only get in each other's way
+    settings = settings or TASK_SETTINGS.get(task.name, PPOSettings())
+    simulators = SimulatorVecEnv(task, scalar_reward, settings.simulators, seed, gamma=settings.gamma, record=record)
+    normalised = VecNormalize(simulators, gamma=settings.gamma)
+    model = PPO(
+        "MlpPolicy",
+        normalised,
+        learning_rate=settings.learning_rate,
+        n_steps=settings.steps_per_update,
+        batch_size=settings.batch_size,
+        n_epochs=settings.epochs,
+        gamma=settings.gamma,
+        gae_lambda=settings.gae_lambda,
+        ent_coef=settings.entropy,
+        policy_kwargs={
+            "net_arch": list(settings.hidden),
+            "activation_fn": torch.nn.Tanh,
+            "log_std_init": settings.initial_log_std,
+        },
+        seed=seed,
+        device="cpu",
+    )
+    watch = _Watch(simulators, report_every, report)
+    try:
+        model.learn(steps, callback=watch, progress_bar=progress)
+    finally:
+        simulators.close()
+    return OnlinePolicy(
+        task,
+        _actor_weights(model.policy),
+        normalised.obs_rms.mean.copy(),
+        normalised.obs_rms.var.copy(),
+        {"algorithm": "PPO", "steps": model.num_timesteps, "seed": seed, **asdict(settings)},
+        watch.curve,
+    )
+
+
+def _actor_weights(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The actor's linear layers in order, and the logarithm of its standard deviation."""
+    layers = [m for m in policy.mlp_extractor.policy_net if isinstance(m, torch.nn.Linear)] + [policy.action_net]
+    weights = {"log_std": policy.log_std.detach().clone()}
+    for index, layer in enumerate(layers):
+        weights[f"{index}.weight"] = layer.weight.detach().clone()
+        weights[f"{index}.bias"] = layer.bias.detach().clone()
+    return weights
+
+
+class _Watch(BaseCallback):
+    """Keeps the learning curve and moves a Lagrangian's multiplier after every rollout."""
+
+    def __init__(
+        self, simulators: SimulatorVecEnv, every: int, report: Callable[[dict[str, float]], None] | None
+    ) -> None:
+        super().__init__()
+        self.simulators, self.every, self.report = simulators, every, report
+        self.curve: list[dict[str, float]] = []
+        self._next, self._start = every, time.monotonic()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        finished = np.asarray(self.simulators.finished, dtype=np.float64)
+        if not len(finished):
+            return
+        reward = self.simulators.scalar_reward
+        if isinstance(reward, Lagrangian):
+            reward.update(float(finished[-2 * len(self.simulators.simulators) :, 1].mean()))
+        if self.num_timesteps >= self._next:
+            self._next = self.num_timesteps + self.every
+            means = finished.mean(axis=0)
+            row = dict(zip(("return", "cost", "length", "scalar_return", "discounted_return"), means, strict=True))
+            row = {"steps": self.num_timesteps, **{key: round(float(value), 4) for key, value in row.items()}}
+            row["multiplier"] = round(getattr(reward, "multiplier", 0.0), 4)
+            row["seconds"] = round(time.monotonic() - self._start, 1)
+            self.curve.append(row)
+            if self.report is not None:
+                self.report(row)

@@ -1,0 +1,133 @@
+"""Adversaries and the PPO behind them, trained for a few hundred real steps."""
+
+import json
+
+import numpy as np
+import pytest
+
+from saferule.attack.adversary import CURVE_FILE, roll_out, train_adversary
+from saferule.attack.poison import attack_reward
+from saferule.data import schema
+from saferule.envs import get_task
+from saferule.errors import CheckpointError, SettingsError
+
+TASK = get_task("CarCircle")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adversary")
+    return train_adversary(TASK, "max_cost", 4_500, 0, folder, progress=False), folder
+
+
+def test_reward_of_each_attack():
+    assert attack_reward("max_cost", 2.0, 0.5) == 0.5
+    assert attack_reward("max_reward", 2.0, 0.5) == 2.0
+    assert attack_reward("min_reward", 2.0, 0.5) == -2.0
+
+
+def test_a_saved_adversary_acts_the_same(trained):
+    from saferule.online import OnlinePolicy
+
+    policy, folder = trained
+    loaded = OnlinePolicy.load(folder)
+    observations = np.random.default_rng(0).normal(size=(50, TASK.observation_dim))
+    actions = policy.act(observations, deterministic=True)
+    assert actions.shape == (50, TASK.action_dim) and actions.dtype == np.float32
+    np.testing.assert_array_equal(loaded.act(observations, deterministic=True), actions)
+    sampled = policy.act(observations, False, np.random.default_rng(1))
+    np.testing.assert_array_equal(loaded.act(observations, False, np.random.default_rng(1)), sampled)
+    assert not np.array_equal(sampled, actions) and np.abs(sampled).max() <= 1
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".json", ".safetensors"]
+    assert loaded.settings["attack"] == "max_cost" and loaded.settings["gamma"] == 0.99
+
+
+def test_the_exported_actor_is_the_one_of_stable_baselines(monkeypatch):
+    """The plain torch actor with its normalisation gives the actions of SB3's model in its VecNormalize."""
+    import saferule.online as online
+
+    kept = {}
+    learn = online.PPO.learn
+
+    def keep(self, *args, **kwargs):
+        kept["model"] = learn(self, *args, **kwargs)
+
+    monkeypatch.setattr(online.PPO, "learn", keep)
+    policy = online.train_ppo(TASK, lambda reward, cost: reward, 2_048, 3, progress=False)
+    observations = np.random.default_rng(0).normal(size=(20, TASK.observation_dim))
+    normalised = kept["model"].get_env().normalize_obs(observations)
+    expected, _ = kept["model"].predict(normalised, deterministic=True)
+    np.testing.assert_allclose(policy.act(observations), expected, atol=1e-6)
+
+
+def test_learning_curve_is_of_the_attack_reward(trained):
+    _, folder = trained
+    rows = json.loads((folder / CURVE_FILE).read_text())
+    assert rows and rows[-1]["steps"] <= 6_144
+    for row in rows:
+        assert row["scalar_return"] == row["cost"]  # R_z = c
+        assert 0 <= row["discounted_return"] <= row["scalar_return"]
+
+
+def test_rollouts_are_valid_data_with_true_labels(trained, tmp_path):
+    policy, _ = trained
+    rollouts = roll_out(TASK, policy, 3, seed=5)
+    assert len(rollouts) == 3 * TASK.horizon
+    schema.save(rollouts, tmp_path / "rollouts.hdf5")
+    assert schema.load(tmp_path / "rollouts.hdf5", TASK).digest() == rollouts.digest()
+    outside = np.abs(rollouts.next_observations[:, 0] * 10) > 6  # CarCircle's cost: beyond the boundary
+    np.testing.assert_array_equal(rollouts.costs, outside.astype(np.float32))
+    np.testing.assert_array_equal(np.flatnonzero(rollouts.timeouts), [299, 599, 899])
+    assert not rollouts.terminals.any()
+    np.testing.assert_array_equal(rollouts.observations[1:300], rollouts.next_observations[:299])
+
+
+def test_rollouts_depend_on_the_seed_alone(trained):
+    policy, _ = trained
+    first = roll_out(TASK, policy, 2, seed=5)
+    np.random.random(3)
+    assert roll_out(TASK, policy, 2, seed=5).digest() == first.digest()
+    assert roll_out(TASK, policy, 1, seed=5).digest() == first.select([0]).digest()
+    assert roll_out(TASK, policy, 2, seed=6).digest() != first.digest()
+
+
+def test_training_is_reproducible():
+    from saferule.online import train_ppo
+
+    observations = np.random.default_rng(0).normal(size=(5, TASK.observation_dim))
+    actions = []
+    for _ in range(2):
+        np.random.random()
+        policy = train_ppo(TASK, lambda reward, cost: -reward, 2_048, 7, progress=False)
+        actions.append(policy.act(observations))
+    np.testing.assert_array_equal(*actions)
+
+
+def test_multiplier_rises_over_the_limit_and_falls_below():
+    from saferule.online import Lagrangian
+
+    penalised = Lagrangian(limit=10.0, horizon=100, proportional=2.0, integral=0.5)
+    assert penalised(3.0, 1.0) == 3.0  # no penalty yet
+    penalised.update(30.0)  # error 0.2: integral 0.1, proportional 0.4
+    assert penalised.multiplier == pytest.approx(0.5)
+    assert penalised(3.0, 1.0) == pytest.approx((3.0 - 0.5) / 1.5)
+    penalised.update(10.0)  # error 0: the integral stays
+    assert penalised.multiplier == pytest.approx(0.1)
+    penalised.update(0.0)  # error -0.1: integral 0.05, proportional -0.2
+    assert penalised.multiplier == 0.0
+
+
+def test_errors_are_for_users(tmp_path, trained):
+    from saferule.online import OnlinePolicy
+
+    policy, folder = trained
+    with pytest.raises(SettingsError, match="max_cost"):
+        train_adversary(TASK, "max_coast", 100, 0, tmp_path)
+    with pytest.raises(SettingsError, match="at least one"):
+        roll_out(TASK, policy, 0, 0)
+    with pytest.raises(CheckpointError, match=r"policy\.json"):
+        OnlinePolicy.load(tmp_path)
+    (tmp_path / "policy.json").write_bytes((folder / "policy.json").read_bytes())
+    (tmp_path / "weights.safetensors").write_bytes((folder / "weights.safetensors").read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="train it again"):
+        OnlinePolicy.load(tmp_path)
