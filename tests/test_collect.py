@@ -1,0 +1,105 @@
+"""Behaviour data: the selection by hand, a tiny real collection, its card."""
+
+import json
+
+import numpy as np
+import pytest
+
+from saferule.data import schema
+from saferule.data.card import write_card
+from saferule.data.collect import collect, select_episodes, spread
+from saferule.data.recording import read_made, read_table
+from saferule.envs import get_task
+from saferule.errors import SaferuleError, SettingsError
+
+
+def test_spread_takes_one_per_cell_and_round():
+    x = np.array([0.0, 0.1, 0.2, 0.3, 10.0, 10.1, 5.2])
+    y = np.zeros(7)
+    for seed in range(10):
+        chosen = spread(x, y, 3, np.random.default_rng(seed), cells=(4, 1))
+        assert sorted(np.minimum(x[chosen] // 2.6, 3)) == [0, 2, 3]  # every occupied cell once
+        chosen = spread(x, y, 5, np.random.default_rng(seed), cells=(4, 1))
+        assert {4, 5, 6} < set(chosen) and len(set(chosen)) == 5  # second round: the cells that still have any
+    assert sorted(spread(x, y, 99, np.random.default_rng(0), cells=(4, 1))) == list(range(7))
+    assert len(spread(x, y, 0, np.random.default_rng(0), cells=(4, 1))) == 0
+
+
+def test_selection_keeps_the_share_of_safe_episodes():
+    generator = np.random.default_rng(0)
+    costs = np.concatenate([np.full(30, 5.0), generator.uniform(11, 100, 970)])
+    returns = generator.uniform(0, 300, 1000)
+    chosen = select_episodes(returns, costs, 50, seed=1)
+    assert len(set(chosen)) == 50 and list(chosen) == sorted(chosen)
+    assert np.sum(costs[chosen] <= 10) == 20
+    np.testing.assert_array_equal(chosen, select_episodes(returns, costs, 50, seed=1))
+    assert not np.array_equal(chosen, select_episodes(returns, costs, 50, seed=2))
+    assert np.sum(costs[select_episodes(returns, costs, 200, seed=1)] <= 10) == 30  # all there are
+    assert len(select_episodes(returns, costs, 5000, seed=1)) == 1000
+
+
+def test_selection_thins_out_what_is_frequent():
+    """999 equal episodes and a few rare ones: the rare ones are all taken."""
+    returns = np.concatenate([np.full(999, 10.0), np.linspace(100, 300, 20)])
+    costs = np.full(len(returns), 50.0)
+    chosen = select_episodes(returns, costs, 40, seed=0)
+    assert np.sum(returns[chosen] >= 100) == 20
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory):
+    out = tmp_path_factory.mktemp("collect") / "CarCircle.hdf5"
+    data = collect("CarCircle", out, steps=2_400, cost_limits=[10, None], episodes=7, command="saferule data collect")
+    return data, out
+
+
+def test_a_collection_is_valid_data_that_says_how_it_was_made(collected):
+    data, out = collected
+    loaded = schema.load(out, get_task("CarCircle"))
+    assert loaded.digest() == data.digest() and len(loaded.episodes()) == 7 and len(loaded) == 7 * 300
+    made = loaded.attributes
+    assert made["command"] == "saferule data collect" and made["episodes"] == 7
+    policies = json.loads(made["policies"])
+    assert [policy["cost_limit"] for policy in policies] == [10, None]
+    assert [policy["recorded_episodes"] for policy in policies] == [8, 8]
+    assert sum(policy["selected_episodes"] for policy in policies) == 7
+    assert made["return_max"] == pytest.approx(loaded.episode_returns().max())
+    assert made["safe_episodes"] == np.sum(loaded.episode_costs() <= 10)
+    assert "stable-baselines3" in json.loads(made["versions"])
+
+
+def test_recordings_are_whole_episodes_that_differ_between_policies(collected):
+    folder = collected[1].with_suffix(".recordings")
+    tables = [read_table(path) for path in sorted(folder.glob("*.hdf5"))]
+    assert [len(returns) for returns, _ in tables] == [8, 8]
+    assert not np.isin(tables[0][0], tables[1][0]).any()
+    assert not list(folder.glob("*.part"))
+
+
+def test_a_second_collection_trains_nothing_and_gives_the_same(collected):
+    data, out = collected
+    folder = out.with_suffix(".recordings")
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.hdf5")}
+    again = collect("CarCircle", out, steps=2_400, cost_limits=[10, None], episodes=7)
+    assert again.digest() == data.digest()
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.hdf5")} == before
+
+
+def test_an_unfinished_recording_does_not_count(tmp_path):
+    (tmp_path / "free-seed-0.hdf5.part").write_bytes(b"half")
+    assert read_made(tmp_path / "free-seed-0.hdf5") is None
+
+
+def test_card_states_the_numbers(collected, tmp_path):
+    data, _ = collected
+    write_card(data, tmp_path / "CarCircle.md", notes="Everything.")
+    text = (tmp_path / "CarCircle.md").read_text()
+    assert "7 episodes, 2100 steps" in text and data.digest() in text and "## Not reached" in text
+    assert (tmp_path / "CarCircle.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SaferuleError, match="collect"):
+        write_card(schema.Dataset(**{key: getattr(data, key) for key in schema.KEYS}), tmp_path / "x.md")
+
+
+def test_impossible_collections_are_refused(tmp_path):
+    with pytest.raises(SettingsError, match="300 steps"):
+        collect("CarCircle", tmp_path / "x.hdf5", steps=100)
