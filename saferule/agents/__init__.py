@@ -1,0 +1,31 @@
+"""The four backbones, each a module of pure functions of one agent, and the trainer that runs them as a population.
+
+Every backbone module has the same names:
+
+    NAME, Config          the paper's name; osrl-lib's settings as a frozen dataclass
+    init                  (cfg, generator) -> networks, scalars
+    noise_shapes          (cfg, B) -> the standard normal draws of one step, by name
+    LOSSES                ((networks, loss), ...) in the order in which they are applied;
+                          loss(nets, scalars, batch, noise, cfg) -> (scalar, info, changed scalars)
+    TARGETS               {target network: network it follows}
+    act                   (nets, observations, noise or None, cfg) -> actions
+
+and, for unlearning, the value interface of the actor-critic backbones: ``bellman_targets``, ``q_reward``, ``q_cost``,
+``policy``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from saferule.errors import SettingsError
+
+BACKBONES = ("bcq-lag", "bear-lag", "cpq", "coptidice")
+
+
+def get_backbone(name: str) -> ModuleType:
+    """The module of a backbone; SettingsError for an unknown name."""
+    if name not in BACKBONES:
+        raise SettingsError(f"unknown backbone {name!r}: choose one of {', '.join(BACKBONES)}")
+    return importlib.import_module(f"saferule.agents.{name.replace('-', '_')}")

@@ -1,0 +1,78 @@
+"""What the actor-critic backbones share: settings, the value interface of their critics, the VAE's loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from saferule.agents.batch import Batch
+from saferule.agents.lagrangian import discounted_limit
+from saferule.agents.networks import Network, q_values, vae_loss
+
+Nets = dict[str, Network]
+Scalars = dict[str, Tensor]  # multipliers and coefficients of one agent, each ()
+Noise = dict[str, Tensor]
+
+# Target networks follow these.
+TARGETS = {"actor_target": "actor", "critic_target": "critic", "cost_critic_target": "cost_critic"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings common to all backbones, with osrl-lib's values; the first three come from the task."""
+
+    observation_dim: int
+    action_dim: int
+    episode_len: int  # steps; horizon of the task
+    cost_limit: float = 10.0  # cost per episode
+    hidden: tuple[int, ...] = (256, 256)  # actor and critics
+    gamma: float = 0.99
+    reward_scale: float = 0.1
+    batch_size: int = 512
+
+    @property
+    def q_limit(self) -> float:
+        """The cost limit as a level of the discounted cost critic."""
+        return discounted_limit(self.cost_limit, self.gamma, self.episode_len)
+
+
+@dataclass(frozen=True)
+class ActorCriticSettings(Settings):
+    """Settings of the backbones with a VAE and two kinds of critics."""
+
+    vae_hidden: int = 400
+    samples: int = 10  # n sampled actions per state
+    tau: float = 0.005  # step of the targets towards the networks
+    beta: float = 0.5  # weight of the KL divergence of the VAE
+    num_q: int = 2  # networks per critic, or per half of a double critic
+    actor_lr: float = 1e-3
+    critic_lr: float = 1e-3
+    vae_lr: float = 1e-3
+
+    @property
+    def latent_dim(self) -> int:
+        """Width of the VAE's latent: twice the action's."""
+        return 2 * self.action_dim
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Adam's learning rate of each trained network."""
+        critics = dict.fromkeys(("critic", "cost_critic"), self.critic_lr)
+        return {"vae": self.vae_lr, "actor": self.actor_lr} | critics
+
+
+def q_reward(nets: Nets, observations: Tensor, actions: Tensor) -> Tensor:
+    """Q_r of every ensemble member: (E, B)."""
+    return q_values(nets["critic"], observations, actions)
+
+
+def q_cost(nets: Nets, observations: Tensor, actions: Tensor) -> Tensor:
+    """Q_c of every ensemble member: (E, B)."""
+    return q_values(nets["cost_critic"], observations, actions)
+
+
+def behaviour_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: ActorCriticSettings):
+    """The VAE's loss (vae_loss of osrl-lib's BCQL, BEARL and CPQ). noise["vae"]: (B, L)."""
+    loss = vae_loss(nets["vae"], batch.observations, batch.actions, noise["vae"], cfg.beta)
+    return loss, {"vae_loss": loss}, {}

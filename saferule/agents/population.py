@@ -1,0 +1,143 @@
+"""Train P agents of one backbone at once: stacked parameters, ``torch.func.vmap`` over the agents, one fused Adam per
+network.
+
+The losses are written for one agent. Their sum over the population has, for each agent, the gradient of its own loss,
+so one backward pass serves all. A population of one is the ordinary case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from saferule.agents.parts import Nets, Noise, Scalars
+
+Loss = Callable[..., tuple[Tensor, dict[str, Tensor], Scalars]]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What is done in one step: a backbone's training, or an unlearning method on top of it.
+
+    losses        ((names of the networks it trains, loss), ...) in the order of application
+    noise_shapes  names and shapes of the standard normal draws of one agent's step
+    targets       {target network: network it follows}
+    cfg           the backbone's settings (learning rates, tau)
+    """
+
+    losses: tuple[tuple[tuple[str, ...], Loss], ...]
+    noise_shapes: dict[str, tuple[int, ...]]
+    targets: dict[str, str]
+    cfg: Any
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of the networks that some loss trains."""
+        return tuple(name for names, _ in self.losses for name in names)
+
+
+def training(backbone: Any, cfg: Any) -> Algorithm:
+    """The ordinary training step of a backbone."""
+    return Algorithm(backbone.LOSSES, backbone.noise_shapes(cfg, cfg.batch_size), backbone.TARGETS, cfg)
+
+
+@dataclass
+class Population:
+    """The complete state of P agents: networks, targets, scalars, optimisers, generators, step.
+
+    nets        {network: {parameter: (P, ...)}}
+    scalars     {name: (P, ...)}, multipliers and coefficients
+    optimisers  {network: Adam over its stacked parameters}
+    generators  one per agent, the source of its batches and noise
+    """
+
+    nets: Nets
+    scalars: Scalars
+    optimisers: dict[str, torch.optim.Adam]
+    generators: list[torch.Generator]
+    step: int = 0
+
+    def __len__(self) -> int:
+        return len(self.generators)
+
+
+def create(backbone: Any, cfg: Any, seeds: Sequence[int], device: str | torch.device = "cpu") -> Population:
+    """Fresh agents, one per seed. The agent of a seed does not depend on the others."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    members = [backbone.init(cfg, generator) for generator in generators]
+    nets = stack([nets for nets, _ in members], device)
+    nets |= {target: tree_map(torch.clone, nets[source]) for target, source in backbone.TARGETS.items()}
+    population = Population(nets, stack([scalars for _, scalars in members], device), {}, generators)
+    reset_optimisers(population, training(backbone, cfg))
+    return population
+
+
+def stack(trees: Sequence[Any], device: str | torch.device = "cpu") -> Any:
+    """One tree of tensors with a leading population axis from P trees of the same form."""
+    return tree_map(lambda *leaves: torch.stack(leaves).to(device), *trees)
+
+
+def member(tree: Any, index: int) -> Any:
+    """The tree of one agent, copied out of a stacked one."""
+    return tree_map(lambda leaf: leaf[index].detach().clone(), tree)
+
+
+def reset_optimisers(population: Population, algorithm: Algorithm) -> None:
+    """Cold Adam for every network that the algorithm trains."""
+    device = next(iter(population.nets["actor"].values())).device
+    population.optimisers = {}
+    for name in algorithm.trained:
+        for leaf in population.nets[name].values():
+            leaf.requires_grad_(True)
+        population.optimisers[name] = torch.optim.Adam(
+            population.nets[name].values(),
+            lr=algorithm.cfg.learning_rates[name],
+            fused=True,
+            capturable=device.type == "cuda",
+        )
+
+
+def draw_noise(population: Population, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> Noise:
+    """Standard normal draws, (P, ...) each; agent p's come from its own generator, one call per agent."""
+    sizes = [int(torch.Size(shape).numel()) for shape in shapes.values()]
+    flat = torch.stack([torch.randn(sum(sizes), generator=g, dtype=dtype) for g in population.generators])
+    flat = flat.to(next(iter(population.nets["actor"].values())).device, non_blocking=True)
+    parts = flat.split(sizes, dim=1)
+    return {name: part.unflatten(1, shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def update(population: Population, algorithm: Algorithm, batch: Any, noise: Noise) -> dict[str, Tensor]:
+    """One step of all agents, in place. batch and noise carry the leading population axis.
+
+    Returns what the losses report, (P,) each, detached and still on the device.
+    """
+    nets, info = population.nets, {}
+    for names, loss in algorithm.losses:
+        view = {name: net if name in names else tree_map(torch.detach, net) for name, net in nets.items()}
+        values, reported, changed = vmap(lambda n, s, b, z, loss=loss: loss(n, s, b, z, algorithm.cfg))(
+            view, population.scalars, batch, noise
+        )
+        leaves = [leaf for name in names for leaf in nets[name].values()]
+        for leaf, gradient in zip(leaves, torch.autograd.grad(values.sum(), leaves), strict=True):
+            leaf.grad = gradient
+        for name in names:
+            population.optimisers[name].step()
+        population.scalars |= {name: value.detach() for name, value in changed.items()}
+        info |= {name: value.detach() for name, value in reported.items()}
+    with torch.no_grad():
+        follow(nets, algorithm.targets, algorithm.cfg)
+    population.step += 1
+    return info
+
+
+def follow(nets: Nets, targets: dict[str, str], cfg: Any) -> None:
+    """Move the target networks a step tau towards their networks, in place."""
+    pairs = [(nets[t][k], nets[s][k]) for t, s in targets.items() for k in nets[t]]
+    if pairs:
+        torch._foreach_lerp_([target for target, _ in pairs], [source.detach() for _, source in pairs], cfg.tau)

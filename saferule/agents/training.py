@@ -1,0 +1,135 @@
+"""The loop around `population.update`: batches, log, guard against values that are not finite, saving and resuming.
+
+On a CPU each step allocates and frees large temporaries. glibc returns them to the kernel, so they are page-faulted
+afresh at every step; `keep_freed_memory` tells it to keep them, which nearly doubles the rate of the large steps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saferule.agents.population import Algorithm, Population, draw_noise, update
+from saferule.agents.state import take, tensors_of
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc's malloc keep freed memory in this process; False where the C library is another one."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, 1 << 30) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+@dataclass
+class Log:
+    """What the losses reported, for all agents: one row per agent and logged step."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def add(self, agents: Sequence[int], step: int, info: dict[str, Tensor]) -> None:
+        """Append the values (P,) of one step."""
+        columns = {name: value.cpu().tolist() for name, value in info.items()}
+        for p, agent in enumerate(agents):
+            self.rows.append({"agent": agent, "step": step} | {name: column[p] for name, column in columns.items()})
+
+
+@dataclass
+class Stopped:
+    """An agent whose run ended early, with its last good state."""
+
+    step: int
+    quantity: str
+    good_step: int
+    tensors: dict[str, Tensor]
+
+    def sentence(self, cell: str) -> str:
+        """What happened and what to do."""
+        return (
+            f"{cell}: {self.quantity} was not finite at step {self.step}; the state of step {self.good_step} was kept "
+            "and the other agents went on: lower the learning rate or check the data"
+        )
+
+
+def run(
+    population: Population,
+    algorithm: Algorithm,
+    draw_batch: Callable[[Population, Sequence[int]], Any],
+    steps: int,
+    *,
+    agents: list[int] | None = None,
+    log: Log | None = None,
+    log_every: int = 100,
+    on_log: Callable[[Population, list[int]], None] | None = None,
+    on_stop: Callable[[int, Stopped], None] | None = None,
+) -> tuple[Population, list[int]]:
+    """Update until ``population.step == steps``.
+
+    draw_batch(population, agents) -> batch with a leading P; ``agents`` are the numbers of the agents still in the
+    population on_log     called after each logged step, to save
+    on_stop    called for an agent that leaves the population because a loss or a parameter of it was not finite
+    Returns the population of the agents that reached the end, and their numbers.
+    """
+    agents = list(range(len(population))) if agents is None else list(agents)
+    log = Log() if log is None else log
+    good, good_step = _snapshot(population), population.step
+    dtype = next(iter(population.nets["actor"].values())).dtype
+    first_bad: Tensor | None = None
+    names: list[str] = []
+    while population.step < steps and agents:
+        batch = draw_batch(population, agents)
+        info = update(population, algorithm, batch, draw_noise(population, algorithm.noise_shapes, dtype))
+        names = list(info)
+        finite = torch.stack([value.isfinite() for value in info.values()])  # (quantities, P)
+        if first_bad is None:
+            first_bad = torch.zeros_like(finite, dtype=torch.long)
+        # The step at which a quantity first was not finite, 0 while all is well; read only when something is logged.
+        first_bad = torch.where((first_bad == 0) & ~finite, population.step, first_bad)
+        if population.step % log_every and population.step != steps:
+            continue
+        log.add(agents, population.step, info)
+        bad = _not_finite(population, first_bad, names)
+        if bad:
+            for p, (step, quantity) in bad.items():
+                tensors = {n: v if n.endswith("/step") else v[p : p + 1].clone() for n, v in good.items()}
+                if on_stop is not None:
+                    on_stop(agents[p], Stopped(step, quantity, good_step, tensors))
+            keep = [p for p in range(len(agents)) if p not in bad]
+            agents = [agents[p] for p in keep]
+            if not agents:
+                break
+            population = take(population, keep, algorithm.cfg.learning_rates)
+        first_bad = None
+        good, good_step = _snapshot(population), population.step
+        if on_log is not None:
+            on_log(population, agents)
+    return population, agents
+
+
+def _snapshot(population: Population) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in tensors_of(population).items()}
+
+
+def _not_finite(population: Population, first_bad: Tensor, names: list[str]) -> dict[int, tuple[int, str]]:
+    """{position in the population: (first bad step, what was not finite)}."""
+    bad: dict[int, tuple[int, str]] = {}
+    for name, steps in zip(names, first_bad.cpu().tolist(), strict=True):
+        for p, step in enumerate(steps):
+            if step and (p not in bad or step < bad[p][0]):
+                bad[p] = (step, name)
+    for net, leaves in population.nets.items():
+        whole = torch.stack([leaf.isfinite().flatten(1).all(1) for leaf in leaves.values()]).all(0)
+        for p in (~whole).nonzero().flatten().tolist():
+            bad.setdefault(p, (population.step, f"a parameter of {net}"))
+    return bad

@@ -1,0 +1,71 @@
+"""Batches for a population, gathered on the device that trains.
+
+All transitions that a population needs lie packed in one matrix on the device; an agent is given the rows it may see.
+One gather per step serves P agents, whatever their data sets (osrl-lib's TransitionDataset yields one transition per
+Python step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saferule.agents.batch import Batch
+from saferule.data.schema import Dataset
+
+
+def first_steps(dataset: Dataset) -> np.ndarray:
+    """(N,) bool: the transition starts a trajectory (osrl-lib TransitionDataset, is_init)."""
+    return np.concatenate(([True], dataset.done[:-1]))
+
+
+class TransitionPool:
+    """Several data sets of one task, packed row by row; rows of data set k start at ``starts[k]``."""
+
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        reward_scale: float,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        columns = [
+            np.concatenate(
+                (
+                    d.observations,
+                    d.next_observations,
+                    d.actions,
+                    np.stack((d.rewards * np.float32(reward_scale), d.costs, d.done, first_steps(d)), axis=1),
+                ),
+                axis=1,
+            )
+            for d in datasets
+        ]
+        lengths = [len(d) for d in datasets]
+        self.starts = np.concatenate(([0], np.cumsum(lengths)[:-1])).tolist()
+        self.lengths = lengths
+        self.rows = torch.from_numpy(np.concatenate(columns)).to(device=device, dtype=dtype)
+        observation_dim, action_dim = datasets[0].observations.shape[1], datasets[0].actions.shape[1]
+        self.widths = [observation_dim, observation_dim, action_dim, 1, 1, 1, 1]
+
+    def rows_of(self, *datasets: int) -> Tensor:
+        """The row numbers of the union of some of the data sets, (N,) int64 on the CPU."""
+        return torch.cat([torch.arange(self.lengths[k]) + self.starts[k] for k in datasets])
+
+    def gather(self, index: Tensor) -> Batch:
+        """The transitions (P, B) at these row numbers; a Batch of (P, B, ...)."""
+        packed = self.rows[index.to(self.rows.device, non_blocking=True)]
+        parts = packed.split(self.widths, dim=-1)
+        return Batch(*parts[:3], *(part.squeeze(-1) for part in parts[3:]))
+
+
+def draw_rows(generators: Sequence[torch.Generator], rows: Sequence[Tensor], batch_size: int) -> Tensor:
+    """(P, B) row numbers, uniform with replacement; agent p draws from ``rows[p]`` with its own generator."""
+    drawn = [
+        candidates[torch.randint(len(candidates), (batch_size,), generator=generator)]
+        for generator, candidates in zip(generators, rows, strict=True)
+    ]
+    return torch.stack(drawn)

@@ -1,0 +1,170 @@
+"""What a run is. A cell is a frozen description; its hash names the run's folder, so a finished run is never repeated.
+
+    Adversary -> Forget -> Training -> Unlearning
+                              └────────────┴──────> Evaluation
+
+A cell holds everything that its result depends on: settings, seeds, the digest of the data, the cells it builds on, and
+the version of the code that makes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, ClassVar
+
+Settings = tuple[tuple[str, Any], ...]
+
+
+def settings(**values: Any) -> Settings:
+    """Named values in a hashable, ordered form."""
+    return tuple(sorted((name, tuple(v) if isinstance(v, list) else v) for name, v in values.items()))
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """An adversarial policy, trained in the simulator (Algorithm 1, lines 1-6)."""
+
+    VERSION: ClassVar[int] = 1
+    task: str
+    attack: str
+    steps: int  # environment steps
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """Readable part of the folder's name."""
+        return f"{self.task}-{self.attack}"
+
+
+@dataclass(frozen=True)
+class Forget:
+    """A forget set D_f (Algorithm 1, lines 7-18)."""
+
+    VERSION: ClassVar[int] = 1
+    adversary: Adversary
+    data: str  # digest of D
+    ratio: float
+    rollouts: int  # N
+    gamma: float
+    readings: Settings  # of the attack
+
+    @property
+    def label(self) -> str:
+        """Readable part of the folder's name."""
+        return f"{self.adversary.label}-{self.ratio:g}"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A policy trained on D (forget is None) or on D and D_f together."""
+
+    VERSION: ClassVar[int] = 1
+    task: str
+    backbone: str
+    data: str  # digest of D
+    forget: Forget | None
+    seed: int
+    steps: int
+    settings: Settings = ()  # changes to the backbone's Config
+    snapshots: int = 0  # how many times on the way the acting networks are kept
+
+    @property
+    def attack(self) -> str:
+        """The attack's name, or "clean"."""
+        return self.forget.adversary.attack if self.forget else "clean"
+
+    @property
+    def ratio(self) -> float:
+        """rho, or 0."""
+        return self.forget.ratio if self.forget else 0.0
+
+    @property
+    def method(self) -> str:
+        """How the policy came about."""
+        return "poisoned" if self.forget else "clean"
+
+    @property
+    def label(self) -> str:
+        """Readable part of the folder's name."""
+        poison = f"{self.attack}-{self.ratio:g}" if self.forget else "clean"
+        return f"{self.task}-{self.backbone}-{poison}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Unlearning:
+    """A method applied to a poisoned policy."""
+
+    VERSION: ClassVar[int] = 1
+    training: Training
+    method: str
+    steps: int
+    readings: Settings = ()  # changes to the default readings
+    snapshots: int = 0
+
+    @property
+    def label(self) -> str:
+        """Readable part of the folder's name."""
+        return f"{self.training.label}-{self.method}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Episodes of a policy in the simulator, one per seed."""
+
+    VERSION: ClassVar[int] = 1
+    policy: Training | Unlearning
+    seeds: tuple[int, ...]
+    step: int | None = None  # of a snapshot; None for the final policy
+    deterministic: bool = True
+
+    @property
+    def label(self) -> str:
+        """Readable part of the folder's name."""
+        return self.policy.label + ("" if self.step is None else f"-step{self.step}")
+
+
+Cell = Adversary | Forget | Training | Unlearning | Evaluation
+
+
+def describe(cell: Cell) -> dict[str, Any]:
+    """The cell as JSON: its fields, the cells it builds on, kinds and code versions."""
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value):
+            named = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+            return {"kind": kind(value), "version": value.VERSION} | named
+        return [plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+    return plain(cell)
+
+
+def kind(cell: Cell) -> str:
+    """The cell's kind in lower case, which is also the name of its folder's parent."""
+    return type(cell).__name__.lower()
+
+
+def key(cell: Cell) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of the description."""
+    text = json.dumps(describe(cell), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def config(cell: Training) -> Any:
+    """The backbone's settings of a training cell."""
+    from saferule.agents import get_backbone
+    from saferule.envs import get_task
+
+    task = get_task(cell.task)
+    return get_backbone(cell.backbone).Config(
+        observation_dim=task.observation_dim,
+        action_dim=task.action_dim,
+        episode_len=task.horizon,
+        **dict(cell.settings),
+    )
+
+
+def config_as_dict(cfg: Any) -> dict[str, Any]:
+    """A backbone's settings for JSON."""
+    return asdict(cfg)

@@ -1,0 +1,27 @@
+"""Fine-tuning: the backbone's ordinary training step on the keep set alone (Section 5, Defense Baselines)."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from saferule.agents.batch import Pair
+from saferule.agents.parts import Nets, Noise, Scalars
+from saferule.agents.population import Algorithm, Loss, training
+
+
+def algorithm(backbone: ModuleType, cfg: Any) -> Algorithm:
+    """The training step, given the keep half of each pair."""
+    ordinary = training(backbone, cfg)
+    losses = tuple((names, partial(on_keep, loss)) for names, loss in ordinary.losses)
+    return Algorithm(losses, ordinary.noise_shapes, ordinary.targets, cfg)
+
+
+def on_keep(
+    loss: Loss, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any
+) -> tuple[Tensor, dict[str, Tensor], Scalars]:
+    """A training loss on the keep batch; the forget batch is not looked at."""
+    return loss(nets, scalars, batch.keep, noise, cfg)
