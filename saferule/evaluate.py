@@ -8,7 +8,6 @@ same, seeded).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -47,8 +46,9 @@ def roll_out(task: Task, act: Act, seeds: Sequence[int]) -> list[dict[str, float
 
 
 def agent_policy(backbone: Any, cfg: Any, nets: dict, seeds: Sequence[int], deterministic: bool = True) -> Act:
-    """How a trained agent acts. nets: the acting networks of one agent. Stochastic draws are seeded by the episodes'
-    seeds.
+    """How a trained agent acts in one episode per seed; what it draws is seeded by the episodes' seeds.
+
+    nets  the acting networks of one agent
     """
     import torch
 
@@ -94,15 +94,20 @@ def evaluate_file(
     return normalised(rows, task, cost_limit)
 
 
-def worker_pool(processes: int | None = None) -> ProcessPoolExecutor:
-    """Processes for roll-outs, one per core by default, each with one thread."""
-    return ProcessPoolExecutor(processes or os.cpu_count(), mp_context=get_context("spawn"), initializer=_quiet_worker)
+def worker_pool(processes: int) -> ProcessPoolExecutor:
+    """Processes for roll-outs and training, with one thread each; they end with this one, even when it is killed."""
+    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker)
 
 
-def _quiet_worker() -> None:
+def _start_worker() -> None:
+    import ctypes
     import signal
+    import sys
 
     import torch
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles an interrupt
+    if sys.platform.startswith("linux"):
+        parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)

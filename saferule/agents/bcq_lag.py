@@ -37,6 +37,7 @@ from saferule.agents.parts import (
     Noise,
     Scalars,
     behaviour_loss,
+    for_targets,
     q_cost,
     q_reward,
 )
@@ -103,6 +104,7 @@ def bellman_targets(nets: Nets, batch: Batch, noise: Tensor, cfg: Config) -> tup
     Returns y_r, y_c: (B,). As in osrl-lib the cost target is not stopped at episode ends and takes the largest
     candidate cost.
     """
+    nets = for_targets(nets, ("actor_target", "vae", "critic_target", "cost_critic_target"), cfg)
     target = {"actor": nets["actor_target"], "vae": nets["vae"]}
     observations = batch.next_observations
     actions = policy(target, observations, noise, cfg)

@@ -38,6 +38,7 @@ from saferule.agents.parts import (
     Noise,
     Scalars,
     behaviour_loss,
+    for_targets,
     q_cost,
     q_reward,
 )
@@ -101,6 +102,7 @@ def bellman_targets(nets: Nets, batch: Batch, noise: Tensor, cfg: Config) -> tup
     noise  (B, A)
     Returns y_r, y_c: (B,). The reward is not backed up from next actions that the cost critic calls unsafe.
     """
+    nets = for_targets(nets, ("actor", "critic_target", "cost_critic_target"), cfg)
     observations = batch.next_observations
     actions = policy(nets, observations, noise, cfg)
     q_r = q_values(nets["critic_target"], observations, actions).amin(0).to(batch.rewards.dtype)
@@ -115,12 +117,13 @@ def ood_cost(nets: Nets, batch: Batch, noise: Tensor, cfg: Config) -> Tensor:
 
     noise  (n, B, A)
     """
+    nets = for_targets(nets, ("actor", "vae", "cost_critic_target"), cfg)
     mean, std = gaussian(nets["actor"], batch.observations)
     actions = mean + std * noise  # before the tanh, as in osrl-lib
     q_c = q_values(nets["cost_critic_target"], batch.observations, actions).amin(0)
     kl = latent_kl(*vae_encode(nets["vae"], batch.observations, actions)).mean(-1)  # (n, B)
     far = kl >= quantile(kl.flatten(), 0.75)
-    return (far * q_c).mean()
+    return (far * q_c).mean().to(batch.costs.dtype)
 
 
 def critics_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: Config):

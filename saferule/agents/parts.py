@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from saferule.agents.batch import Batch
@@ -30,6 +31,7 @@ class Settings:
     gamma: float = 0.99
     reward_scale: float = 0.1
     batch_size: int = 512
+    target_precision: str = "float32"  # of the passes without gradient: "float32" or "bfloat16"
 
     @property
     def q_limit(self) -> float:
@@ -60,6 +62,14 @@ class ActorCriticSettings(Settings):
         """Adam's learning rate of each trained network."""
         critics = dict.fromkeys(("critic", "cost_critic"), self.critic_lr)
         return {"vae": self.vae_lr, "actor": self.actor_lr} | critics
+
+
+def for_targets(nets: Nets, names: tuple[str, ...], cfg: Settings) -> Nets:
+    """Copies of some networks in the precision of the passes without gradient."""
+    if cfg.target_precision == "float32":
+        return nets
+    dtype = getattr(torch, cfg.target_precision)
+    return {name: {k: v.to(dtype) for k, v in nets[name].items()} for name in names}
 
 
 def q_reward(nets: Nets, observations: Tensor, actions: Tensor) -> Tensor:

@@ -37,8 +37,7 @@ def family(method: str) -> ModuleType:
 
 
 def coefficients(method: str, cfg: Any, readings: Mapping[str, str] | None = None) -> dict[str, float]:
-    """The scalars that a method adds to an agent: Table 7, the readings of the paper's open points, the method's
-    changes.
+    """The scalars that a method adds to an agent: Table 7, the readings of open points, the method's own changes.
 
     cfg  the backbone's settings; its ``q_limit`` is kappa under the reading kappa = per_step
     """

@@ -1,0 +1,168 @@
+"""The work of one population: agents that are trained, or repaired, together in one process."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saferule.agents import get_backbone
+from saferule.agents.batch import Pair
+from saferule.agents.checkpoint import load_agent
+from saferule.agents.population import Algorithm, Population, create, reset_optimisers, stack, training
+from saferule.agents.training import Log, keep_freed_memory
+from saferule.agents.training import run as loop
+from saferule.attack.poison import ForgetSet, load_forget_set
+from saferule.data.sampler import TransitionPool, draw_rows
+from saferule.data.schema import Dataset, load
+from saferule.envs import get_task
+from saferule.errors import DataError
+from saferule.runs.cells import Forget, Training, Unlearning, config
+from saferule.runs.interruptible import AGENT, InterruptibleRun
+from saferule.runs.store import Store
+from saferule.unlearn import coefficients, family
+
+LOG_EVERY = 50  # steps
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs are made: the store, the folder of the clean data, the device."""
+
+    store: Store
+    data_folder: Path
+    device: str
+
+
+@cache
+def clean_data(folder: Path, task: str) -> Dataset:
+    """The clean data D of a task. DataError when the file is missing or not valid."""
+    path = folder / f"{task}.hdf5"
+    if not path.is_file():
+        raise DataError(f"{path}: no such file, expected the data of {task}: run `saferule data collect --task {task}`")
+    return load(path, get_task(task))
+
+
+def forget_data(store: Store, cell: Forget) -> ForgetSet:
+    """A finished forget set."""
+    return load_forget_set(store.folder(cell) / "forget.hdf5", get_task(cell.adversary.task))
+
+
+def work_alone(place: Place, folder: Path, group: Sequence[Training | Unlearning]) -> list[str]:
+    """Run one population in a process of its own, with one thread; returns what there is to say."""
+    torch.set_num_threads(1)
+    said: list[str] = []
+    work(place, folder, group, said.append)
+    return said
+
+
+def work(place: Place, folder: Path, group: Sequence[Training | Unlearning], say: Say) -> None:
+    """Train or repair the agents of one population to the end and write their folders."""
+    keep_freed_memory()
+    (_unlearn if isinstance(group[0], Unlearning) else _train)(place, folder, group, say)
+
+
+def _train(place: Place, folder: Path, group: Sequence[Training], say: Say) -> None:
+    cfg, backbone = config(group[0]), get_backbone(group[0].backbone)
+    pool, rows = _transitions(place, group[0].task, [cell.forget for cell in group], cfg)
+    visible = [torch.cat((keep, forget)) for keep, forget in rows]
+
+    def start() -> Population:
+        population = create(backbone, cfg, [cell.seed for cell in group], place.device)
+        if hasattr(backbone, "statistics"):  # of the data that each agent sees
+            seen = [pool.gather(own) for own in visible]
+            population.scalars |= stack([backbone.statistics(b.observations, b.actions, b.is_init) for b in seen])
+        return population
+
+    def draw(population: Population, agents: Sequence[int]) -> Any:
+        return pool.gather(draw_rows(population.generators, [visible[a] for a in agents], cfg.batch_size))
+
+    _run(place, folder, group, training(backbone, cfg), start, draw, say)
+
+
+def _unlearn(place: Place, folder: Path, group: Sequence[Unlearning], say: Say) -> None:
+    root = group[0].training
+    cfg, backbone = config(root), get_backbone(root.backbone)
+    pool, rows = _transitions(place, root.task, [cell.training.forget for cell in group], cfg)
+    algorithm = family(group[0].method).algorithm(backbone, cfg)
+
+    def draw(population: Population, agents: Sequence[int]) -> Pair:
+        sides = zip(*(rows[a] for a in agents), strict=True)
+        return Pair(*(pool.gather(draw_rows(population.generators, side, cfg.batch_size)) for side in sides))
+
+    _run(place, folder, group, algorithm, lambda: _corrupted(place, group, cfg, algorithm), draw, say)
+
+
+def _corrupted(place: Place, group: Sequence[Unlearning], cfg: Any, algorithm: Algorithm) -> Population:
+    """The poisoned agents at the start of unlearning: cold Adam, the method's coefficients among the scalars.
+
+    Methods that repair the same policy see the same batches and noise: the generator depends on the training seed
+    alone.
+    """
+    states = [load_agent(place.store.folder(cell.training) / AGENT, place.device).population for cell in group]
+    names = {net: list(leaves) for net, leaves in states[0].nets.items()}
+    nets = {n: {k: torch.cat([s.nets[n][k].detach() for s in states]) for k in keys} for n, keys in names.items()}
+    scalars = {k: torch.cat([s.scalars[k] for s in states]) for k in states[0].scalars}
+    added = [coefficients(cell.method, cfg, dict(cell.readings)) for cell in group]
+    scalars |= {k: torch.tensor([values[k] for values in added], device=place.device) for k in added[0]}
+    generators = [torch.Generator().manual_seed(1_000_000 + cell.training.seed) for cell in group]
+    population = Population(nets, scalars, {}, generators)
+    reset_optimisers(population, algorithm)
+    return population
+
+
+def _transitions(
+    place: Place, task: str, forgets: Sequence[Forget | None], cfg: Any
+) -> tuple[TransitionPool, list[tuple[Tensor, Tensor]]]:
+    """D and the forget sets packed on the device, and for each agent the rows of its keep and of its forget set."""
+    distinct = [cell for cell in dict.fromkeys(forgets) if cell]
+    sets = [forget_data(place.store, cell).dataset for cell in distinct]
+    pool = TransitionPool([clean_data(place.data_folder, task), *sets], cfg.reward_scale, place.device)
+    nothing = torch.empty(0, dtype=torch.long)
+    keep = pool.rows_of(0)
+    return pool, [(keep, pool.rows_of(1 + distinct.index(c)) if c else nothing) for c in forgets]
+
+
+def _run(
+    place: Place,
+    folder: Path,
+    group: Sequence[Training | Unlearning],
+    algorithm: Algorithm,
+    start: Callable[[], Population],
+    draw: Callable[[Population, Sequence[int]], Any],
+    say: Say,
+) -> None:
+    """Run a population to its end, keep its state on the way, write each agent's folder."""
+    run = InterruptibleRun(place.store, folder, group, algorithm.cfg, say)
+    population, agents, log = run.resume(place.device) or (start(), list(range(len(group))), Log())
+    began, first_step = time.monotonic(), population.step
+    population, agents = loop(
+        population,
+        algorithm,
+        draw,
+        group[0].steps,
+        agents=agents,
+        log=log,
+        log_every=LOG_EVERY,
+        on_log=lambda now, left: run.keep(now, left, log),
+        on_stop=lambda agent, stopped: run.stop(agent, stopped, log),
+    )
+    took, steps = time.monotonic() - began, population.step - first_step
+    run.finish(population, agents, log)
+    what = f"{type(group[0]).__name__.lower()} {group[0].label}"
+    others = f" and {len(group) - 1} more" if len(group) > 1 else ""
+    say(f"{what}{others}: {steps} steps in {took:.0f} s, {steps / max(took, 1e-9):.1f} steps/s")
+
+
+def cores() -> int:
+    """Cores that this process may use; OMP_NUM_THREADS lowers it."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, int(os.environ.get("OMP_NUM_THREADS") or available))
