@@ -36,10 +36,39 @@ class Algorithm:
     targets: dict[str, str]
     cfg: Any
 
+    def at(self, step: int) -> Algorithm:
+        """What is done in a step, counted from 0: always the same."""
+        return self
+
     @property
     def trained(self) -> tuple[str, ...]:
         """Names of the networks that some loss trains."""
         return tuple(name for names, _ in self.losses for name in names)
+
+
+@dataclass(frozen=True)
+class Phases:
+    """An algorithm that does different things in different steps.
+
+    which     step, counted from 0 -> the number of the part that is done in it
+    """
+
+    parts: tuple[Algorithm, ...]
+    which: Callable[[int], int]
+
+    def at(self, step: int) -> Algorithm:
+        """What is done in a step."""
+        return self.parts[self.which(step)]
+
+    @property
+    def cfg(self) -> Any:
+        """The backbone's settings."""
+        return self.parts[0].cfg
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of the networks that some part trains."""
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.trained))
 
 
 def training(backbone: Any, cfg: Any) -> Algorithm:
@@ -88,7 +117,7 @@ def member(tree: Any, index: int) -> Any:
     return tree_map(lambda leaf: leaf[index].detach().clone(), tree)
 
 
-def reset_optimisers(population: Population, algorithm: Algorithm) -> None:
+def reset_optimisers(population: Population, algorithm: Algorithm | Phases) -> None:
     """Cold Adam for every network that the algorithm trains."""
     device = next(iter(population.nets["actor"].values())).device
     population.optimisers = {}

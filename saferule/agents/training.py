@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saferule.agents.population import Algorithm, Population, draw_noise, update
+from saferule.agents.population import Algorithm, Phases, Population, draw_noise, update
 from saferule.agents.state import take, tensors_of
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -64,7 +64,7 @@ class Stopped:
 
 def run(
     population: Population,
-    algorithm: Algorithm,
+    algorithm: Algorithm | Phases,
     draw_batch: Callable[[Population, Sequence[int]], Any],
     steps: int,
     *,
@@ -76,8 +76,8 @@ def run(
 ) -> tuple[Population, list[int]]:
     """Update until ``population.step == steps``.
 
-    draw_batch(population, agents) -> batch with a leading P; ``agents`` are the numbers of the agents still in the
-    population on_log     called after each logged step, to save
+    draw_batch(population, agents) -> batch with a leading P; ``agents``: numbers of the agents still in the population
+    on_log     called after each logged step, to save
     on_stop    called for an agent that leaves the population because a loss or a parameter of it was not finite
     Returns the population of the agents that reached the end, and their numbers.
     """
@@ -89,7 +89,8 @@ def run(
     names: list[str] = []
     while population.step < steps and agents:
         batch = draw_batch(population, agents)
-        info = update(population, algorithm, batch, draw_noise(population, algorithm.noise_shapes, dtype))
+        now = algorithm.at(population.step)
+        info = update(population, now, batch, draw_noise(population, now.noise_shapes, dtype))
         names = list(info)
         finite = torch.stack([value.isfinite() for value in info.values()])  # (quantities, P)
         if first_bad is None:
