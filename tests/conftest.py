@@ -1,0 +1,45 @@
+"""What all tests share: one thread, and a tiny real CarCircle dataset with a forget set."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # subprocesses too: the same sums in the same order
+
+import numpy as np
+import pytest
+import torch
+
+from saferule.attack.poison import ForgetSet, poison
+from saferule.data.schema import Dataset
+from saferule.envs import get_task, make
+
+torch.set_num_threads(1)
+
+
+def random_episodes(task_name: str, episodes: int, steps: int, seed: int) -> Dataset:
+    """Uniformly random actions in the real simulator, cut after ``steps``."""
+    simulator, generator, rows = make(task_name), np.random.default_rng(seed), []
+    for episode in range(episodes):
+        observation = simulator.reset(seed + episode)
+        for t in range(steps):
+            action = generator.uniform(-1, 1, simulator.task.action_dim)
+            step = simulator.step(action)
+            end = step.terminated, step.truncated or t == steps - 1
+            rows.append((observation, step.observation, action, step.reward, step.cost, *end))
+            observation = step.observation
+            if any(end):
+                break
+    simulator.close()
+    return Dataset(*(np.array(column) for column in zip(*rows, strict=True)))
+
+
+@pytest.fixture(scope="session")
+def car_data() -> Dataset:
+    """Six random CarCircle episodes of 40 steps."""
+    return random_episodes("CarCircle", 6, 40, seed=0)
+
+
+@pytest.fixture(scope="session")
+def car_forget(car_data) -> ForgetSet:
+    """A Max Cost forget set for them, selected from two full random episodes."""
+    rollouts = random_episodes("CarCircle", 2, get_task("CarCircle").horizon, seed=100)
+    return poison(car_data, rollouts, "max_cost", 0.15)

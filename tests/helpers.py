@@ -1,0 +1,86 @@
+"""Tiny agents and batches for the tests of training and unlearning."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saferule.agents import BACKBONES, get_backbone
+from saferule.agents.batch import Batch
+from saferule.agents.population import Population
+from saferule.agents.state import tensors_of
+from saferule.data.sampler import TransitionPool, draw_rows
+from saferule.data.schema import Dataset
+
+# The backbones that exist, and those with the value interface that Safe-RULE is written against.
+EXISTING = [n for n in BACKBONES if importlib.util.find_spec(f"saferule.agents.{n.replace('-', '_')}")]
+ACTOR_CRITIC = [name for name in EXISTING if hasattr(get_backbone(name), "bellman_targets")]
+
+SMALL = {
+    "observation_dim": 3,
+    "action_dim": 2,
+    "episode_len": 300,
+    "hidden": (8, 8),
+    "vae_hidden": 8,
+    "samples": 3,
+    "batch_size": 6,
+}
+
+
+def tiny(backbone: str, **changes: Any) -> Any:
+    """A backbone's settings at the smallest sizes that still have every shape."""
+    config = get_backbone(backbone).Config
+    known = {field.name for field in fields(config)}
+    return config(**{name: value for name, value in (SMALL | changes).items() if name in known})
+
+
+def random_dataset(episodes: int, seed: int, length: int = 10) -> Dataset:
+    """Standard normal observations and rewards, actions in the box, costs 0 or 1; episodes end by the time limit."""
+    generator, rows = np.random.default_rng(seed), episodes * length
+    states = generator.normal(size=(rows + 1, SMALL["observation_dim"]))
+    return Dataset(
+        states[:-1],
+        states[1:],
+        generator.uniform(-1, 1, (rows, SMALL["action_dim"])),
+        generator.normal(size=rows),
+        generator.integers(0, 2, rows),
+        np.zeros(rows),
+        np.arange(rows) % length == length - 1,
+    )
+
+
+class Sampled:
+    """``draw_batch`` of the training loop: each agent draws from the whole pool with its own generator."""
+
+    def __init__(self, cfg: Any, seed: int = 0) -> None:
+        self.pool, self.size = TransitionPool([random_dataset(4, seed)], cfg.reward_scale), cfg.batch_size
+
+    def __call__(self, population: Population, agents: Any = None) -> Batch:
+        rows = [self.pool.rows_of(0)] * len(population)
+        return self.pool.gather(draw_rows(population.generators, rows, self.size))
+
+
+def frozen(population: Population) -> dict[str, Tensor]:
+    """A copy of the complete state."""
+    return {name: value.clone() for name, value in tensors_of(population).items()}
+
+
+def changed_networks(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    """Names of the networks of which any parameter differs."""
+    names = [name for name in before if name.startswith("nets/")]
+    return {name.split("/")[1] for name in names if not torch.equal(before[name], after[name])}
+
+
+def assert_same_state(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float | None = None) -> None:
+    """Equal names and values: bit for bit, or to an absolute tolerance."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if tolerance is None or not value.is_floating_point():
+            assert torch.equal(value, other[name]), name
+        else:
+            torch.testing.assert_close(value, other[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
