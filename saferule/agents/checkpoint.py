@@ -13,6 +13,7 @@ from saferule.agents import get_backbone
 from saferule.agents.parts import Nets
 from saferule.agents.population import Population
 from saferule.agents.state import read, restore, tensors_of, write
+from saferule.errors import CheckpointError
 
 ACTING = ("actor", "vae")  # the networks that choose actions
 
@@ -53,6 +54,8 @@ def save_acting(population: Population, p: int, path: Path, task: str, backbone:
 def load_agent(path: str | Path, device: str = "cpu") -> Agent:
     """Read an agent. CheckpointError when the file is not a whole saferule checkpoint."""
     tensors, meta = read(path, device)
+    if "backbone" not in meta:
+        raise CheckpointError(f"{path}: the state of a population, expected one agent: give an agent.safetensors")
     backbone = get_backbone(meta["backbone"])
     saved = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["settings"].items()}
     cfg = backbone.Config(**saved)

@@ -47,7 +47,7 @@ def restore(tensors: dict[str, Tensor], learning_rates: dict[str, float], step: 
     generators = []
     for state in tensors["generators"]:
         generator = torch.Generator()
-        generator.set_state(state.cpu().contiguous())
+        generator.set_state(state.cpu().clone())  # a copy: set_state misreads a view
         generators.append(generator)
     optimisers = {}
     for net, state in moments.items():
