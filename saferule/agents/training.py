@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,12 +71,14 @@ def run(
     agents: list[int] | None = None,
     log: Log | None = None,
     log_every: int = 100,
+    log_also: Collection[int] = (),
     on_log: Callable[[Population, list[int]], None] | None = None,
     on_stop: Callable[[int, Stopped], None] | None = None,
 ) -> tuple[Population, list[int]]:
     """Update until ``population.step == steps``.
 
     draw_batch(population, agents) -> batch with a leading P; ``agents``: numbers of the agents still in the population
+    log_every  a step is logged when this divides it; the last one and those in ``log_also`` are logged too
     on_log     called after each logged step, to save
     on_stop    called for an agent that leaves the population because a loss or a parameter of it was not finite
     Returns the population of the agents that reached the end, and their numbers.
@@ -85,22 +87,22 @@ def run(
     log = Log() if log is None else log
     good, good_step = _snapshot(population), population.step
     dtype = next(iter(population.nets["actor"].values())).dtype
-    first_bad: Tensor | None = None
-    names: list[str] = []
+    # For each set of quantities: the step at which each first was not finite, 0 while all is well; (quantities, P),
+    # read only when something is logged.
+    first_bad: dict[tuple[str, ...], Tensor] = {}
     while population.step < steps and agents:
         batch = draw_batch(population, agents)
         now = algorithm.at(population.step)
         info = update(population, now, batch, draw_noise(population, now.noise_shapes, dtype))
-        names = list(info)
+        names = tuple(info)
         finite = torch.stack([value.isfinite() for value in info.values()])  # (quantities, P)
-        if first_bad is None:
-            first_bad = torch.zeros_like(finite, dtype=torch.long)
-        # The step at which a quantity first was not finite, 0 while all is well; read only when something is logged.
-        first_bad = torch.where((first_bad == 0) & ~finite, population.step, first_bad)
-        if population.step % log_every and population.step != steps:
+        known = first_bad.get(names)
+        known = torch.zeros_like(finite, dtype=torch.long) if known is None else known
+        first_bad[names] = torch.where((known == 0) & ~finite, population.step, known)
+        if population.step % log_every and population.step != steps and population.step not in log_also:
             continue
         log.add(agents, population.step, info)
-        bad = _not_finite(population, first_bad, names)
+        bad = _not_finite(population, first_bad)
         if bad:
             for p, (step, quantity) in bad.items():
                 tensors = {n: v if n.endswith("/step") else v[p : p + 1].clone() for n, v in good.items()}
@@ -111,7 +113,7 @@ def run(
             if not agents:
                 break
             population = take(population, keep, algorithm.cfg.learning_rates)
-        first_bad = None
+        first_bad = {}
         good, good_step = _snapshot(population), population.step
         if on_log is not None:
             on_log(population, agents)
@@ -122,13 +124,14 @@ def _snapshot(population: Population) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in tensors_of(population).items()}
 
 
-def _not_finite(population: Population, first_bad: Tensor, names: list[str]) -> dict[int, tuple[int, str]]:
+def _not_finite(population: Population, first_bad: dict[tuple[str, ...], Tensor]) -> dict[int, tuple[int, str]]:
     """{position in the population: (first bad step, what was not finite)}."""
     bad: dict[int, tuple[int, str]] = {}
-    for name, steps in zip(names, first_bad.cpu().tolist(), strict=True):
-        for p, step in enumerate(steps):
-            if step and (p not in bad or step < bad[p][0]):
-                bad[p] = (step, name)
+    for names, seen in first_bad.items():
+        for name, steps in zip(names, seen.cpu().tolist(), strict=True):
+            for p, step in enumerate(steps):
+                if step and (p not in bad or step < bad[p][0]):
+                    bad[p] = (step, name)
     for net, leaves in population.nets.items():
         whole = torch.stack([leaf.isfinite().flatten(1).all(1) for leaf in leaves.values()]).all(0)
         for p in (~whole).nonzero().flatten().tolist():

@@ -152,6 +152,7 @@ def _run(
         agents=agents,
         log=log,
         log_every=LOG_EVERY,
+        log_also=run.snapshot_steps,
         on_log=lambda now, left: run.keep(now, left, log),
         on_stop=lambda agent, stopped: run.stop(agent, stopped, log),
     )
