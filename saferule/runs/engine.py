@@ -120,12 +120,15 @@ class Engine:
         return [cell for cell in dict.fromkeys(cells) if not self.store.done(cell)]
 
     def _work(self, todo: Sequence[Any], among: Sequence[Any], together: Callable[[Any], tuple]) -> None:
-        """Divide the unfinished cells into populations and run these."""
+        """Continue interrupted populations of these cells, divide the other unfinished cells into new ones, run all."""
+        jobs = self.store.interrupted(among)
+        continued = {cell for _, group in jobs for cell in group}
         groups: dict[tuple, list[Any]] = {}
         for cell in todo:
-            groups.setdefault(together(cell), []).append(cell)
+            if cell not in continued:
+                groups.setdefault(together(cell), []).append(cell)
         parts = [part for group in groups.values() for part in self._parts(group, len(groups))]
-        jobs = list(dict(self.store.partial(part, among) for part in parts).items())
+        jobs += [(self.store.partial(part), part) for part in parts]
         if self.place.device == "cpu" and len(jobs) > 1:
             for said in self.workers.map(work_alone, [self.place] * len(jobs), *zip(*jobs, strict=True)):
                 for line in said:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -50,7 +51,7 @@ class InterruptibleRun:
         if not (self.folder / STATE).is_file():
             return None
         tensors, meta = read(self.folder / STATE, device)
-        columns = {n.removeprefix("log/"): tensors.pop(n).tolist() for n in list(tensors) if n.startswith("log/")}
+        columns = {name: tensors.pop(f"log/{name}").tolist() for name in meta["log"]}
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         for row in rows:
             row["agent"], row["step"] = int(row["agent"]), int(row["step"])
@@ -69,9 +70,10 @@ class InterruptibleRun:
 
     def save(self, population: Population, agents: Sequence[int], log: Log) -> None:
         """Write the state atomically."""
-        names = log.rows[0] if log.rows else {}
-        columns = {f"log/{n}": torch.tensor([row[n] for row in log.rows], dtype=torch.float64) for n in names}
-        meta = {"step": population.step, "agents": list(agents)}
+        names = list(dict.fromkeys(name for row in log.rows for name in row))
+        columns = {f"log/{n}": [row.get(n, math.nan) for row in log.rows] for n in names}
+        columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
+        meta = {"step": population.step, "agents": list(agents), "log": names}
         write(self.folder / STATE, tensors_of(population) | columns, meta)
         self.saved_at = time.monotonic()
 

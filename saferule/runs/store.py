@@ -74,23 +74,33 @@ class Store:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
-    def partial(self, cells: Sequence[Cell], among: Sequence[Cell]) -> tuple[Path, list[Cell]]:
-        """Where a population of these cells keeps its state while it runs, and the cells of that population.
-
-        An interrupted population that has all these cells is continued with its own cells, some of which may be done by
-        now, as long as all of them are in ``among``.
-        """
-        known = {key(cell): cell for cell in among}
-        wanted = [key(cell) for cell in cells]
-        for listing in sorted(self.root.glob("partial/*/cells.json")):
-            found = json.loads(listing.read_text())
-            if set(wanted) <= set(found) <= set(known):
-                return listing.parent, [known[k] for k in found]
-        name = hashlib.sha256(" ".join(wanted).encode()).hexdigest()[:12]
-        folder = self.root / "partial" / name
+    def partial(self, cells: Sequence[Cell]) -> Path:
+        """Where a population of these cells keeps its state while it runs."""
+        keys = [key(cell) for cell in cells]
+        folder = self.root / "partial" / hashlib.sha256(" ".join(keys).encode()).hexdigest()[:12]
         folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / "cells.json", json.dumps(wanted).encode())
-        return folder, list(cells)
+        write_bytes(folder / "cells.json", json.dumps(keys).encode())
+        return folder
+
+    def interrupted(self, among: Sequence[Cell]) -> list[tuple[Path, list[Cell]]]:
+        """Populations to continue: folders and cells of those that were interrupted and hold only cells in ``among``.
+
+        Some of a population's cells may be done by now. What is left of one that is done entirely is removed. No two
+        of the populations have an unfinished cell in common.
+        """
+        known, taken = {key(cell): cell for cell in among}, set()
+        found: list[tuple[Path, list[Cell]]] = []
+        for listing in sorted(self.root.glob("partial/*/cells.json")):
+            keys = json.loads(listing.read_text())
+            if not set(keys) <= set(known):
+                continue
+            left = {k for k in keys if not self.done(known[k])}
+            if not left:
+                shutil.rmtree(listing.parent)
+            elif not left & taken:
+                taken |= left
+                found.append((listing.parent, [known[k] for k in keys]))
+        return found
 
     @contextmanager
     def lock(self) -> Iterator[None]:
