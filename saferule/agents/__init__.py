@@ -4,11 +4,12 @@ Every backbone module has the same names:
 
     NAME, Config          the paper's name; osrl-lib's settings as a frozen dataclass
     init                  (cfg, generator) -> networks, scalars
-    noise_shapes          (cfg, B) -> the standard normal draws of one step, by name
+    noise_shapes          (cfg, B) -> the standard normal draws of one step, by name; "policy" is what `act` takes
     LOSSES                ((networks, loss), ...) in the order in which they are applied;
                           loss(nets, scalars, batch, noise, cfg) -> (scalar, info, changed scalars)
     TARGETS               {target network: network it follows}
     act                   (nets, observations, noise or None, cfg) -> actions
+    statistics            optional: (observations, actions, is_init) of an agent's training data -> scalars
 
 and, for unlearning, the value interface of the actor-critic backbones: ``bellman_targets``, ``q_reward``, ``q_cost``,
 ``policy``.

@@ -1,0 +1,183 @@
+"""BEAR-Lag: bootstrapping error accumulation reduction with a PID Lagrange multiplier.
+
+Paper: Kumar et al. 2019 (BEAR); Stooke et al. 2020 (PID multiplier). Reference: osrl-lib 0.1.0, class BEARL.
+
+Deliberate differences from osrl-lib (none changes what is learned in expectation):
+- The reward and the cost target share one draw of n next actions; osrl-lib draws n fresh ones for each.
+- Both critics are updated from one backward pass. Neither target depends on the other critic's step.
+- The actor sees each state once and samples n actions from its Gaussian; osrl-lib repeats the state n times.
+- The four networks of a double ensemble (2 x num_q) are one stacked ensemble.
+- The discrepancy is summed from exp(-d) - 1, in which its ones cancel before rounding. osrl-lib subtracts numbers close
+  to 1: with its wide kernel that costs four of float32's seven digits and dominates the actor's gradient error.
+- Actions are taken to lie in [-1, 1], as they do in all four tasks (osrl-lib's max_action = 1).
+
+Kept as it is in osrl-lib: both sides of the discrepancy are actions before the tanh; the critics see only the first of
+the actor's n samples; log alpha moves by a plain gradient step, not Adam; the cost target is not stopped at episode
+ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saferule.agents.batch import Batch
+from saferule.agents.lagrangian import init_pid, pid_multiplier
+from saferule.agents.networks import (
+    Network,
+    clip_latent,
+    double_q,
+    gaussian,
+    init_mlp,
+    init_vae,
+    q_values,
+    td_loss,
+    vae_decode_raw,
+)
+from saferule.agents.parts import (
+    TARGETS,
+    ActorCriticSettings,
+    Nets,
+    Noise,
+    Scalars,
+    behaviour_loss,
+    for_targets,
+    q_cost,
+    q_reward,
+)
+from saferule.errors import SettingsError
+
+__all__ = ["TARGETS", "q_cost", "q_reward"]  # shared by the actor-critic backbones, part of this one's interface
+NAME = "bear-lag"
+LOG_ALPHA_MIN, LOG_ALPHA_MAX = -5.0, 5.0
+KERNELS = ("gaussian", "laplacian")
+
+
+@dataclass(frozen=True)
+class Config(ActorCriticSettings):
+    """osrl-lib's BEARLTrainConfig; alpha_lr is the default of BEARLTrainer, which the config does not set."""
+
+    lmbda: float = 0.75  # weight of the smaller of two critics in the target
+    gains: tuple[float, float, float] = (0.1, 0.003, 0.001)  # PID
+    kernel: str = "gaussian"  # or "laplacian"
+    mmd_sigma: float = 50.0  # width of the kernel
+    mmd_samples: int = 10  # actions per state of the actor and of the behaviour model (num_samples_mmd_match)
+    target_mmd_thresh: float = 0.05  # discrepancy that the actor may have
+    start_update_policy_step: int = 0  # before this step the actor only imitates
+    alpha_lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """SettingsError for an unknown kernel."""
+        if self.kernel not in KERNELS:
+            raise SettingsError(f"unknown kernel {self.kernel!r} of bear-lag: choose one of {', '.join(KERNELS)}")
+
+
+def init(cfg: Config, generator: torch.Generator) -> tuple[Nets, Scalars]:
+    """Fresh networks, multiplier, log alpha and step counter of one agent."""
+    pair = cfg.observation_dim + cfg.action_dim
+    nets = {
+        "actor": init_mlp((cfg.observation_dim, *cfg.hidden, 2 * cfg.action_dim), generator),
+        "critic": init_mlp((pair, *cfg.hidden, 1), generator, ensemble=2 * cfg.num_q),
+        "cost_critic": init_mlp((pair, *cfg.hidden, 1), generator, ensemble=2 * cfg.num_q),
+        "vae": init_vae(cfg.observation_dim, cfg.action_dim, cfg.vae_hidden, cfg.latent_dim, generator),
+    }
+    return nets, init_pid() | {"log_alpha": torch.zeros(()), "n_train_steps": torch.zeros((), dtype=torch.long)}
+
+
+def noise_shapes(cfg: Config, batch_size: int) -> dict[str, tuple[int, ...]]:
+    """Standard normal draws of one step; "policy" is the actor's first sample, "match" are the others."""
+    action = (batch_size, cfg.action_dim)
+    return {
+        "vae": (batch_size, cfg.latent_dim),
+        "target": (cfg.samples, *action),
+        "behaviour": (cfg.mmd_samples, batch_size, cfg.latent_dim),
+        "policy": action,
+        "match": (cfg.mmd_samples - 1, *action),
+    }
+
+
+def policy(nets: Nets, observations: Tensor, noise: Tensor, cfg: Config) -> Tensor:
+    """pi(s): (B, A), or (n, B, A) for noise (n, B, A); reparametrised samples of the squashed Gaussian."""
+    mean, std = gaussian(nets["actor"], observations)
+    return (mean + std * noise).tanh()
+
+
+def act(nets: Nets, observations: Tensor, noise: Tensor | None, cfg: Config) -> Tensor:
+    """Actions (B, A) in the environment; deterministic (the mean) when noise is None."""
+    mean, std = gaussian(nets["actor"], observations)
+    return (mean if noise is None else mean + std * noise).tanh()
+
+
+def bellman_targets(nets: Nets, batch: Batch, noise: Tensor, cfg: Config) -> tuple[Tensor, Tensor]:
+    """Targets of both critics: the best of n actions of the target actor (BEARL.critic_loss, BEARL.cost_critic_loss).
+
+    noise  (n, B, A)
+    Returns y_r, y_c: (B,). As in osrl-lib the cost target is not stopped at episode ends and takes the largest
+    candidate cost.
+    """
+    nets = for_targets(nets, ("actor_target", "critic_target", "cost_critic_target"), cfg)
+    observations = batch.next_observations
+    actions = policy({"actor": nets["actor_target"]}, observations, noise, cfg)
+
+    def best(critic: Network) -> Tensor:
+        one, two = double_q(q_values(critic, observations, actions))
+        mixed = cfg.lmbda * torch.minimum(one, two) + (1 - cfg.lmbda) * torch.maximum(one, two)
+        return mixed.amax(0).to(batch.rewards.dtype)
+
+    y_r = batch.rewards + cfg.gamma * (1 - batch.done) * best(nets["critic_target"])
+    y_c = batch.costs + cfg.gamma * best(nets["cost_critic_target"])
+    return y_r, y_c
+
+
+def critics_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: Config):
+    """Squared Bellman errors of the reward and the cost critics."""
+    with torch.no_grad():
+        y_r, y_c = bellman_targets(nets, batch, noise["target"], cfg)
+    reward_loss = td_loss(q_reward(nets, batch.observations, batch.actions), y_r)
+    cost_loss = td_loss(q_cost(nets, batch.observations, batch.actions), y_c)
+    return reward_loss + cost_loss, {"critic_loss": reward_loss, "cost_critic_loss": cost_loss}, {}
+
+
+def discrepancy(x: Tensor, y: Tensor, cfg: Config) -> Tensor:
+    """Maximum mean discrepancy of samples x (n, B, A) and y (m, B, A) of B distributions: (B,) (BEARL.mmd_loss_*)."""
+
+    def likeness(a: Tensor, b: Tensor) -> Tensor:  # mean of the kernel, less one
+        difference = a.unsqueeze(1) - b  # (n, m, B, A)
+        distance = difference.pow(2) if cfg.kernel == "gaussian" else difference.abs()
+        return torch.expm1(-distance.sum(-1) / (2.0 * cfg.mmd_sigma)).mean((0, 1))
+
+    return (likeness(x, x) + likeness(y, y) - 2.0 * likeness(x, y) + 1e-6).sqrt()
+
+
+def actor_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: Config):
+    """-Q_r + alpha * (discrepancy - threshold) + multiplier * (Q_c - limit) (BEARL.actor_loss).
+
+    Moves the multiplier and log alpha. During the first `start_update_policy_step` steps -Q_r is left out.
+    """
+    with torch.no_grad():
+        behaviour = vae_decode_raw(nets["vae"], batch.observations, clip_latent(noise["behaviour"]))
+    mean, std = gaussian(nets["actor"], batch.observations)
+    raw = mean + std * torch.cat((noise["policy"].unsqueeze(0), noise["match"]))  # (n, B, A)
+    excess = discrepancy(behaviour, raw, cfg) - cfg.target_mmd_thresh
+    actions = raw[0].tanh()
+    q_r = q_reward(nets, batch.observations, actions).amin(0)
+    q_c = q_cost(nets, batch.observations, actions).amin(0)
+    multiplier, pid = pid_multiplier(scalars, q_c, cfg.q_limit, cfg.gains)
+    alpha = scalars["log_alpha"].exp()
+    improving = scalars["n_train_steps"] >= cfg.start_update_policy_step
+    loss = (alpha * excess - improving * q_r).mean() + multiplier * (q_c - cfg.q_limit).mean()
+    log_alpha = scalars["log_alpha"] + cfg.alpha_lr * alpha * excess.detach().mean()
+    log_alpha = log_alpha.clamp(LOG_ALPHA_MIN, LOG_ALPHA_MAX)
+    info = {
+        "actor_loss": loss,
+        "multiplier": multiplier,
+        "q_cost": q_c.mean(),
+        "mmd": excess.mean() + cfg.target_mmd_thresh,
+        "alpha": log_alpha.exp(),
+    }
+    return loss, info, pid | {"log_alpha": log_alpha, "n_train_steps": scalars["n_train_steps"] + 1}
+
+
+LOSSES = ((("vae",), behaviour_loss), (("critic", "cost_critic"), critics_loss), (("actor",), actor_loss))
