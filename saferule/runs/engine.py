@@ -200,4 +200,4 @@ def _train_adversary(store: Store, cell: Adversary) -> None:
     from saferule.attack.adversary import train_adversary
 
     with store.write(cell) as folder:
-        train_adversary(get_task(cell.task), cell.attack, cell.steps, cell.seed, folder)
+        train_adversary(get_task(cell.task), cell.attack, cell.steps, cell.seed, folder, progress=False)
