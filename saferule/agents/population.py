@@ -118,18 +118,22 @@ def member(tree: Any, index: int) -> Any:
 
 
 def reset_optimisers(population: Population, algorithm: Algorithm | Phases) -> None:
-    """Cold Adam for every network that the algorithm trains."""
+    """Cold Adam for every network that the algorithm trains.
+
+    The moments are there from the beginning, as Adam's first step would make them: a state saved before a network's
+    first step is complete too.
+    """
     device = next(iter(population.nets["actor"].values())).device
     population.optimisers = {}
     for name in algorithm.trained:
-        for leaf in population.nets[name].values():
-            leaf.requires_grad_(True)
-        population.optimisers[name] = torch.optim.Adam(
-            population.nets[name].values(),
-            lr=algorithm.cfg.learning_rates[name],
-            fused=True,
-            capturable=device.type == "cuda",
+        leaves = [leaf.requires_grad_(True) for leaf in population.nets[name].values()]
+        optimiser = torch.optim.Adam(
+            leaves, lr=algorithm.cfg.learning_rates[name], fused=True, capturable=device.type == "cuda"
         )
+        for leaf in leaves:
+            moments = {"exp_avg": torch.zeros_like(leaf), "exp_avg_sq": torch.zeros_like(leaf)}
+            optimiser.state[leaf] = {"step": torch.zeros((), dtype=torch.float32, device=device)} | moments
+        population.optimisers[name] = optimiser
 
 
 def draw_noise(population: Population, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> Noise:
