@@ -1,0 +1,133 @@
+"""Our training steps against the real osrl-lib package: same weights, batches and noise, so the same numbers.
+
+In float64 every parameter is compared by itself. In float32 that would mean nothing: where a gradient is all but zero,
+Adam turns its rounding error into a step of full length, so two correct programs differ there. Float32 is compared
+tensor by tensor, in the norm.
+"""
+
+from __future__ import annotations
+
+import osrl_peer
+import pytest
+import torch
+from torch import Tensor
+
+from saferule.agents import BACKBONES
+from saferule.agents.osrl import state_of
+from saferule.agents.population import member
+
+# osrl-lib's settings on PointGoal, except for a cost limit so low that the constraint is active within ten steps.
+SIZES = {"observation_dim": 60, "action_dim": 2, "episode_len": 1000, "cost_limit": 4.0}
+SMALL = SIZES | {"observation_dim": 5, "hidden": (16, 16)}
+STEPS = 10
+
+# What ours reports: what osrl-lib logs.
+SHARED = {"actor_loss": "actor_loss"}
+CRITICS = {"vae_loss": "loss_vae", "critic_loss": "critic_loss", "cost_critic_loss": "cost_critic_loss"}
+LOGGED = {
+    "bcq-lag": CRITICS | {"multiplier": "lagrangian"},
+    "bear-lag": CRITICS | {"multiplier": "lagrangian", "mmd": "mmd_loss", "alpha": "alpha_value"},
+    "cpq": CRITICS | {"alpha": "alpha_value"},
+    "coptidice": {
+        "nu_loss": "nu_loss",
+        "chi_loss": "chi_loss",
+        "tau_loss": "tau_loss",
+        "lmbda_loss": "lmbda_loss",
+        "multiplier": "lmbda",
+        "tau": "tau",
+        "kl": "D_kl",
+        "divergence": "Df",
+    },
+}
+
+
+def state_pairs(peers: osrl_peer.Peers) -> dict[str, tuple[Tensor, Tensor]]:
+    """Everything that both hold after a step, by name: (ours, osrl-lib's)."""
+    theirs = {name: value.detach() for name, value in peers.model.state_dict().items()}
+    ours = state_of(member(peers.ours.nets, 0), peers.name, peers.cfg)
+    assert ours.keys() == theirs.keys()
+    pairs = {name: (ours[name], theirs[name]) for name in theirs}
+    scalars = {name: value[0] for name, value in peers.ours.scalars.items()}
+    model = peers.model
+    if peers.name in ("bcq-lag", "bear-lag"):
+        pairs["pid_error"] = scalars["pid_error"], torch.as_tensor(model.controller.error_old)
+        pairs["pid_integral"] = scalars["pid_integral"], torch.as_tensor(model.controller.error_integral)
+    if peers.name in ("bear-lag", "cpq"):
+        pairs["log_alpha"] = scalars["log_alpha"], model.log_alpha
+    if peers.name == "bear-lag":
+        pairs["n_train_steps"] = scalars["n_train_steps"].double(), torch.tensor(float(model.n_train_steps)).double()
+    if peers.name == "coptidice":
+        for name in ("tau", "lmbda"):
+            pairs[name] = peers.ours.nets[name]["raw"][0].detach(), getattr(model, name).detach()
+        pairs["multiplier"] = scalars["multiplier"], model._lmbda.detach()[0]
+    return pairs
+
+
+def assert_same_state(peers: osrl_peer.Peers) -> None:
+    """Every number by itself, in float64."""
+    for name, (ours, theirs) in state_pairs(peers).items():
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def assert_same_log(peers: osrl_peer.Peers, info: dict[str, Tensor], tolerance: float) -> None:
+    for ours, theirs in (SHARED | LOGGED[peers.name]).items():
+        assert info[ours].item() == pytest.approx(peers.logged[f"loss/{theirs}"], rel=tolerance, abs=tolerance), ours
+
+
+def assert_constraint_active(peers: osrl_peer.Peers, infos: list[dict[str, Tensor]]) -> None:
+    """The comparison would be empty if the constraint never had an effect."""
+    if peers.name in ("bcq-lag", "bear-lag"):
+        assert sum(bool(info["multiplier"] > 0) for info in infos) >= 5
+    if peers.name == "cpq":
+        assert sum(bool(0 < info["safe"] < 1) for info in infos) >= 5
+    if peers.name == "coptidice":
+        assert all(info["cost_bound"] > 0 and info["kl"] > 0 for info in infos)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_ten_steps_in_float64(backbone):
+    peers = osrl_peer.Peers(backbone, 64, torch.float64, **SIZES)
+    before = {name: value.clone() for name, value in peers.model.state_dict().items()}
+    infos = []
+    for _ in range(STEPS):
+        infos.append(peers.step())
+        assert_same_log(peers, infos[-1], 1e-9)
+    assert_same_state(peers)
+    assert_constraint_active(peers, infos)
+    assert all(not torch.equal(value, before[name]) for name, value in peers.model.state_dict().items())
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(("batch_size", "steps"), [(64, STEPS), (512, 1)])
+def test_steps_in_float32(backbone, batch_size, steps):
+    # osrl-lib's own float32 step of BEAR-Lag is further than 1e-5 from its float64 step (see bear_lag.py's head).
+    reference = torch.float64 if backbone == "bear-lag" else torch.float32
+    peers = osrl_peer.Peers(backbone, batch_size, torch.float32, reference, **SIZES)
+    for _ in range(steps):
+        assert_same_log(peers, peers.step(), 1e-4)
+    for name, (ours, theirs) in state_pairs(peers).items():
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-7, name
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_batch_of_one(backbone):
+    peers = osrl_peer.Peers(backbone, 1, torch.float64, **SIZES)
+    for _ in range(STEPS):
+        assert_same_log(peers, peers.step(), 1e-9)
+    assert_same_state(peers)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "option"),
+    [
+        ("bear-lag", {"kernel": "laplacian"}),
+        ("bear-lag", {"start_update_policy_step": 3}),  # the actor only imitates at first, then improves
+        ("coptidice", {"f_type": "chi2"}),
+        ("coptidice", {"f_type": "kl"}),
+    ],
+)
+def test_other_settings(backbone, option):
+    peers = osrl_peer.Peers(backbone, 16, torch.float64, **SMALL, **option)
+    for _ in range(6):
+        assert_same_log(peers, peers.step(), 1e-9)
+    assert_same_state(peers)
