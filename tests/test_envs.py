@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from saferule.envs import TASKS, get_task, make
+from saferule.envs.fast import use_fast_task
 from saferule.envs.shim import load_bullet_safety_gym, load_dsrl, load_safety_gymnasium, standard_streams
 from saferule.errors import SaferuleError, SettingsError
 
@@ -53,22 +54,50 @@ def test_fast_world_is_bit_identical_to_the_stock_environment(name):
     assert compared >= 300 and episode >= 2
 
 
-def test_a_goal_that_is_reached_is_replaced_as_in_the_stock_environment():
-    """Drive PointGoal onto its goal: the new goal comes from the simulator's own generator."""
-    stock, ours = load_safety_gymnasium().make("SafetyPointGoal1-v0"), make("PointGoal")
+@pytest.mark.parametrize("name, moved", [("PointGoal", "agent"), ("PointPush", "push_box")])
+def test_a_goal_that_is_reached_is_replaced_as_in_the_stock_environment(name, moved):
+    """Put the goal where the agent or the box is: the new goal comes from the simulator's own generator."""
+    stock, ours = load_safety_gymnasium().make(get_task(name).env_id), make(name)
     stock.reset(seed=0)
     ours.reset(0)
-    met = False
+    met = 0
     for simulator in (stock.unwrapped, ours._env):
-        simulator.task.model.body("goal").pos[:2] = simulator.task.agent.pos[:2]
+        world = simulator.task
+        world.model.body("goal").pos[:2] = world.data.body(moved).xpos[:2]
     for action in random_actions(ours.task, 30):
         np.random.random()  # somebody else draws
         observation, reward, cost, *_, info = stock.step(action)
         step = ours.step(action)
         np.testing.assert_array_equal(step.observation, observation)
         assert (step.reward, step.cost) == (reward, cost)
-        met |= info.get("goal_met", False)
+        met += info.get("goal_met", False)
     assert met
+
+
+@pytest.mark.parametrize("name", ["PointGoal", "PointPush"])
+def test_hazards_cost_as_in_the_stock_environment(name):
+    """Put a hazard under the agent, which then leaves it and comes back."""
+    stock, ours = load_safety_gymnasium().make(get_task(name).env_id), make(name)
+    stock.reset(seed=2)
+    ours.reset(2)
+    for simulator in (stock.unwrapped, ours._env):
+        world = simulator.task
+        world.model.body("hazard0").pos[:2] = world.agent.pos[:2]
+    costs = []
+    for index in range(60):
+        action = np.array([1.0 if index < 30 else -1.0, 0.0])
+        observation, reward, cost, *_ = stock.step(action)
+        step = ours.step(action)
+        np.testing.assert_array_equal(step.observation, observation)
+        assert (step.reward, step.cost) == (reward, cost)
+        costs.append(step.cost)
+    assert set(costs) == {0.0, 1.0}
+
+
+def test_only_tasks_of_the_known_make_are_stepped_fast():
+    builder = load_safety_gymnasium().make("SafetyCarButton1-v0").unwrapped
+    with pytest.raises(SaferuleError, match="joint sensors.*other costs than hazards.*moving obstacles"):
+        use_fast_task(builder)
 
 
 def test_car_circle_equals_the_first_episode_of_a_stock_environment():

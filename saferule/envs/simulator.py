@@ -113,10 +113,14 @@ class MujocoSimulator(Simulator):
                 options["camera_name"] = "fixedfar"
         env = _from_registry(self.task.env_id, **options)
         self._is_builder = hasattr(env, "task")  # the velocity tasks are plain MuJoCo environments, compiled once
-        if self._is_builder and not self._can_render:
-            from saferule.envs.headless import use_headless_world
+        if self._is_builder:
+            from saferule.envs.fast import use_fast_task
 
-            use_headless_world(env)
+            use_fast_task(env)
+            if not self._can_render:
+                from saferule.envs.headless import use_headless_world
+
+                use_headless_world(env)
         return env
 
     def _reset(self, seed: int | None) -> np.ndarray:
