@@ -1,0 +1,263 @@
+"""Tables and figures from rows made by hand."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+
+from saferule.attack.poison import ForgetSet
+from saferule.data.schema import Dataset
+from saferule.report import canvas, comparison, figures, labels, tables
+from saferule.unlearn import METHODS
+
+CELL = {"task": "CarCircle", "backbone": "cpq", "attack": "max_cost", "ratio": 0.15}
+CLEAN = CELL | {"attack": "clean", "ratio": 0.0}
+
+
+def rows(method, seed, costs, returns, step=100, **cell):
+    where = (CLEAN if method == "clean" else CELL) | cell
+    return pd.DataFrame(
+        {"cost": costs, "return": returns, "seed": range(len(costs)), "cost_limit": 10.0, "step": step}
+        | where
+        | {"method": method, "training_seed": seed}
+    )
+
+
+@pytest.fixture
+def episodes():
+    """Two seeds, the first with cost 20 and 40 before, the second with 60."""
+    return pd.concat(
+        [
+            rows("clean", 0, [4.0, 8.0], [90.0, 110.0]),
+            rows("clean", 1, [0.0, 0.0], [100.0, 100.0]),
+            rows("poisoned", 0, [20.0, 40.0], [100.0, 200.0]),
+            rows("poisoned", 1, [60.0, 60.0], [50.0, 50.0]),
+            rows("safe-rule", 0, [5.0, 5.0], [100.0, 120.0]),
+            rows("safe-rule", 1, [20.0, 30.0], [70.0, 50.0]),
+            rows("fine-tuning", 0, [10.0, 10.0], [10.0, 10.0]),
+            rows("fine-tuning", 1, [10.0, 10.0], [10.0, 10.0]),
+        ],
+        ignore_index=True,
+    )
+
+
+def dataset(rewards, costs, ends):
+    n = len(rewards)
+    flags = np.isin(np.arange(n), ends)
+    return Dataset(
+        np.zeros((n, 8)),
+        np.zeros((n, 8)),
+        np.zeros((n, 2)),
+        rewards,
+        costs,
+        np.zeros(n, bool),
+        flags,
+        {"made_by": "hand"},
+    )
+
+
+@pytest.fixture
+def data():
+    """Two trajectories: return 3 at cost 0, return 10 at cost 12."""
+    return dataset([1.0, 2.0, 4.0, 6.0], [0.0, 0.0, 5.0, 7.0], [1, 3])
+
+
+@pytest.fixture
+def forget():
+    """One poisoned trajectory: truly return 2 at cost 2, labelled return 12 at cost 0."""
+    relabelled = dataset([6.0, 6.0], [0.0, 0.0], [1])
+    return ForgetSet(
+        relabelled,
+        np.array([1.0, 1.0], np.float32),
+        np.array([1.0, 1.0], np.float32),
+        np.array([0]),
+        np.array([2.0]),
+        "max_cost",
+        0.5,
+        4,
+    )
+
+
+# Tables
+
+
+def test_seeds_are_the_unit(episodes):
+    """A seed with more episodes does not weigh more."""
+    more = pd.concat([episodes, rows("poisoned", 1, [60.0] * 50, [50.0] * 50)])
+    for frame in (episodes, more):
+        poisoned = tables.summarise(frame).set_index("method").loc["poisoned"]
+        assert poisoned["cost"] == 45.0  # mean of 30 and 60
+        assert poisoned["return"] == 100.0  # mean of 150 and 50
+        assert poisoned["n_seeds"] == 2 and poisoned["seeds"] == "0 1" and poisoned["episodes"] == 2
+
+
+def test_no_interval_under_three_seeds(episodes):
+    summary = tables.summarise(episodes)
+    assert summary[["cost_low", "cost_high", "return_low", "return_high"]].isna().all(axis=None)
+    third = tables.summarise(pd.concat([episodes, rows("poisoned", 2, [90.0], [0.0])])).set_index("method")
+    assert third.loc["poisoned", ["cost_low", "cost_high"]].tolist() == [30.0, 90.0]
+    assert np.isnan(third.loc["safe-rule", "cost_low"])
+
+
+def test_interval_is_a_bootstrap_over_seeds():
+    assert all(np.isnan(tables.interval(np.array([1.0, 2.0]))))
+    assert tables.interval(np.array([5.0, 5.0, 5.0])) == (5.0, 5.0)
+    # Of the 27 resamples of three values one is all smallest and one all largest: 3.7 % each, above 2.5 %.
+    assert tables.interval(np.array([0.0, 1.0, 2.0])) == (0.0, 2.0)
+    low, high = tables.interval(np.arange(20.0))
+    assert 6.5 < low < 7.5 and 11.5 < high < 12.5  # 9.5 +- 1.96 * 5.77 / sqrt(20)
+
+
+def test_changes_are_paired_by_seed(episodes):
+    change = tables.changes(episodes).set_index("method").loc["safe-rule"]
+    assert change["cost_removed"] == pytest.approx(((30 - 5) + (60 - 25)) / 2)
+    assert change["return_gained"] == pytest.approx(((110 - 150) + (60 - 50)) / 2)
+    assert change["n_seeds"] == 2
+    assert "clean" not in tables.changes(episodes)["method"].tolist()
+
+
+def test_with_clean_repeats_the_clean_rows_under_every_condition(episodes):
+    second = rows("poisoned", 0, [1.0], [1.0], attack="min_reward", ratio=0.05)
+    other_task = rows("poisoned", 0, [1.0], [1.0], task="PointGoal")
+    frame = tables.with_clean(pd.concat([episodes, second, other_task], ignore_index=True))
+    clean = frame[frame["method"] == "clean"]
+    assert clean.groupby(["task", "attack", "ratio"]).size().to_dict() == {
+        ("CarCircle", "max_cost", 0.15): 4,
+        ("CarCircle", "min_reward", 0.05): 4,
+    }
+    assert list(frame.columns) == list(episodes.columns)
+
+
+def test_per_seed_says_what_is_safe(episodes):
+    frame = tables.per_seed(episodes).set_index(["method", "training_seed"])
+    assert frame.loc[("clean", 0), "cost"] == 6.0 and frame.loc[("clean", 0), "safe"]
+    assert frame.loc[("fine-tuning", 0), "safe"]  # 10 is within the limit of 10
+    assert not frame.loc[("safe-rule", 1), "safe"]
+
+
+def test_data_tables(data, forget):
+    summary = tables.data_summary("CarCircle", data, 10.0).iloc[0]
+    assert (summary["trajectories"], summary["steps"], summary["safe_share"]) == (2, 4, 0.5)
+    assert summary["best_safe_return"] == 3.0 and summary["made_by"] == "hand"
+    points = tables.data_points(data, [forget])
+    assert points[["set", "return", "cost"]].values.tolist() == [
+        ["D", 3.0, 0.0],
+        ["D", 10.0, 12.0],
+        ["D_f, true labels", 2.0, 2.0],
+        ["D_f, poisoned labels", 12.0, 0.0],
+    ]
+    spread = tables.quantiles(points).set_index("set")
+    assert spread.loc["D", ["trajectories", "return_0%", "return_50%", "cost_100%"]].tolist() == [2, 3.0, 6.5, 12.0]
+    row = tables.forget_summary("CarCircle", data, [forget]).iloc[0]
+    assert row["share"] == pytest.approx(2 / 6)
+    assert (row["reward_true"], row["reward_label"], row["reward_D"]) == (1.0, 6.0, 3.25)
+    assert (row["cost_true"], row["cost_label"], row["cost_D"]) == (1.0, 0.0, 3.0)
+
+
+def test_table1_puts_the_papers_cell_beside_ours(episodes):
+    table = comparison.table1(episodes).set_index("metric")
+    assert len(table) == 2
+    cost = table.loc["cost"]
+    assert (cost["clean"], cost["poisoned"], cost["fine_tuning"], cost["safe_rule"]) == (3.0, 45.0, 10.0, 15.0)
+    assert (cost["paper_before"], cost["paper_after"]) == (195.9, 0.7)  # CPQ, Max Cost 15 %, CarCircle
+    assert (table.loc["return", "paper_before"], table.loc["return", "paper_after"]) == (173.8, 345.2)
+    assert (cost["n_seeds"], cost["seeds"], cost["episodes"], cost["cost_limit"]) == (2, "0 1", 2, 10.0)
+
+
+def test_ablations_beside_tables_2_5_and_6(episodes):
+    paper = comparison.paper_ablations("CarCircle", "bcq-lag").set_index(["method", "source"])
+    assert paper.loc[("poisoned", "Table 1")].tolist() == [88.8, 285.2]
+    # Table 2 prints 81.2 less cost and 10.8 more return for the adaptive weight.
+    assert paper.loc[("safe-rule", "Table 2 from Table 1's start")].tolist() == [7.6, 296.0]
+    assert paper.loc[("safe-rule", "Table 5")].tolist() == [7.6, 296.0]
+    assert paper.loc[("percentile-0", "Table 6")].tolist() == [9.1, 270.8]
+    variant = rows("reward-only", 0, [1.0], [2.0])
+    joined = comparison.ablations(pd.concat([episodes, variant])).set_index("method")
+    assert pd.isna(joined.loc["reward-only", "source"]) and np.isnan(joined.loc["reward-only", "paper_ratio"])
+    assert set(joined.loc["safe-rule", "source"]) == {"Table 1", "Table 2 from Table 1's start", "Table 5"}
+
+
+def test_provenance_and_readable(episodes):
+    told = tables.provenance(tables.summarise(episodes), "smoke", {"CarCircle": "abcdef0123456789"})
+    assert list(told.columns[:2]) == ["profile", "data"]
+    assert set(told["data"]) == {"abcdef012345"}
+    shown = tables.readable(told)
+    assert "profile" not in shown and "cost_low" not in shown
+    assert shown["method"].tolist() == ["clean", "poisoned", "fine-tuning", "Safe-RULE"]
+    assert shown["ratio"].tolist() == ["", "15 %", "15 %", "15 %"]
+
+
+def test_every_method_has_a_name_and_a_colour():
+    assert set(METHODS) <= set(labels.METHODS)
+    assert set(labels.METHODS) == set(labels.METHOD_COLOURS)
+    assert labels.in_order(["safe-rule", "unheard-of", "clean"]) == ["clean", "safe-rule", "unheard-of"]
+
+
+# Figures
+
+
+def panels_of(figure):
+    return [axes for axes in figure.axes if axes.get_xlabel() or axes.get_title(loc="left")]
+
+
+def test_zero_and_the_limit_are_on_the_axes(episodes):
+    far = episodes.assign(cost=episodes["cost"] + 500, **{"return": episodes["return"] + 500})
+    figure = figures.episode_dots(far, "title")
+    cost, score = figure.axes
+    assert cost.get_xlim()[0] < 0 and score.get_xlim()[0] < 0
+    assert [10.0, 10.0] in [list(line.get_xdata()) for line in cost.lines]
+    assert [text.get_text() for text in cost.get_yticklabels()] == ["clean", "poisoned", "fine-tuning", "Safe-RULE"]
+    assert (cost.get_xlabel(), score.get_xlabel()) == ("cost per episode", "return per episode")
+
+
+def test_diamonds_are_the_means_of_seeds(episodes):
+    cost = figures.episode_dots(episodes, "title").axes[0]
+    means = [collection.get_offsets()[:, 0].tolist() for collection in cost.collections[1::2]]
+    assert means == [[6.0, 0.0], [30.0, 60.0], [10.0, 10.0], [5.0, 25.0]]
+
+
+def test_unlearning_curve_is_the_mean_of_the_episodes_at_each_step():
+    frame = pd.concat(
+        [rows("safe-rule", 0, [40.0, 60.0], [1.0, 3.0], step=0), rows("safe-rule", 0, [8.0, 2.0], [5.0, 5.0])]
+    )
+    cost, score = figures.unlearning_curves(frame, "title").axes
+    assert cost.lines[0].get_xydata().tolist() == [[0.0, 50.0], [100.0, 5.0]]
+    assert score.lines[0].get_xydata().tolist() == [[0.0, 2.0], [100.0, 5.0]]
+    assert cost.lines[0].get_color() == labels.METHOD_COLOURS["safe-rule"]
+
+
+def test_inside_safe_rule_draws_the_target():
+    log = pd.DataFrame(
+        {"step": [1, 2], "gap": [8.5, 0.5], "forget_q_cost_policy": [2.0, 10.0], "beta_f": [0.1, 1.0]}
+        | CELL
+        | {"training_seed": 0}
+    )
+    by_title = {axes.get_title(loc="left"): axes for axes in figures.inside_safe_rule(log, "title").axes}
+    assert len(by_title) == 3  # quantities that were not logged are left out
+    panel = by_title[labels.UNLEARNING_LOG["forget_q_cost_policy"]]
+    assert list(panel.lines[-1].get_ydata()) == [10.5, 10.5]  # kappa + sigma
+
+
+@pytest.mark.parametrize("conditions", [1, 2])
+def test_figures_can_be_drawn_for_one_and_for_several_conditions(episodes, data, forget, conditions):
+    if conditions == 2:
+        more = episodes[episodes["attack"] != "clean"].assign(attack="min_reward", ratio=0.05)
+        episodes = pd.concat([episodes, more, episodes.assign(backbone="bcq-lag")], ignore_index=True)
+    table = comparison.table1(episodes)
+    log = episodes[episodes["method"].isin(["clean", "poisoned"])].assign(critic_loss=1.0)
+    curves = pd.DataFrame({"attack": "max_cost", "steps": [1000, 2000], "scalar_return": [1.0, 5.0]})
+    drawn = [
+        figures.episode_dots(episodes[episodes["backbone"] == "cpq"], "title"),
+        figures.unlearning_curves(episodes[episodes["method"] == "safe-rule"], "title"),
+        figures.training_curves(log, "title"),
+        figures.logged(log, labels.TRAINING_LOG, "title"),
+        figures.repairs_beside_paper(table, "title"),
+        figures.return_against_cost(tables.data_points(data, [forget] * conditions), 10.0, "title"),
+        figures.adversary_curves(curves, "title"),
+    ]
+    for figure in drawn:
+        image = imread(io.BytesIO(canvas.png(figure)))
+        assert image.shape[0] > 200 and image.std() > 0.01
+        assert figure.get_label() == "title"
