@@ -1,0 +1,179 @@
+"""Execute the notebooks in order through papermill; executed copies appear whole, under their names, or not at all.
+
+A notebook asks the engine for runs, so one that is executed again finds them finished. No notebook is skipped: what is
+shown is always what the store holds now.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saferule.errors import RunError, SettingsError
+from saferule.files import write_bytes
+from saferule.runs.places import NOTEBOOKS, project_root
+
+if TYPE_CHECKING:
+    from papermill.exceptions import PapermillExecutionError
+
+KERNEL = "saferule"  # registered by install.sh
+ERROR_LINES = 12
+# Read before numpy, dsrl or Ray start; the same in run_all.sh, whose comments give the reasons.
+ENVIRONMENT = {
+    "OPENBLAS_CORETYPE": "Haswell",
+    "WANDB_MODE": "disabled",
+    "WANDB_ERROR_REPORTING": "false",
+    "DSRL_SUPPRESS_IMPORT_ERROR": "1",
+    "RAY_AUTH_MODE": "disabled",
+}
+
+
+def run_all(
+    profile: str,
+    names: Sequence[str] = NOTEBOOKS,
+    output: Path | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> Path:
+    """Execute the named notebooks in their order and print one line for each.
+
+    output      root of the results (default: the checkout's ``artifacts``); they go to ``<output>/<profile>``
+    parameters  further papermill parameters: tasks, backbones, attacks, ratios, seeds, data, changes
+    Returns the profile's folder. SettingsError for an unknown notebook; RunError when one fails.
+    """
+    unknown = [name for name in names if name not in NOTEBOOKS]
+    if unknown:
+        raise SettingsError(f"unknown notebook {unknown[0]!r}: choose among {', '.join(NOTEBOOKS)}")
+    root = project_root()
+    kernel = choose_kernel()
+    output = (output or root / "artifacts").resolve()
+    folder = output / profile
+    given = {"profile": profile, **(parameters or {})}
+    if output != root / "artifacts":
+        given["output"] = str(output)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in NOTEBOOKS:
+        if name in names:
+            took = execute(root / "notebooks" / f"{name}.ipynb", folder / "notebooks", given, kernel, root)
+            print(f"{name}.ipynb: done in {took:.0f} s", flush=True)
+    print(f"notebooks  {folder / 'notebooks'}\ntables     {folder / 'tables'}\nfigures    {folder / 'figures'}")
+    return folder
+
+
+def choose_kernel() -> str:
+    """The kernelspec that starts this very interpreter: "saferule" if it is registered, else "python3".
+
+    RunError when neither does, as the notebooks would run with other packages.
+    """
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    found = {}
+    for name in (KERNEL, "python3"):
+        try:
+            command = KernelSpecManager().get_kernel_spec(name).argv[0]
+        except NoSuchKernel:
+            continue
+        # jupyter_client itself replaces a bare "python" by the interpreter it runs in.
+        bare = command in ("python", "python3", f"python3.{sys.version_info[1]}")
+        if bare or _same_interpreter(command):
+            return name
+        found[name] = command
+    others = ", ".join(f"{name} starts {command}" for name, command in found.items()) or "none is registered"
+    raise RunError(
+        f"no notebook kernel for {sys.executable} ({others}), expected one that starts it: "
+        f"run `{sys.executable} -m ipykernel install --sys-prefix --name {KERNEL}`"
+    )
+
+
+def _same_interpreter(command: str) -> bool:
+    """Same folder and file; the file itself is not resolved, as in every virtual environment it is a link."""
+    ours, theirs = Path(sys.executable), Path(command)
+    return theirs.is_absolute() and ours.parent.resolve() == theirs.parent.resolve() and _file(ours) == _file(theirs)
+
+
+def _file(path: Path) -> Path:
+    return path.resolve() if path.exists() else path
+
+
+def execute(notebook: Path, folder: Path, parameters: Mapping[str, Any], kernel: str, directory: Path) -> float:
+    """Execute one notebook in ``directory`` and put the executed copy into ``folder``; returns the seconds it took.
+
+    RunError names the notebook, the cell and the last lines of its error; what was executed until then is kept as
+    ``<name>.failed.ipynb``.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    folder.mkdir(parents=True, exist_ok=True)
+    final, failed = folder / notebook.name, folder / f"{notebook.stem}.failed.ipynb"
+    draft = folder / f".tmp-{notebook.name}"
+    started = time.monotonic()
+    print(f"{notebook.name}: running", flush=True)
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(draft),
+            parameters=dict(parameters),
+            kernel_name=kernel,
+            cwd=str(directory),
+            progress_bar=False,
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # what goes wrong in a cell is reported below
+            stdout_file=_Indented(sys.stdout),
+            stderr_file=_Indented(sys.stderr),
+        )
+    except (PapermillExecutionError, DeadKernelError) as error:
+        _keep(draft, failed, notebook)
+        raise RunError(f"{notebook.name} failed{_reason(error)}\nExecuted until there: {failed}") from None
+    else:
+        _keep(draft, final, notebook)
+        failed.unlink(missing_ok=True)
+    finally:
+        draft.unlink(missing_ok=True)
+    return time.monotonic() - started
+
+
+def _reason(error: PapermillExecutionError | Exception) -> str:
+    """Which cell, and the end of what it said."""
+    if not hasattr(error, "cell_index"):
+        return ": its kernel died (out of memory, or killed); run again, finished work is kept"
+    lines = _plain("\n".join(error.traceback)).splitlines()
+    where = f" in cell {error.cell_index + 1}: {error.ename}: {error.evalue}"
+    return "\n".join([where, *(f"    {line}" for line in lines[-ERROR_LINES:])])
+
+
+def _plain(text: str) -> str:
+    import re
+
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def _keep(draft: Path, final: Path, notebook: Path) -> None:
+    """Give the executed copy its name, without the paths of this machine in its metadata."""
+    import nbformat
+
+    if not draft.is_file():
+        return
+    executed = nbformat.read(draft, as_version=4)
+    record = executed.metadata.get("papermill", {})
+    record |= {"input_path": f"notebooks/{notebook.name}", "output_path": f"notebooks/{final.name}"}
+    write_bytes(final, nbformat.writes(executed).encode())
+
+
+class _Indented:
+    """A text stream that puts what a notebook prints under its line."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.fresh = stream, True
+
+    def write(self, text: str) -> None:
+        for line in text.splitlines(keepends=True):
+            self.stream.write(("    " if self.fresh else "") + line)
+            self.fresh = line.endswith("\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
