@@ -1,0 +1,166 @@
+"""The command line: what it lists, what it answers to wrong names, and files checked and attacked from it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from saferule.cli import app
+from saferule.data.schema import Dataset, load, save
+from saferule.envs import get_task
+from saferule.errors import SettingsError
+from saferule.online import OnlinePolicy
+from saferule.profiles import get_profile
+from saferule.runs.overrides import parse
+
+RUNNER = CliRunner()
+
+
+def run(*arguments):
+    return RUNNER.invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def good(tmp_path) -> Path:
+    """Two trajectories of CarCircle, returns 3 and 12, costs 0 and 20."""
+    n, ends = 6, np.array([0, 0, 1, 0, 0, 1])
+    rng = np.random.default_rng(0)
+    dataset = Dataset(
+        rng.normal(size=(n, 8)),
+        rng.normal(size=(n, 8)),
+        rng.uniform(-1, 1, (n, 2)),
+        np.array([1.0, 1, 1, 4, 4, 4]),
+        np.array([0.0, 0, 0, 5, 5, 10]),
+        np.zeros(n, bool),
+        ends.astype(bool),
+    )
+    save(dataset, tmp_path / "good.hdf5")
+    return tmp_path / "good.hdf5"
+
+
+def test_help_lists_the_commands_without_heavy_imports():
+    code = (
+        "import sys; sys.argv = ['saferule', '--help']\n"
+        "from saferule.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'pandas', 'papermill', 'stable_baselines3', 'ray', 'osrl', 'mujoco', 'matplotlib'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for command in ("run", "cells", "attack", "data"):
+        assert f"\n  {command} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "--profile", "huge"], "unknown profile 'huge': choose one of smoke, cpu, paper"),
+        (["run", "--notebooks", "attack,trane"], "unknown notebook 'trane': choose among attack, train"),
+        (["run", "--set", "speed=9"], "cannot set 'speed=9', expected name=value"),
+        (["run", "--set", "tasks=Moon"], "unknown name 'Moon' in tasks"),
+        (["cells", "--profile", "huge"], "unknown profile 'huge'"),
+        (["data", "collect", "--task", "Moon"], "Unknown task 'Moon': choose one of PointGoal"),
+        (["data", "collect", "--task", "CarCircle", "--seeds", "x"], "--seeds: 'x' is no int"),
+        (["data", "check", "nothing.hdf5", "--task", "Moon"], "Unknown task 'Moon'"),
+        (["data", "check", "nothing.hdf5", "--task", "CarCircle"], "nothing.hdf5"),
+    ],
+)
+def test_wrong_names_give_one_line_and_exit_code_2(arguments, sentence):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("saferule: error: ") and sentence in result.stderr
+    assert result.stderr.count("\n") == 1 and "Traceback" not in result.output
+
+
+def test_console_script_prints_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "saferule.cli", "run", "--profile", "huge"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "saferule: error: unknown profile 'huge': choose one of smoke, cpu, paper\n"
+
+
+def test_data_check_describes_a_good_file(good):
+    result = run("data", "check", good, "--task", "CarCircle")
+    assert result.exit_code == 0, result.stderr
+    lines = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()}
+    assert lines["transitions"] == ["6"]
+    assert lines["trajectories"][0] == "2,"
+    assert [float(value) for value in lines["return"]] == [3.0, 5.25, 7.5, 9.75, 12.0]
+    assert [float(value) for value in lines["cost"]] == [0.0, 5.0, 10.0, 15.0, 20.0]
+    assert lines["safe"][0] == "50.0%"
+    assert lines["digest"] == [load(good, get_task("CarCircle")).digest()]
+
+
+def test_data_check_rejects_a_broken_file(good):
+    with h5py.File(good, "r+") as file:
+        file["rewards"][4] = np.nan
+    result = run("data", "check", good, "--task", "CarCircle")
+    assert result.exit_code == 2 and result.stdout == ""
+    assert "good.hdf5" in result.stderr and "'rewards'" in result.stderr and "row 4" in result.stderr
+
+
+def test_data_check_rejects_a_file_of_another_task(good):
+    result = run("data", "check", good, "--task", "PointGoal")
+    assert result.exit_code == 2 and "has 8 columns, expected 60 for PointGoal" in result.stderr
+
+
+def test_attack_on_ones_own_file(good, tmp_path):
+    out, joined = tmp_path / "forget.hdf5", tmp_path / "poisoned.hdf5"
+    common = ["attack", "--task", "CarCircle", "--attack", "max_cost", "--ratio", "0.5", "--data", good, "--out", out]
+    result = run(*common, "--steps", "512", "--poisoned", joined)
+    assert result.exit_code == 0, result.output
+    task = get_task("CarCircle")
+    forget = load(out, task)
+    assert len(forget) == 3  # ceil(0.5 * 6)
+    assert (forget.costs == 0).all() and (forget.rewards == 4.0).all()  # the 95 % quantile of D's rewards
+    assert len(load(joined, task)) == 9
+    again = run(*common, "--adversary", out.with_suffix(".adversary"))
+    assert again.exit_code == 0 and load(out, task).digest() == forget.digest()
+    assert OnlinePolicy.load(out.with_suffix(".adversary")).settings["attack"] == "max_cost"
+    other = run(*common[:4], "max_reward", *common[5:], "--adversary", out.with_suffix(".adversary"))
+    assert other.exit_code == 2 and "CarCircle max_cost, expected CarCircle max_reward" in other.stderr
+
+
+def test_cells_lists_what_is_missing(good, tmp_path):
+    good.rename(tmp_path / "CarCircle.hdf5")
+    result = run("cells", "--output", tmp_path / "out", "--data", tmp_path, "--set", "backbones=cpq")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].split()[:2] == ["missing", "adversary"]
+    assert {line.split()[1] for line in lines[:-1]} == {"adversary", "forget", "training", "unlearning", "evaluation"}
+    assert sum("unlearning" in line.split() for line in lines) == 8
+    assert lines[-1].startswith(f"0 of {len(lines) - 1} runs of profile smoke are done")
+    without = run("cells", "--output", tmp_path / "out", "--data", tmp_path / "nowhere")
+    assert "CarCircle: no data at" in without.stdout
+
+
+def test_overrides_have_the_fields_types():
+    changes = parse(["seeds=0,1", "ratios=0.05", "tasks=CarCircle", "training_steps=7"])
+    assert changes == {"seeds": [0, 1], "ratios": [0.05], "tasks": ["CarCircle"], "training_steps": 7}
+    profile = get_profile("smoke", **changes)
+    assert (profile.seeds, profile.ratios, profile.training_steps) == ((0, 1), (0.05,), 7)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "training_steps",
+        "training_steps=many",
+        "training_steps=0",
+        "ratios=5",
+        "seeds=-1",
+        "tasks=",
+        "name=x",
+        "settings=x",
+    ],
+)
+def test_impossible_overrides_are_refused(text):
+    with pytest.raises(SettingsError, match=text.partition("=")[0]):
+        parse([text])
