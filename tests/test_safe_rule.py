@@ -74,7 +74,7 @@ def pair(y_r=(0.0, 0.0), y_c=(0.0, 0.0), data_action=0.0) -> Pair:
 
 def scalars(**changes: float) -> dict:
     cfg = get_backbone("cpq").Config(observation_dim=4, action_dim=1, episode_len=300)
-    return {name: torch.tensor(value) for name, value in (coefficients("safe-rule", cfg) | changes).items()}
+    return {name: torch.tensor(value) for name, value in (coefficients("safe-rule", "cpq", cfg) | changes).items()}
 
 
 ZERO = {"target": torch.zeros(2, 1), "keep_policy": torch.zeros(2, 1), "forget_policy": torch.zeros(2, 1)}
@@ -338,7 +338,7 @@ def test_weight_moves_before_or_after_the_actors_step(first, used):
 
 def test_fixed_weight_stays_one():
     cfg = get_backbone("cpq").Config(observation_dim=4, action_dim=1, episode_len=300)
-    fixed = {name: torch.tensor(value) for name, value in coefficients("fixed-weight", cfg).items()}
+    fixed = {name: torch.tensor(value) for name, value in coefficients("fixed-weight", "cpq", cfg).items()}
     for gap in (5.0, 0.0, -0.1, -50.0, 3.0):
         fixed["beta_f"] = next_weight(fixed["beta_f"], torch.tensor(gap), fixed)
         assert fixed["beta_f"].item() == 1.0
@@ -360,6 +360,7 @@ PAPER = {
     "gate_at_data": 0.0,
     "forget_sign": 1.0,
     "weight_first": 1.0,
+    "chi_normalised": 0.0,
 }
 CHANGES = {
     "safe-rule": {},
@@ -375,7 +376,7 @@ CHANGES = {
 @pytest.mark.parametrize("method", CHANGES)
 def test_coefficients_of_each_method_are_those_of_table_7(method):
     cfg = get_backbone("bcq-lag").Config(observation_dim=4, action_dim=1, episode_len=300)
-    assert coefficients(method, cfg) == PAPER | CHANGES[method]
+    assert coefficients(method, "cpq", cfg) == PAPER | CHANGES[method]
     assert PAPER["kappa"] + PAPER["sigma"] == TABLE7.forget_cost_target
 
 
@@ -390,20 +391,20 @@ def test_coefficients_of_each_method_are_those_of_table_7(method):
 )
 def test_readings_change_one_coefficient(readings, changes):
     cfg = get_backbone("bcq-lag").Config(observation_dim=4, action_dim=1, episode_len=300)
-    assert coefficients("safe-rule", cfg, readings) == PAPER | changes
+    assert coefficients("safe-rule", "cpq", cfg, readings) == PAPER | changes
 
 
 def test_kappa_converted_per_step_is_osrls_threshold():
     cfg = get_backbone("bcq-lag").Config(observation_dim=4, action_dim=1, episode_len=300)
-    kappa = coefficients("safe-rule", cfg, {"kappa": "per_step"})["kappa"]
+    kappa = coefficients("safe-rule", "cpq", cfg, {"kappa": "per_step"})["kappa"]
     assert kappa == pytest.approx(3.17, abs=0.005) and kappa == cfg.q_limit
 
 
 def test_fine_tuning_has_no_coefficients_and_unknown_names_are_refused():
     cfg = get_backbone("cpq").Config(observation_dim=4, action_dim=1, episode_len=300)
-    assert coefficients("fine-tuning", cfg) == {}
+    assert coefficients("fine-tuning", "cpq", cfg) == {}
     with pytest.raises(SettingsError, match="fixed-weight"):
-        family("forgetting")
+        family("forgetting", "cpq")
     with pytest.raises(SettingsError, match="gate"):
-        coefficients("safe-rule", cfg, {"gate": "maybe"})
+        coefficients("safe-rule", "cpq", cfg, {"gate": "maybe"})
     assert set(CHANGES) | {"fine-tuning"} <= set(METHODS)

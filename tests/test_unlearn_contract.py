@@ -9,9 +9,11 @@ from saferule.agents.batch import Pair
 from saferule.agents.population import Population, create, draw_noise, reset_optimisers, training, update
 from saferule.agents.state import restore
 from saferule.data.sampler import TransitionPool, draw_rows
-from saferule.unlearn import METHODS, coefficients, family
+from saferule.errors import SettingsError
+from saferule.unlearn import METHODS, begin, family
 
-SAFE_RULE = [method for method, (module, _) in METHODS.items() if module == "safe_rule"]
+SAFE_RULE = [name for name, method in METHODS.items() if method.family == "safe_rule"]
+TRAJDELETER = [name for name, method in METHODS.items() if method.family.startswith("trajdeleter")]
 INFO = {
     "critic_loss",
     "cost_critic_loss",
@@ -47,10 +49,8 @@ def corrupted(name: str, methods: list[str], steps: int = 3) -> tuple[Population
     population = create(backbone, cfg, [5] * len(methods))
     for _ in range(steps):
         update(population, algorithm, draw(population), draw_noise(population, algorithm.noise_shapes, torch.float32))
-    added = [coefficients(method, cfg) for method in methods]
-    population.scalars |= {k: torch.tensor([a[k] for a in added]) for k in added[0]}
-    unlearning = family(methods[0]).algorithm(backbone, cfg)
-    reset_optimisers(population, unlearning)
+    unlearning = family(methods[0], name).algorithm(backbone, cfg, 20)
+    begin(population, unlearning, name, methods)
     return population, {"algorithm": unlearning, "cfg": cfg, "backbone": backbone}
 
 
@@ -59,8 +59,8 @@ def run(population: Population, algorithm, cfg, steps: int = 20) -> list[dict]:
     draw, infos = PairPool(cfg), []
     for _ in range(steps):
         pair = draw(population)
-        noise = draw_noise(population, algorithm.noise_shapes, torch.float32)
-        infos.append(update(population, algorithm, pair, noise))
+        now = algorithm.at(population.step)
+        infos.append(update(population, now, pair, draw_noise(population, now.noise_shapes, torch.float32)))
     return infos
 
 
@@ -139,3 +139,56 @@ def test_fine_tuning_is_the_training_step_on_keep_data(name):
     assert_same_state(frozen(population), frozen(other))
     trained = {n for names, _ in made["backbone"].LOSSES for n in names}
     assert changed_networks(before, frozen(population)) == trained | set(made["backbone"].TARGETS)
+
+
+@pytest.mark.parametrize("method", SAFE_RULE)
+def test_safe_rule_on_coptidice_moves_values_and_actor(method):
+    population, made = corrupted("coptidice", [method])
+    before = frozen(population)
+    infos = run(population, made["algorithm"], made["cfg"])
+    values = set() if method == "no-critic" else {"nu", "chi", "tau", "lmbda"}
+    assert changed_networks(before, frozen(population)) == {"actor"} | values
+    assert all(value.isfinite().all() for info in infos for value in info.values())
+    betas = torch.cat([info["beta_f"] for info in infos])
+    assert (betas == 1).all() if method == "fixed-weight" else ((betas >= 0.01) & (betas <= 1)).all()
+
+
+@pytest.mark.parametrize("method", TRAJDELETER)
+@pytest.mark.parametrize("name", EXISTING)
+def test_trajdeleter_runs_both_phases_and_keeps_the_original(name, method):
+    if name == "coptidice" and method != "trajdeleter-released":
+        with pytest.raises(SettingsError, match="trajdeleter-released"):
+            family(method, name)
+        return
+    population, made = corrupted(name, [method])
+    before = frozen(population)
+    infos = run(population, made["algorithm"], made["cfg"])
+    trained = {n for names, _ in made["backbone"].LOSSES for n in names}
+    assert changed_networks(before, frozen(population)) == trained | set(made["backbone"].TARGETS)
+    assert all(set(info) == set(infos[0]) for info in infos)  # one log for both phases
+    assert all(value.isfinite().all() for info in infos for value in info.values())
+
+
+@pytest.mark.parametrize("method", TRAJDELETER)
+def test_trajdeleter_phases_are_four_to_one(method):
+    made = family(method, "cpq").algorithm(get_backbone("cpq"), tiny("cpq"), 100)
+    parts = [made.parts.index(made.at(step)) for step in range(100)]
+    forgetting = [0] * 80 if method != "trajdeleter-released" else ([0] * 10 + [1] * 10) * 4
+    assert parts == forgetting + [len(made.parts) - 1] * 20
+
+
+def test_released_forget_block_trains_on_negated_rewards():
+    """One forget step equals an ordinary step on the forget batch with the sign of its rewards turned."""
+    population, made = corrupted("cpq", ["trajdeleter-released"])
+    forget_step = made["algorithm"].parts[1]
+    ordinary = training(made["backbone"], made["cfg"])
+    other = restore(frozen(population), made["cfg"].learning_rates, 0)
+    reset_optimisers(other, ordinary)
+    pair = PairPool(made["cfg"])(population)
+    noise = draw_noise(population, forget_step.noise_shapes, torch.float32)
+    update(population, forget_step, pair, noise)
+    update(other, ordinary, pair.forget._replace(rewards=-pair.forget.rewards), noise)
+    assert_same_state(
+        {k: v for k, v in frozen(population).items() if k.startswith("nets/")},
+        {k: v for k, v in frozen(other).items() if k.startswith("nets/")},
+    )

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from saferule.agents import get_backbone
-from saferule.agents.parts import Nets
+from saferule.agents.parts import ORIGINAL, Nets
 from saferule.agents.population import Population
 from saferule.agents.state import read, restore, tensors_of, write
 from saferule.errors import CheckpointError
@@ -34,7 +34,11 @@ def save_agent(
     population: Population, p: int, path: Path, task: str, backbone: str, cfg: Any, meta: dict[str, Any]
 ) -> None:
     """The complete state of agent p of a population."""
-    tensors = {n: v if n.endswith("/step") else v[p : p + 1] for n, v in tensors_of(population).items()}
+    tensors = {
+        n: v if n.endswith("/step") else v[p : p + 1]
+        for n, v in tensors_of(population).items()
+        if not n.startswith(f"nets/{ORIGINAL}")  # copies of an agent that has a file of its own
+    }
     save_tensors(tensors, path, task, backbone, cfg, meta | {"step": population.step})
 
 

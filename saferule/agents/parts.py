@@ -15,6 +15,8 @@ Nets = dict[str, Network]
 Scalars = dict[str, Tensor]  # multipliers and coefficients of one agent, each ()
 Noise = dict[str, Tensor]
 
+ORIGINAL = "original_"  # prefix of frozen copies of an agent's networks, kept beside those that change
+
 # Target networks follow these.
 TARGETS = {"actor_target": "actor", "critic_target": "critic", "cost_critic_target": "cost_critic"}
 
@@ -86,3 +88,13 @@ def behaviour_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg
     """The VAE's loss (vae_loss of osrl-lib's BCQL, BEARL and CPQ). noise["vae"]: (B, L)."""
     loss = vae_loss(nets["vae"], batch.observations, batch.actions, noise["vae"], cfg.beta)
     return loss, {"vae_loss": loss}, {}
+
+
+def originals(nets: Nets) -> Nets:
+    """Frozen copies of an agent's networks, under prefixed names."""
+    return {ORIGINAL + name: {k: v.detach().clone() for k, v in net.items()} for name, net in nets.items()}
+
+
+def original_nets(nets: Nets) -> Nets:
+    """The copies that `originals` made, under their own names."""
+    return {name.removeprefix(ORIGINAL): net for name, net in nets.items() if name.startswith(ORIGINAL)}

@@ -112,7 +112,8 @@ class Engine:
 
         def together(cell: Unlearning) -> tuple:
             t = cell.training
-            return (t.task, t.backbone, t.data, t.settings, family(cell.method).__name__, cell.steps, cell.snapshots)
+            method = family(cell.method, t.backbone).__name__
+            return (t.task, t.backbone, t.data, t.settings, method, cell.steps, cell.snapshots)
 
         self._work(todo, cells, together)
 

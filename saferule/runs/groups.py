@@ -16,7 +16,7 @@ from torch import Tensor
 from saferule.agents import get_backbone
 from saferule.agents.batch import Pair
 from saferule.agents.checkpoint import load_agent
-from saferule.agents.population import Algorithm, Population, create, reset_optimisers, stack, training
+from saferule.agents.population import Algorithm, Population, create, stack, training
 from saferule.agents.training import Log, keep_freed_memory
 from saferule.agents.training import run as loop
 from saferule.attack.poison import ForgetSet, load_forget_set
@@ -27,7 +27,7 @@ from saferule.errors import DataError
 from saferule.runs.cells import Forget, Training, Unlearning, config
 from saferule.runs.interruptible import AGENT, InterruptibleRun
 from saferule.runs.store import Store
-from saferule.unlearn import coefficients, family
+from saferule.unlearn import begin, family
 
 LOG_EVERY = 50  # steps
 Say = Callable[[str], None]
@@ -92,17 +92,28 @@ def _unlearn(place: Place, folder: Path, group: Sequence[Unlearning], say: Say) 
     root = group[0].training
     cfg, backbone = config(root), get_backbone(root.backbone)
     pool, rows = _transitions(place, root.task, [cell.training.forget for cell in group], cfg)
-    algorithm = family(group[0].method).algorithm(backbone, cfg)
+    algorithm = family(group[0].method, root.backbone).algorithm(backbone, cfg, group[0].steps)
+    methods, readings = [cell.method for cell in group], [dict(cell.readings) for cell in group]
 
     def draw(population: Population, agents: Sequence[int]) -> Pair:
         sides = zip(*(rows[a] for a in agents), strict=True)
         return Pair(*(pool.gather(draw_rows(population.generators, side, cfg.batch_size)) for side in sides))
 
-    _run(place, folder, group, algorithm, lambda: _corrupted(place, group, cfg, algorithm), draw, say)
+    def start() -> Population:
+        population = _corrupted(place, group)
+        begin(population, algorithm, root.backbone, methods, readings)
+        if hasattr(backbone, "statistics"):  # from now on D_k is the training data
+            seen = [[pool.gather(part) for part in own] for own in rows]
+            keep = stack([backbone.statistics(b.observations, b.actions, b.is_init) for b, _ in seen])
+            first = torch.stack([forget.is_init.mean() for _, forget in seen])
+            population.scalars |= keep | {"forget_init_proportion": first}
+        return population
+
+    _run(place, folder, group, algorithm, start, draw, say)
 
 
-def _corrupted(place: Place, group: Sequence[Unlearning], cfg: Any, algorithm: Algorithm) -> Population:
-    """The poisoned agents at the start of unlearning: cold Adam, the method's coefficients among the scalars.
+def _corrupted(place: Place, group: Sequence[Unlearning]) -> Population:
+    """The poisoned agents, stacked.
 
     Methods that repair the same policy see the same batches and noise: the generator depends on the training seed
     alone.
@@ -111,12 +122,8 @@ def _corrupted(place: Place, group: Sequence[Unlearning], cfg: Any, algorithm: A
     names = {net: list(leaves) for net, leaves in states[0].nets.items()}
     nets = {n: {k: torch.cat([s.nets[n][k].detach() for s in states]) for k in keys} for n, keys in names.items()}
     scalars = {k: torch.cat([s.scalars[k] for s in states]) for k in states[0].scalars}
-    added = [coefficients(cell.method, cfg, dict(cell.readings)) for cell in group]
-    scalars |= {k: torch.tensor([values[k] for values in added], device=place.device) for k in added[0]}
     generators = [torch.Generator().manual_seed(1_000_000 + cell.training.seed) for cell in group]
-    population = Population(nets, scalars, {}, generators)
-    reset_optimisers(population, algorithm)
-    return population
+    return Population(nets, scalars, {}, generators)
 
 
 def _transitions(

@@ -13,7 +13,7 @@ from saferule.agents.parts import Nets, Noise, Scalars
 from saferule.agents.population import Algorithm, Loss, training
 
 
-def algorithm(backbone: ModuleType, cfg: Any) -> Algorithm:
+def algorithm(backbone: ModuleType, cfg: Any, steps: int) -> Algorithm:
     """The training step, given the keep half of each pair."""
     ordinary = training(backbone, cfg)
     losses = tuple((names, partial(on_keep, loss)) for names, loss in ordinary.losses)

@@ -29,7 +29,7 @@ from saferule.agents.parts import Nets, Noise, Scalars
 from saferule.agents.population import Algorithm
 
 
-def algorithm(backbone: ModuleType, cfg: Any) -> Algorithm:
+def algorithm(backbone: ModuleType, cfg: Any, steps: int) -> Algorithm:
     """One Safe-RULE step: critics (lines 5-11), then actor and weight (lines 12-16), then targets (line 17)."""
     shapes = backbone.noise_shapes(cfg, cfg.batch_size)
     return Algorithm(

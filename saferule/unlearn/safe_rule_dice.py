@@ -1,0 +1,83 @@
+"""Safe-RULE on COptiDICE, as Appendix C.2 describes it in words.
+
+Each step first updates nu, chi, tau and lambda on the keep batch with COptiDICE's own losses, then, with these fixed,
+the actor: weighted behaviour cloning on the keep batch, and on the forget batch a lower log-likelihood of the poisoned
+actions. There is no critic forgetting, so Eq. 5-8, the reward reference and Lemmas A.1 and A.2 do not apply.
+
+C.2 gives no formula for the forget weight. Here it is w_f (1 + cost_weight * chi'), where w_f is COptiDICE's correction
+on the forget batch (from nu, relabelled rewards and costs) and chi' is chi scaled to [0, 1] over the batch: with
+cost_weight 0, the reward-only variant, nu alone decides. The log-likelihood has no lower bound; nothing in C.2 stops
+it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from saferule.agents.batch import Batch, Pair
+from saferule.agents.networks import Network, gaussian
+from saferule.agents.parts import Nets, Noise, Scalars
+from saferule.agents.population import Algorithm
+from saferule.unlearn.safe_rule import next_weight
+
+
+def algorithm(backbone: ModuleType, cfg: Any, steps: int) -> Algorithm:
+    """Values on the keep batch, then the actor on both."""
+    (values, _), _ = backbone.LOSSES
+    losses = ((values, partial(values_loss, backbone)), (("actor",), partial(actor_loss, backbone)))
+    return Algorithm(losses, backbone.noise_shapes(cfg, cfg.batch_size), backbone.TARGETS, cfg)
+
+
+def values_loss(
+    backbone: ModuleType, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any
+) -> tuple[Tensor, dict[str, Tensor], Scalars]:
+    """COptiDICE's own value losses on the keep batch, times alpha_k (0 freezes the values)."""
+    loss, info, changed = backbone.values_loss(nets, scalars, batch.keep, noise, cfg)
+    return scalars["alpha_k"] * loss, info, changed
+
+
+def log_likelihood(actor: Network, batch: Batch) -> Tensor:
+    """Log-likelihood (B,) of the data's actions under the Gaussian before the tanh, as COptiDICE's actor uses it."""
+    mean, std = gaussian(actor, batch.observations)
+    return Normal(mean, std, validate_args=False).log_prob(batch.actions).sum(-1)
+
+
+def to_unit_range(values: Tensor) -> Tensor:
+    """Values (B,) scaled to [0, 1] over the batch; 0 where all are equal."""
+    low, high = values.amin(), values.amax()
+    return (values - low) / (high - low).clamp_min(1e-8)
+
+
+def actor_loss(
+    backbone: ModuleType, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any
+) -> tuple[Tensor, dict[str, Tensor], Scalars]:
+    """Keep: COptiDICE's actor loss. Forget: the weighted log-likelihood itself, times beta_f, which follows the gap.
+
+    The gap is kappa + sigma minus the mean of chi on the forget batch, raw or scaled to [0, 1] (chi_normalised).
+    """
+    keep_loss, _, _ = backbone.actor_loss(nets, scalars, batch.keep, noise, cfg)
+    with torch.no_grad():
+        _, _, w = backbone.correction(nets["nu"], scalars["multiplier"], batch.forget, cfg)
+        chi, _ = backbone.state_values(nets["chi"], batch.forget)
+        scaled = to_unit_range(chi)
+        weight = w * (1 + scalars["cost_weight"] * scaled)
+        level = torch.where(scalars["chi_normalised"] > 0, scaled, chi).mean()
+        gap = scalars["kappa"] + scalars["sigma"] - level
+        beta_next = next_weight(scalars["beta_f"], gap, scalars)
+        beta_f = torch.where(scalars["weight_first"] > 0, beta_next, scalars["beta_f"])
+    forget_loss = (weight * log_likelihood(nets["actor"], batch.forget)).mean()
+    info = {
+        "keep_actor_loss": keep_loss,
+        "forget_actor_loss": forget_loss,
+        "gap": gap,
+        "beta_f": beta_f,
+        "forget_chi": chi.mean(),
+        "forget_weight": weight.mean(),
+    }
+    return keep_loss + beta_f * forget_loss, info, {"beta_f": beta_next}

@@ -1,0 +1,68 @@
+"""Trajdeleter as its released code does it (2019ChenGong/TrajDeleter), ported to safe backbones.
+
+The rewards of D_f are negated and the backbone's ordinary update runs on D_k and D_f in blocks that take turns: four
+times 1,000 steps on each, then 2,000 convergence steps on D_k with the anchor of `trajdeleter.py`. Blocks scale with
+the number of steps. Cost labels of D_f stay as the learner saw them.
+
+Inherited, because it is the released procedure: the behaviour model is trained on D_f as well, and the weight of the
+forget side (1) multiplies an actor loss that Adam normalises. Not inherited: the restart of BEAR's warm-up when an
+agent is loaded (its step counter goes on here), and, for COptiDICE, whose losses divide by the share of first steps,
+the share is that of the set in use.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from saferule.agents.batch import Pair
+from saferule.agents.parts import Nets, Noise, Scalars
+from saferule.agents.population import Algorithm, Loss, Phases
+from saferule.unlearn.fine_tune import on_keep
+from saferule.unlearn.trajdeleter import CRITICS, FORGETTING, anchored_critics_loss
+
+ROUNDS = 4  # pairs of blocks in the forgetting phase
+COEFFICIENTS = {"anchor": 0.1, "anchor_cost": 0.0}
+
+
+def algorithm(backbone: ModuleType, cfg: Any, steps: int) -> Phases:
+    """Keep and forget blocks in turn for four fifths of the steps, then convergence."""
+    shapes = backbone.noise_shapes(cfg, cfg.batch_size)
+    keep = {names: partial(on_keep, loss) for names, loss in backbone.LOSSES}
+    forget = {names: partial(on_negated_forget, loss) for names, loss in backbone.LOSSES}
+    anchored = (
+        {CRITICS: partial(anchored_critics_loss, backbone)}
+        if hasattr(backbone, "bellman_targets")
+        else {backbone.LOSSES[0][0]: partial(anchored_values_loss, backbone)}
+    )
+    parts = tuple(
+        Algorithm(tuple(part.items()), shapes, backbone.TARGETS, cfg) for part in (keep, forget, keep | anchored)
+    )
+    switch, blocks = round(FORGETTING * steps), 2 * ROUNDS
+
+    def which(step: int) -> int:
+        return 2 if step >= switch else (step * blocks // switch) % 2
+
+    return Phases(parts, which)
+
+
+def on_negated_forget(
+    loss: Loss, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any
+) -> tuple[Tensor, dict[str, Tensor], Scalars]:
+    """A training loss on the forget batch with negated rewards."""
+    if "forget_init_proportion" in scalars:
+        scalars = scalars | {"init_proportion": scalars["forget_init_proportion"]}
+    return loss(nets, scalars, batch.forget._replace(rewards=-batch.forget.rewards), noise, cfg)
+
+
+def anchored_values_loss(
+    backbone: ModuleType, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any
+) -> tuple[Tensor, dict[str, Tensor], Scalars]:
+    """COptiDICE has no critic: nu is anchored to the corrupted agent's nu by its squared distance on D_k (ours)."""
+    loss, info, changed = backbone.LOSSES[0][1](nets, scalars, batch.keep, noise, cfg)
+    here, _ = backbone.state_values(nets["nu"], batch.keep)
+    there, _ = backbone.state_values(nets["original_nu"], batch.keep)
+    return loss + scalars["anchor"] * (here - there.detach()).pow(2).mean(), info, changed
