@@ -34,8 +34,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Datasets in the DSRL schema: collect, check.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(
+    help="Datasets in the DSRL schema: collect, fetch, check.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(help="Speed beside the peers', on this machine.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench_app, name="bench")
 
 TaskOption = Annotated[str, typer.Option("--task", help="PointGoal, PointPush, AntVelocity or CarCircle.")]
 ProfileOption = Annotated[str, typer.Option("--profile", help="smoke, cpu or paper.")]
@@ -162,6 +166,19 @@ def data_collect(
     typer.echo(f"{out}: {len(dataset)} steps of {len(dataset.episodes())} episodes")
 
 
+@data_app.command("fetch")
+def data_fetch(
+    task: TaskOption,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where it is kept [DSRL_DATASET_DIR, or ~/.dsrl/datasets].")
+    ] = None,
+) -> None:
+    """Download DSRL's dataset of a task; an interrupted download continues, a finished one is checked by its hash."""
+    from saferule.data.download import fetch
+
+    typer.echo(fetch(task, folder, say=lambda line: typer.echo(line, err=True)))
+
+
 @data_app.command("check")
 def data_check(file: Annotated[Path, typer.Argument(help="A file in the DSRL schema.")], task: TaskOption) -> None:
     """Read a file as training does, and describe it; exit 2 with the reason when it does not follow the schema."""
@@ -172,6 +189,20 @@ def data_check(file: Annotated[Path, typer.Argument(help="A file in the DSRL sch
     chosen = get_task(task)
     for line in describe(load(file, chosen)):
         typer.echo(line)
+
+
+@bench_app.command("envs")
+def bench_envs(
+    file: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file too.")] = None,
+) -> None:
+    """The stock simulators beside ours, over full episodes with their resets, in steps/s."""
+    from saferule.bench import table, write_json
+    from saferule.bench.envs import measure
+
+    rows, machine = measure(say=lambda line: typer.echo(line, err=True))
+    typer.echo(table(rows))
+    if file is not None:
+        write_json(file, rows, machine)
 
 
 def _listed(text: str) -> list[str]:
