@@ -1,0 +1,95 @@
+"""Rollouts: the same seeds give the same rows; sums as in a plain loop; normalised values by hand."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import EXISTING, tiny
+
+from saferule.agents import get_backbone
+from saferule.agents.checkpoint import load_agent, save_acting
+from saferule.agents.population import create
+from saferule.envs import get_task, make
+from saferule.evaluate import agent_policy, evaluate_file, normalised, roll_out, worker_pool
+
+SEEDS = (10, 3, 77)
+
+
+def steer(observations: np.ndarray, t: int) -> np.ndarray:
+    """A car's policy that treats every row alike, bit for bit, whatever the number of rows."""
+    return np.clip(0.7 * observations[:, :2] + np.sin(0.1 * t), -1, 1)
+
+
+def thrash(observations: np.ndarray, t: int) -> np.ndarray:
+    """An ant's policy that makes it fall within a few steps."""
+    return np.tile(np.where(np.sin(0.7 * t + np.arange(8)) > 0, 1.0, -1.0), (len(observations), 1))
+
+
+@pytest.mark.parametrize(("name", "act"), [("CarCircle", steer), ("AntVelocity", thrash)])
+def test_sums_equal_a_plain_loop_over_the_simulator(name, act):
+    task, simulator = get_task(name), make(name)
+    rows = roll_out(task, act, SEEDS)
+    for row, seed in zip(rows, SEEDS, strict=True):
+        observation, total, cost, length = simulator.reset(seed), 0.0, 0.0, 0
+        while True:
+            step = simulator.step(act(observation[None], length)[0])
+            observation, total, cost, length = step.observation, total + step.reward, cost + step.cost, length + 1
+            if step.terminated or step.truncated:
+                break
+        assert row == {"seed": seed, "return": total, "cost": cost, "length": length}
+    simulator.close()
+    lengths = {row["length"] for row in rows}
+    # The ant falls, at another step in each episode; the car always drives to the horizon.
+    assert lengths == {task.horizon} if name == "CarCircle" else len(lengths) > 1
+
+
+def saved_agent(name, folder):
+    """A fresh CarCircle agent in a file."""
+    task = get_task("CarCircle")
+    cfg = tiny(name, observation_dim=task.observation_dim, action_dim=task.action_dim)
+    population = create(get_backbone(name), cfg, [1])
+    path = folder / f"{name}.safetensors"
+    save_acting(population, 0, path, "CarCircle", name, cfg)
+    return path
+
+
+def test_same_seeds_same_rows_twice_and_in_another_process(tmp_path):
+    path, task = saved_agent("bcq-lag", tmp_path), get_task("CarCircle")
+    rows, drawn = (evaluate_file(path, SEEDS[:2], deterministic) for deterministic in (True, False))
+    assert [row["seed"] for row in rows] == [10, 3] and all(row["length"] == task.horizon for row in rows)
+    assert rows[0]["return"] != rows[1]["return"] and rows != drawn
+    assert rows == evaluate_file(path, SEEDS[:2])
+    with worker_pool(1) as pool:
+        jobs = [pool.submit(evaluate_file, path, SEEDS[:2], deterministic) for deterministic in (True, False)]
+        assert [job.result() for job in jobs] == [rows, drawn]
+
+
+@pytest.mark.parametrize("name", EXISTING)
+def test_draws_of_an_episode_depend_on_its_seed_alone(name, tmp_path):
+    agent = load_agent(saved_agent(name, tmp_path))
+    observations = np.random.default_rng(0).normal(size=(2, 8))
+
+    def actions(seeds, rows):
+        act = agent_policy(agent.backbone, agent.cfg, agent.nets, seeds, deterministic=False)
+        return [act(observations[rows], t) for t in range(3)]
+
+    pair, single = actions((5, 6), [0, 1]), actions((6,), [1])
+    assert all(np.abs(a).max() <= 1 and a.dtype == np.float64 for a in pair)
+    np.testing.assert_allclose([a[1] for a in pair], [a[0] for a in single], atol=1e-6)
+    assert not np.allclose(pair[0], pair[1])
+    mode = agent_policy(agent.backbone, agent.cfg, agent.nets, (5, 6))
+    np.testing.assert_array_equal(mode(observations, 0), mode(observations, 1))
+    expected = agent.backbone.act(agent.nets, torch.from_numpy(observations).float(), None, agent.cfg)
+    np.testing.assert_array_equal(mode(observations, 0), expected.double().numpy())
+
+
+def test_normalised_columns_by_hand():
+    task = get_task("CarCircle")  # dsrl's reference returns
+    low, high = task.min_return, task.max_return
+    raw = ((low, 0.0), ((low + high) / 2, 25.0), (2 * high - low, 10.0))
+    rows = [{"return": total, "cost": cost} for total, cost in raw]
+    found = normalised(rows, task, 10.0)
+    assert [row["normalised_return"] for row in found] == pytest.approx([0.0, 0.5, 2.0])
+    assert [row["normalised_cost"] for row in found] == [0.0, 2.5, 1.0]
+    assert all(row["cost_limit"] == 10.0 for row in found) and found[1]["cost"] == 25.0
+    # dsrl adds one to both sides of a limit of zero.
+    assert [row["normalised_cost"] for row in normalised(rows, task, 0.0)] == [1.0, 26.0, 11.0]
