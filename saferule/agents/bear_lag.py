@@ -26,9 +26,8 @@ from torch import Tensor
 from saferule.agents.batch import Batch
 from saferule.agents.lagrangian import init_pid, pid_multiplier
 from saferule.agents.networks import (
-    Network,
+    best_of_candidates,
     clip_latent,
-    double_q,
     gaussian,
     init_mlp,
     init_vae,
@@ -121,13 +120,10 @@ def bellman_targets(nets: Nets, batch: Batch, noise: Tensor, cfg: Config) -> tup
     observations = batch.next_observations
     actions = policy({"actor": nets["actor_target"]}, observations, noise, cfg)
 
-    def best(critic: Network) -> Tensor:
-        one, two = double_q(q_values(critic, observations, actions))
-        mixed = cfg.lmbda * torch.minimum(one, two) + (1 - cfg.lmbda) * torch.maximum(one, two)
-        return mixed.amax(0).to(batch.rewards.dtype)
-
-    y_r = batch.rewards + cfg.gamma * (1 - batch.done) * best(nets["critic_target"])
-    y_c = batch.costs + cfg.gamma * best(nets["cost_critic_target"])
+    q_r = best_of_candidates(q_values(nets["critic_target"], observations, actions), cfg.lmbda)
+    q_c = best_of_candidates(q_values(nets["cost_critic_target"], observations, actions), cfg.lmbda)
+    y_r = batch.rewards + cfg.gamma * (1 - batch.done) * q_r.to(batch.rewards.dtype)
+    y_c = batch.costs + cfg.gamma * q_c.to(batch.rewards.dtype)
     return y_r, y_c
 
 

@@ -144,6 +144,15 @@ def double_q(q: Tensor) -> tuple[Tensor, Tensor]:
     return first.amin(0), second.amin(0)
 
 
+def best_of_candidates(q: Tensor, lmbda: float) -> Tensor:
+    """The largest, over n candidate actions, of lmbda times the smaller plus (1 - lmbda) times the larger double value.
+
+    q  (E, n, B), a double ensemble;  returns (B,)
+    """
+    one, two = double_q(q)
+    return (lmbda * torch.minimum(one, two) + (1 - lmbda) * torch.maximum(one, two)).amax(0)
+
+
 def td_loss(q: Tensor, target: Tensor) -> Tensor:
     """Squared error of each ensemble member's (E, B) values to one target (B,): mean over B, sum over E."""
     return (q - target).pow(2).mean(-1).sum()

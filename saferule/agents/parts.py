@@ -12,7 +12,7 @@ from saferule.agents.lagrangian import discounted_limit
 from saferule.agents.networks import Network, q_values, vae_loss
 
 Nets = dict[str, Network]
-Scalars = dict[str, Tensor]  # multipliers and coefficients of one agent, each ()
+Scalars = dict[str, Tensor]  # of one agent: multipliers and coefficients (), statistics of its data (S,) or (A,)
 Noise = dict[str, Tensor]
 
 ORIGINAL = "original_"  # prefix of frozen copies of an agent's networks, kept beside those that change

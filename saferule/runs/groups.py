@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from saferule.agents import get_backbone
 from saferule.agents.batch import Pair
 from saferule.agents.checkpoint import load_agent
+from saferule.agents.parts import Scalars
 from saferule.agents.population import Algorithm, Population, create, stack, training
 from saferule.agents.training import Log, keep_freed_memory
 from saferule.agents.training import run as loop
@@ -78,8 +80,7 @@ def _train(place: Place, folder: Path, group: Sequence[Training], say: Say) -> N
     def start() -> Population:
         population = create(backbone, cfg, [cell.seed for cell in group], place.device)
         if hasattr(backbone, "statistics"):  # of the data that each agent sees
-            seen = [pool.gather(own) for own in visible]
-            population.scalars |= stack([backbone.statistics(b.observations, b.actions, b.is_init) for b in seen])
+            population.scalars |= stack([_statistics(backbone, pool, own) for own in visible])
         return population
 
     def draw(population: Population, agents: Sequence[int]) -> Any:
@@ -103,10 +104,9 @@ def _unlearn(place: Place, folder: Path, group: Sequence[Unlearning], say: Say) 
         population = _corrupted(place, group)
         begin(population, algorithm, root.backbone, methods, readings)
         if hasattr(backbone, "statistics"):  # from now on D_k is the training data
-            seen = [[pool.gather(part) for part in own] for own in rows]
-            keep = stack([backbone.statistics(b.observations, b.actions, b.is_init) for b, _ in seen])
-            first = torch.stack([forget.is_init.mean() for _, forget in seen])
-            population.scalars |= keep | {"forget_init_proportion": first}
+            population.scalars |= stack([_statistics(backbone, pool, keep) for keep, _ in rows])
+            first = [pool.gather(forget).is_init.mean() for _, forget in rows]
+            population.scalars |= {"forget_init_proportion": torch.stack(first)}
         return population
 
     _run(place, folder, group, algorithm, start, draw, say)
@@ -124,6 +124,11 @@ def _corrupted(place: Place, group: Sequence[Unlearning]) -> Population:
     scalars = {k: torch.cat([s.scalars[k] for s in states]) for k in states[0].scalars}
     generators = [torch.Generator().manual_seed(1_000_000 + cell.training.seed) for cell in group]
     return Population(nets, scalars, {}, generators)
+
+
+def _statistics(backbone: ModuleType, pool: TransitionPool, rows: Tensor) -> Scalars:
+    seen = pool.gather(rows)
+    return backbone.statistics(seen.observations, seen.actions, seen.is_init)
 
 
 def _transitions(
