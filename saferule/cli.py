@@ -38,7 +38,11 @@ data_app = typer.Typer(
     help="Datasets in the DSRL schema: collect, fetch, check.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(data_app, name="data")
-bench_app = typer.Typer(help="Speed beside the peers', on this machine.", no_args_is_help=True, rich_markup_mode=None)
+bench_app = typer.Typer(
+    help="Speed beside the reference libraries; whether bfloat16 is good enough.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.add_typer(bench_app, name="bench")
 
 TaskOption = Annotated[str, typer.Option("--task", help="PointGoal, PointPush, AntVelocity or CarCircle.")]
@@ -203,6 +207,54 @@ def bench_envs(
     typer.echo(table(rows))
     if file is not None:
         write_json(file, rows, machine)
+
+
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write rows and machine to this file.")]
+RoundsOption = Annotated[int, typer.Option(help="Blocks per side; the median counts.")]
+
+
+@bench_app.command("agents")
+def bench_agents(
+    json: JsonOption = None,
+    backbones: Annotated[str, typer.Option(help="With commas [all four].")] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    rounds: RoundsOption = 7,
+) -> None:
+    """Training steps beside osrl-lib's, at its settings; run it on an idle machine."""
+    from saferule.agents import BACKBONES, get_backbone
+    from saferule.bench import table, write_json
+    from saferule.bench.agents import measure
+
+    names = _listed(backbones) or list(BACKBONES)
+    for name in names:
+        get_backbone(name)
+    rows, machine = measure(names, device, rounds, typer.echo)
+    typer.echo("\n" + table(rows))
+    typer.echo("\n" + ", ".join(f"{name}: {value}" for name, value in machine.items()))
+    if json is not None:
+        write_json(json, rows, machine)
+
+
+@bench_app.command("precision")
+def bench_precision(
+    out: Annotated[Path, typer.Option(help="Folder of the figure and the tables.")],
+    steps: Annotated[int, typer.Option(help="Gradient steps.")] = 4000,
+    seeds: Annotated[str, typer.Option(help="With commas.")] = "0,1,2",
+) -> None:
+    """Train with target passes in either precision on CarCircle and compare."""
+    from saferule.bench.precision import study
+    from saferule.runs.engine import Engine
+    from saferule.runs.places import project_root
+    from saferule.runs.store import Store
+
+    engine = Engine(Store(out), project_root() / "artifacts" / "data", say=typer.echo)
+    numbers = [_number(int, part, "--seeds") for part in _listed(seeds)]
+    for backbone, found in study(engine, out, numbers, steps).items():
+        for quantity, value in found.items():
+            typer.echo(
+                f"{backbone}: final {quantity}, bfloat16 - float32 = {value['difference']:.1f} "
+                f"(standard error {value['standard_error']:.1f}, {len(numbers)} seeds)"
+            )
 
 
 def _listed(text: str) -> list[str]:
