@@ -6,6 +6,7 @@ shown is always what the store holds now.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -129,6 +130,9 @@ def execute(notebook: Path, folder: Path, parameters: Mapping[str, Any], kernel:
     except (PapermillExecutionError, DeadKernelError) as error:
         _keep(draft, failed, notebook)
         raise RunError(f"{notebook.name} failed{_reason(error)}\nExecuted until there: {failed}") from None
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # or it prints the cell's traceback at exit
+        raise
     else:
         _keep(draft, final, notebook)
         failed.unlink(missing_ok=True)
