@@ -48,7 +48,7 @@ def unlearnings(digest: str, backbone: str) -> list[Unlearning]:
 
 @pytest.fixture(autouse=True)
 def _log_often(monkeypatch):
-    monkeypatch.setattr(groups, "LOG_EVERY", LOG_EVERY)
+    monkeypatch.setattr(groups, "LOG_ROWS", STEPS // LOG_EVERY)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def reference(tmp_path_factory, empty_store, data_folder, car_data) -> Path:
     root = tmp_path_factory.mktemp("reference") / "store"
     shutil.copytree(empty_store, root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(groups, "LOG_EVERY", LOG_EVERY)
+        patch.setattr(groups, "LOG_ROWS", STEPS // LOG_EVERY)
         for backbone in BACKBONES:
             engine(root, data_folder).train(trainings(car_data.digest(), backbone))
             engine(root, data_folder).unlearn(unlearnings(car_data.digest(), backbone))
@@ -212,7 +212,7 @@ def work_until_killed(root: str, data_folder: str, digest: str, kind: str, backb
             die()
 
         InterruptibleRun._write = dying_write
-    groups.LOG_EVERY, interruptible.SAVE_SECONDS = LOG_EVERY, -1.0
+    groups.LOG_ROWS, interruptible.SAVE_SECONDS = STEPS // LOG_EVERY, -1.0
     made = engine(Path(root), Path(data_folder))
     if kind == "train":
         made.train(trainings(digest, backbone))
