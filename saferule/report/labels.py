@@ -45,8 +45,8 @@ RATIO_STYLES = ("-", "--", ":", "-.")  # in ascending order of the ratio
 
 # What the losses report, in the order in which it is drawn.
 TRAINING_LOG = {
-    "critic_loss": "Bellman error of Q_r",
-    "cost_critic_loss": "Bellman error of Q_c",
+    "critic_loss": "reward critic loss",
+    "cost_critic_loss": "cost critic loss",
     "q_cost": "mean Q_c at the policy's actions",
     "actor_loss": "actor loss",
     "vae_loss": "behaviour model (VAE) loss",
