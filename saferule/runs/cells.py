@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
 Settings = tuple[tuple[str, Any], ...]
@@ -163,8 +163,3 @@ def config(cell: Training) -> Any:
         episode_len=task.horizon,
         **dict(cell.settings),
     )
-
-
-def config_as_dict(cfg: Any) -> dict[str, Any]:
-    """A backbone's settings for JSON."""
-    return asdict(cfg)

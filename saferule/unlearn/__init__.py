@@ -1,11 +1,11 @@
 """Unlearning methods. A method is a family (one loss) plus coefficients; variants of a family share a population.
 
-    family                    methods
-    safe_rule.py              safe-rule, fixed-weight, reward-only, no-critic, percentile-0, percentile-50,
-    percentile-100 safe_rule_dice.py         the same for COptiDICE, where there is no critic and no percentile
-    (Appendix C.2) fine_tune.py              fine-tuning
-    trajdeleter.py            trajdeleter, trajdeleter-cost (as published; cost-aware)
-    trajdeleter_released.py   trajdeleter-released
+    family                  methods
+    safe_rule.py            safe-rule, fixed-weight, reward-only, no-critic, percentile-0, percentile-50, percentile-100
+    safe_rule_dice.py       the same for COptiDICE, where there is no critic and no percentile (Appendix C.2)
+    fine_tune.py            fine-tuning
+    trajdeleter.py          trajdeleter, trajdeleter-cost (as published; cost-aware)
+    trajdeleter_released.py trajdeleter-released
 
 A family module has ``algorithm(backbone, cfg, steps)``; one with ``COEFFICIENTS`` names its scalars and their defaults.
 """
