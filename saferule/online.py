@@ -48,7 +48,8 @@ TASK_SETTINGS = {
     # Standing upright pays about 1 per step. An ant that starts with large random actions falls within 400 steps and
     # first learns to stand for 100,000; one that starts with small ones stands at once and learns to walk.
     "AntVelocity": PPOSettings(epochs=5, learning_rate=1e-3, initial_log_std=-1.5),
-    # Its reward is sparse: after 100,000 steps of five settings this one had the largest return, twice the default's.
+    # Its reward is sparse. Of four settings tried this one had the largest return after 80,000 steps: 0.58; the
+    # default had 0.31.
     "PointPush": PPOSettings(epochs=5, learning_rate=1e-3, initial_log_std=-0.5),
 }
 
