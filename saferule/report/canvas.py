@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
 UNITS = {"cost": "cost per episode", "return": "return per episode"}
 LIMIT = {"color": "#555555", "linewidth": 1.0, "linestyle": (0, (4, 3)), "zorder": 1}
@@ -43,11 +44,13 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG."""
-    image = BytesIO()
+    """The figure as a PNG of 128 colours, a third of the size: executed notebooks are committed with their figures."""
+    drawn, small = BytesIO(), BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(image, format="png", dpi=DPI, metadata={"Software": None})
-    return image.getvalue()
+        figure.savefig(drawn, format="png", dpi=DPI)
+    with Image.open(drawn) as image:
+        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def panels(rows: int, columns: int, width: float, height: float, **shared: object) -> tuple[Figure, np.ndarray]:
