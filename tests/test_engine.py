@@ -248,9 +248,10 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(
     (state,) = root.glob("partial/*/state.safetensors")
     assert read(state)[1]["step"] == (KEPT if when == "step" else STEPS)
 
-    said = []
+    said, before = [], [files(Store(root).folder(cell)) for cell in done]
     again = engine(root, data_folder, said.append)
     (again.train if kind == "train" else again.unlearn)(cells)
+    assert [files(Store(root).folder(cell)) for cell in done] == before  # what was finished is not written again
     assert any(f"continued at step {KEPT if when == 'step' else STEPS}" in line for line in said)
     for cell in cells:
         assert_same_results(cell, root, reference)
@@ -275,6 +276,33 @@ def test_an_agent_that_is_not_finite_is_kept_with_its_last_good_state(empty_stor
     before = files(root)
     engine(root, data_folder).train(cells)
     assert files(root) == before
+
+
+@pytest.mark.parametrize("backbone", ["bear-lag", "coptidice"])
+def test_the_other_backbones_and_methods(backbone, empty_store, data_folder, car_data, tmp_path):
+    root, store = tmp_path / "store", Store(tmp_path / "store")
+    shutil.copytree(empty_store, root)
+    _, poisoned, _ = trainings(car_data.digest(), backbone)
+    for method in ("safe-rule", "trajdeleter-released", "fine-tuning"):
+        cell = Unlearning(poisoned, method, STEPS)
+        engine(root, data_folder).unlearn([cell])
+        before, after = (load_agent(store.folder(c) / AGENT) for c in (poisoned, cell))
+        assert not torch.equal(before.nets["actor"]["w0"], after.nets["actor"]["w0"])
+        log = pd.read_csv(store.folder(cell) / "log.csv")
+        assert log["step"].tolist() == [5, 10, 15, 20, 25, 30] and log.notna().all().all()
+        assert "stopped" not in store.meta(cell) and after.cfg.hidden == (8, 8)
+
+
+def test_settings_of_a_profile_suit_every_backbone():
+    """COptiDICE has no VAE and leaves its width out."""
+    from saferule.agents import BACKBONES
+    from saferule.profiles import PROFILES
+    from saferule.runs.cells import config
+
+    for name in BACKBONES:
+        cfg = config(Training("AntVelocity", name, "", None, 0, 1, PROFILES["cpu"].settings))
+        assert (cfg.observation_dim, cfg.action_dim, cfg.episode_len) == (27, 8, 1000)
+        assert cfg.hidden == (128, 128) and hasattr(cfg, "vae_hidden") == (name != "coptidice")
 
 
 def test_missing_data_are_named(tmp_path):

@@ -1,10 +1,13 @@
 """Agents trained together equal agents trained alone; each loss trains its networks; targets follow."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from helpers import EXISTING, Sampled, assert_same_state, changed_networks, frozen, tiny
+from helpers import ACTOR_CRITIC, EXISTING, Sampled, assert_same_state, changed_networks, frozen, tiny
 
 from saferule.agents import get_backbone
+from saferule.agents.batch import Batch
 from saferule.agents.population import Algorithm, create, draw_noise, member, reset_optimisers, training, update
 from saferule.errors import SettingsError
 
@@ -98,3 +101,21 @@ def test_noise_is_standard_normal_and_empty_shapes_are_allowed():
 def test_unknown_backbone():
     with pytest.raises(SettingsError, match="bcq-lag, bear-lag, cpq, coptidice"):
         get_backbone("sac")
+
+
+@pytest.mark.parametrize("name", ACTOR_CRITIC)
+def test_targets_in_half_precision(name):
+    """bfloat16 targets are near those of float32, come back in float32, and leave the networks in float32."""
+    backbone, cfg = get_backbone(name), tiny(name)
+    half, draw = replace(cfg, target_precision="bfloat16"), Sampled(cfg)
+    population = create(backbone, half, [0])
+    batch = Batch(*(part[0] for part in draw(population)))
+    noise = draw_noise(population, backbone.noise_shapes(cfg, cfg.batch_size), torch.float32)["target"][0]
+    nets = member(population.nets, 0)
+    exact, rounded = (backbone.bellman_targets(nets, batch, noise, c) for c in (cfg, half))
+    for one, other in zip(exact, rounded, strict=True):
+        assert other.dtype == torch.float32 and not torch.equal(one, other)
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
+    info = step(population, training(backbone, half), draw)
+    assert all(value.isfinite().all() for value in info.values())
+    assert {leaf.dtype for leaves in population.nets.values() for leaf in leaves.values()} == {torch.float32}

@@ -152,14 +152,19 @@ def key(cell: Cell) -> str:
 
 
 def config(cell: Training) -> Any:
-    """The backbone's settings of a training cell."""
+    """The backbone's settings of a training cell.
+
+    A profile's settings are meant for all backbones: those that this one does not have (COptiDICE has no VAE) are left
+    out.
+    """
     from saferule.agents import get_backbone
     from saferule.envs import get_task
 
-    task = get_task(cell.task)
-    return get_backbone(cell.backbone).Config(
+    task, backbone = get_task(cell.task), get_backbone(cell.backbone)
+    known = {f.name for f in fields(backbone.Config)}
+    return backbone.Config(
         observation_dim=task.observation_dim,
         action_dim=task.action_dim,
         episode_len=task.horizon,
-        **dict(cell.settings),
+        **{name: value for name, value in cell.settings if name in known},
     )
