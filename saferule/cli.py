@@ -92,11 +92,11 @@ def cells(
     from saferule.profiles import get_profile
     from saferule.runs.inventory import inventory
     from saferule.runs.overrides import parse
-    from saferule.runs.places import project_root
+    from saferule.runs.places import default_data_folder, project_root
 
     chosen = get_profile(profile, **parse(changes))
     folder = (output or project_root() / "artifacts") / profile
-    data = data or project_root() / "artifacts" / ("dsrl" if chosen.data == "dsrl" else "data")
+    data = data or default_data_folder(chosen)
     found = inventory(chosen, folder, data)
     for state, kind, name in found.rows:
         if state == "missing" or not missing:

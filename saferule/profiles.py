@@ -49,7 +49,7 @@ PROFILES: dict[str, Profile] = {
         Profile(
             name="smoke",
             tasks=("CarCircle",),
-            backbones=("cpq", "bcq-lag"),
+            backbones=BACKBONES,
             attacks=("max_cost",),
             ratios=(0.15,),
             seeds=(0,),

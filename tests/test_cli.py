@@ -138,7 +138,7 @@ def test_cells_lists_what_is_missing(good, tmp_path):
     assert sum("unlearning" in line.split() for line in lines) == 8
     assert lines[-1].startswith(f"0 of {len(lines) - 1} runs of profile smoke are done")
     without = run("cells", "--output", tmp_path / "out", "--data", tmp_path / "nowhere")
-    assert "CarCircle: no data at" in without.stdout
+    assert "the runs of CarCircle have no names yet" in without.stdout
 
 
 def test_overrides_have_the_fields_types():

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -21,12 +21,13 @@ import pandas as pd
 import torch
 
 from saferule.attack.poison import ForgetSet, poison, save_forget_set
+from saferule.data.clean import clean_data
 from saferule.data.schema import Dataset
 from saferule.envs import get_task
 from saferule.evaluate import evaluate_file, worker_pool
 from saferule.runs.cells import Adversary, Evaluation, Forget, Training, Unlearning, key
-from saferule.runs.groups import Place, clean_data, cores, forget_data, work, work_alone
-from saferule.runs.interruptible import LOG, snapshot_path
+from saferule.runs.groups import Place, cores, forget_data, work, work_alone
+from saferule.runs.interruptible import LOG, SAVE_SECONDS, progress, snapshot_path
 from saferule.runs.store import Store
 from saferule.unlearn import family
 
@@ -131,13 +132,24 @@ class Engine:
         parts = [part for group in groups.values() for part in self._parts(group, len(groups))]
         jobs += [(self.store.partial(part), part) for part in parts]
         if self.place.device == "cpu" and len(jobs) > 1:
-            for said in self.workers.map(work_alone, [self.place] * len(jobs), *zip(*jobs, strict=True)):
-                for line in said:
-                    self.say(line)
+            self._follow({self.workers.submit(work_alone, self.place, *job): job for job in jobs})
         else:
             torch.set_num_threads(cores())
             for folder, group in jobs:
                 work(self.place, folder, group, self.say)
+
+    def _follow(self, running: dict[Future, tuple[Path, list[Any]]]) -> None:
+        """Say what the worker processes have to say when they end, and how far they are about once a minute."""
+        while running:
+            ended, _ = wait(running, timeout=SAVE_SECONDS, return_when=FIRST_COMPLETED)
+            for future in ended:
+                del running[future]
+                for line in future.result():
+                    self.say(line)
+            if not ended:
+                for folder, group in running.values():
+                    if step := progress(folder):
+                        self.say(f"{group[0].label}: step {step} of {group[0].steps}")
 
     def _parts(self, group: list[Any], groups: int) -> list[list[Any]]:
         """A group cut into populations: so many that all cores have work, none above the limit."""

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,10 +21,9 @@ from saferule.agents.population import Algorithm, Population, create, stack, tra
 from saferule.agents.training import Log, keep_freed_memory
 from saferule.agents.training import run as loop
 from saferule.attack.poison import ForgetSet, load_forget_set
+from saferule.data.clean import clean_data
 from saferule.data.sampler import TransitionPool, draw_rows
-from saferule.data.schema import Dataset, load
 from saferule.envs import get_task
-from saferule.errors import DataError
 from saferule.runs.cells import Forget, Training, Unlearning, config
 from saferule.runs.interruptible import AGENT, InterruptibleRun
 from saferule.runs.store import Store
@@ -42,15 +40,6 @@ class Place:
     store: Store
     data_folder: Path
     device: str
-
-
-@cache
-def clean_data(folder: Path, task: str) -> Dataset:
-    """The clean data D of a task. DataError when the file is missing or not valid."""
-    path = folder / f"{task}.hdf5"
-    if not path.is_file():
-        raise DataError(f"{path}: no such file, expected the data of {task}: run `saferule data collect --task {task}`")
-    return load(path, get_task(task))
 
 
 def forget_data(store: Store, cell: Forget) -> ForgetSet:

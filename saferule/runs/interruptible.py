@@ -16,12 +16,14 @@ from saferule.agents.checkpoint import save_acting, save_agent, save_tensors
 from saferule.agents.population import Population
 from saferule.agents.state import read, restore, tensors_of, write
 from saferule.agents.training import Log, Stopped
+from saferule.files import write_bytes
 from saferule.runs.cells import Training, Unlearning, key
 from saferule.runs.store import Store
 
 AGENT = "agent.safetensors"
 LOG = "log.csv"
 STATE = "state.safetensors"
+PROGRESS = "step"
 SAVE_SECONDS = 60.0
 
 
@@ -75,6 +77,7 @@ class InterruptibleRun:
         columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
         meta = {"step": population.step, "agents": list(agents), "log": names}
         write(self.folder / STATE, tensors_of(population) | columns, meta)
+        write_bytes(self.folder / PROGRESS, str(population.step).encode())
         self.saved_at = time.monotonic()
 
     def stop(self, agent: int, stopped: Stopped, log: Log) -> None:
@@ -114,6 +117,12 @@ class InterruptibleRun:
 
     def _snapshots(self, agent: int) -> Path:
         return self.folder / "snapshots" / key(self.cells[agent])
+
+
+def progress(folder: Path) -> int:
+    """The step of the last saved state of a running population, 0 before the first."""
+    path = folder / PROGRESS
+    return int(path.read_text()) if path.is_file() else 0
 
 
 def snapshot_path(store: Store, cell: Training | Unlearning, step: int | None) -> Path:

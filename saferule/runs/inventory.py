@@ -6,8 +6,10 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
+from saferule.data.clean import clean_file
 from saferule.data.schema import load
 from saferule.envs.tasks import get_task
+from saferule.errors import DataError
 from saferule.profiles import Profile
 from saferule.runs import plan
 from saferule.runs.cells import Cell, Training, kind
@@ -38,9 +40,10 @@ def inventory(profile: Profile, folder: Path, data_folder: Path) -> Inventory:
     """Adversaries, forget sets, policies, repairs and their final evaluations; snapshots are left out."""
     store, found = Store(folder), Inventory()
     for task in profile.tasks:
-        path = data_folder / f"{task}.hdf5"
-        if not path.is_file():
-            found.notes.append(f"{task}: no data at {path}, so its runs have no names yet")
+        try:
+            path = clean_file(data_folder, task)
+        except DataError as error:
+            found.notes.append(f"the runs of {task} have no names yet: {error}")
             continue
         for cell in _cells(profile, path, task):
             state = "done" if store.done(cell) else "missing"

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import saferule
 from saferule.errors import RunError
 
+if TYPE_CHECKING:
+    from saferule.profiles import Profile
+
 NOTEBOOKS = ("attack", "train", "unlearn", "ablate", "tables")  # in the order in which they build on each other
+
+
+def default_data_folder(profile: Profile) -> Path:
+    """The folder of a profile's clean data: the checkout's, or the one in which dsrl keeps its downloads."""
+    if profile.data == "dsrl":
+        from saferule.data.download import dataset_folder
+
+        return dataset_folder()
+    return project_root() / "artifacts" / "data"
 
 
 def project_root() -> Path:

@@ -57,9 +57,7 @@ def evaluations(profile: Profile, policies: Sequence[Training | Unlearning]) -> 
     return [Evaluation(policy, profile.evaluation_seeds) for policy in policies]
 
 
-def curve(
-    profile: Profile, policies: Sequence[Training | Unlearning], steps: Sequence[int | None]
-) -> list[Evaluation]:
+def curve(profile: Profile, policies: Sequence[Training | Unlearning], steps: Sequence[int | None]) -> list[Evaluation]:
     """Shorter evaluations of the policies' snapshots."""
     seeds = profile.evaluation_seeds[: profile.curve_episodes]
     return [Evaluation(policy, seeds, step) for policy, step in product(policies, steps)]

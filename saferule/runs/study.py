@@ -12,8 +12,6 @@ import pandas as pd
 
 from saferule.attack.poison import ForgetSet
 from saferule.data.schema import Dataset
-from saferule.envs.tasks import get_task
-from saferule.errors import DataError
 from saferule.files import write_bytes
 from saferule.paper.settings import TABLE7
 from saferule.profiles import Profile, get_profile
@@ -23,7 +21,7 @@ from saferule.runs.cells import Training, Unlearning
 from saferule.runs.engine import Engine
 from saferule.runs.interruptible import snapshot_steps
 from saferule.runs.inventory import ablated
-from saferule.runs.places import project_root
+from saferule.runs.places import default_data_folder, project_root
 from saferule.runs.store import Store
 
 if TYPE_CHECKING:
@@ -38,7 +36,7 @@ class Study:
     profile                         smoke, cpu or paper
     tasks, ..., seeds               choose among the profile's; None takes all of them
     output                          root of the results, by default the checkout's ``artifacts``
-    data                            folder of the datasets, by default ``artifacts/data`` (DSRL's: ``artifacts/dsrl``)
+    data                            folder of the datasets, by default ``artifacts/data``, or where dsrl keeps its own
     changes                         {field: value} for other fields of the profile
     """
 
@@ -59,13 +57,9 @@ class Study:
         self.changes = {name: value for name, value in (dict(changes or {}) | chosen).items() if value is not None}
         self.profile: Profile = get_profile(profile, **self.changes)
         self.folder = Path(output or project_root() / "artifacts") / profile
-        self.data_folder = Path(data or project_root() / "artifacts" / ("dsrl" if self._from_dsrl else "data"))
+        self.data_folder = Path(data or default_data_folder(self.profile))
         self.store = Store(self.folder)
         self.engine = Engine(self.store, self.data_folder)
-
-    @property
-    def _from_dsrl(self) -> bool:
-        return self.profile.data == "dsrl"
 
     @property
     def name(self) -> str:
@@ -77,11 +71,6 @@ class Study:
 
     def dataset(self, task: str) -> Dataset:
         """The clean data D of a task."""
-        path = self.data_folder / f"{task}.hdf5"
-        if self._from_dsrl and not path.is_file():
-            raise DataError(
-                f"{path}: no such file, expected DSRL's {get_task(task).dsrl_file} under this name: put it there"
-            )
         return self.engine.dataset(task)
 
     def forget_sets(self, task: str) -> list[ForgetSet]:
