@@ -1,5 +1,6 @@
 """Runs on a tiny real dataset: made once, found again, and continued after SIGKILL as if nothing had happened."""
 
+import math
 import os
 import shutil
 import signal
@@ -27,7 +28,8 @@ from saferule.runs.store import Store
 
 BACKBONES = ("cpq", "bcq-lag")
 SETTINGS = settings(hidden=(8, 8), vae_hidden=8, batch_size=8, samples=3)
-STEPS, LOG_EVERY, KILLED_IN, KEPT = 30, 5, 18, 15
+STEPS, LOG_EVERY, SNAPSHOT, KILLED_IN, KEPT = 28, 4, 14, 19, 16
+LOGGED = [4, 8, 12, 14, 16, 20, 24, 28]  # a snapshot is logged too
 
 
 def trainings(digest: str, backbone: str) -> list[Training]:
@@ -112,12 +114,12 @@ def test_what_a_run_leaves(reference, car_data, backbone):
         agent = load_agent(store.folder(cell) / AGENT)
         assert agent.population.step == STEPS and agent.meta["backbone"] == backbone
         assert agent.cfg.hidden == (8, 8) and agent.cfg.observation_dim == 8
-        assert snapshot_steps(store, cell) == [15]
-        half = load_agent(snapshot_path(store, cell, 15))
-        assert half.population is None and half.meta["step"] == 15
+        assert snapshot_steps(store, cell) == [SNAPSHOT]
+        half = load_agent(snapshot_path(store, cell, SNAPSHOT))
+        assert half.population is None and half.meta["step"] == SNAPSHOT
         assert not torch.equal(half.nets["actor"]["w0"], agent.nets["actor"]["w0"])
         log = pd.read_csv(store.folder(cell) / "log.csv")
-        assert log["step"].tolist() == [5, 10, 15, 20, 25, 30] and log.notna().all().all()
+        assert log["step"].tolist() == LOGGED and log.notna().all().all()
         assert "agent" not in log
     clean, poisoned, other_seed = trainings(car_data.digest(), backbone)
     one, two, three = (load_agent(store.folder(c) / AGENT).nets["critic"]["w0"] for c in (clean, poisoned, other_seed))
@@ -190,7 +192,10 @@ def test_all_stages_in_worker_processes_and_again_for_nothing(
 
 
 def work_until_killed(root: str, data_folder: str, digest: str, kind: str, backbone: str, when: str) -> None:
-    """Run in a process of its own: make runs, saving at every logged step, and die by SIGKILL on the way."""
+    """Run in a process of its own: make runs and die by SIGKILL on the way.
+
+    Before a death in a step the state is saved at every logged step, else only when all steps are made.
+    """
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -212,7 +217,7 @@ def work_until_killed(root: str, data_folder: str, digest: str, kind: str, backb
             die()
 
         InterruptibleRun._write = dying_write
-    groups.LOG_ROWS, interruptible.SAVE_SECONDS = STEPS // LOG_EVERY, -1.0
+    groups.LOG_ROWS, interruptible.SAVE_SECONDS = STEPS // LOG_EVERY, -1.0 if when == "step" else math.inf
     made = engine(Path(root), Path(data_folder))
     if kind == "train":
         made.train(trainings(digest, backbone))
@@ -289,7 +294,7 @@ def test_the_other_backbones_and_methods(backbone, empty_store, data_folder, car
         before, after = (load_agent(store.folder(c) / AGENT) for c in (poisoned, cell))
         assert not torch.equal(before.nets["actor"]["w0"], after.nets["actor"]["w0"])
         log = pd.read_csv(store.folder(cell) / "log.csv")
-        assert log["step"].tolist() == [5, 10, 15, 20, 25, 30] and log.notna().all().all()
+        assert log["step"].tolist() == [s for s in LOGGED if s != SNAPSHOT] and log.notna().all().all()
         assert "stopped" not in store.meta(cell) and after.cfg.hidden == (8, 8)
 
 
