@@ -24,6 +24,7 @@ Network = dict[str, Tensor]
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # of the squashed Gaussian policy (osrl-lib net.py)
 VAE_LOG_STD_MIN, VAE_LOG_STD_MAX = -4.0, 15.0
+THIN = 4  # columns of a product that count as few
 LATENT_CLIP = 0.5  # latents are drawn from a standard normal clipped to this range (osrl-lib VAE.decode)
 
 
@@ -54,28 +55,34 @@ def mlp(network: Network, *inputs: Tensor, activation: Callable[[Tensor], Tensor
     products, start = [], 0
     for x in inputs:
         x = x.to(network["w0"].dtype)
-        product = x.flatten(0, -2) @ network["w0"][..., start : start + x.shape[-1], :]
+        product = product_with(x.flatten(0, -2), network["w0"][..., start : start + x.shape[-1], :])
         if samples:
             product = product.unflatten(-2, (x.shape[0] if x.dim() == 3 else 1, -1))
         products.append(product)
         start += x.shape[-1]
     products.sort(key=Tensor.numel, reverse=True)  # the first now has the full shape and can be added to in place
+    bias = network["b0"].unsqueeze(-3) if samples and network["b0"].dim() == 3 else network["b0"]
+    products[-1] = products[-1].add_(bias)  # the smallest: a state's, where it is shared by n actions
     hidden = products[0]
     for product in products[1:]:
         hidden = hidden.add_(product)
     if samples:
         hidden = hidden.flatten(-3, -2)
-    hidden = hidden.add_(network["b0"])
     for i in range(1, depth(network)):
         hidden = product_with(activation(hidden), network[f"w{i}"]).add_(network[f"b{i}"])
     return hidden.unflatten(-2, (samples, -1)) if samples else hidden
 
 
 def product_with(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight. One output column is a row-wise dot product: batched matrix-vector products are six times slower."""
-    if weight.shape[-1] == 1:
+    """x @ weight, (rows, in) or (E, rows, in) times (in, out) or (E, in, out).
+
+    Batched products with few columns are slow: one column is a row-wise dot product (six times as fast), a few want the
+    weight column by column (five times).
+    """
+    columns = weight.shape[-1]
+    if columns == 1:
         return (x * weight.mT).sum(-1, keepdim=True)
-    return x @ weight
+    return x @ weight.mT.contiguous().mT if columns <= THIN else x @ weight
 
 
 def q_values(critic: Network, observations: Tensor, *actions: Tensor) -> Tensor:

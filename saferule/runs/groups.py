@@ -29,7 +29,8 @@ from saferule.runs.interruptible import AGENT, InterruptibleRun
 from saferule.runs.store import Store
 from saferule.unlearn import begin, family
 
-LOG_ROWS = 100  # about so many per agent; logging is also when values are checked and states saved
+LOG_ROWS = 100  # about so many per agent, if that is not too seldom
+LOG_EVERY_AT_MOST = 500  # steps; logging is also when values are checked and states saved
 Say = Callable[[str], None]
 
 
@@ -152,7 +153,7 @@ def _run(
         group[0].steps,
         agents=agents,
         log=log,
-        log_every=max(1, group[0].steps // LOG_ROWS),
+        log_every=min(LOG_EVERY_AT_MOST, max(1, group[0].steps // LOG_ROWS)),
         log_also=run.snapshot_steps,
         on_log=lambda now, left: run.keep(now, left, log),
         on_stop=lambda agent, stopped: run.stop(agent, stopped, log),
