@@ -20,6 +20,7 @@ from saferule.agents.population import member
 SIZES = {"observation_dim": 60, "action_dim": 2, "episode_len": 1000, "cost_limit": 4.0}
 SMALL = SIZES | {"observation_dim": 5, "hidden": (16, 16)}
 STEPS = 10
+FASTEST_RATE = 1e-3  # the largest learning rate of any backbone
 
 # What ours reports: what osrl-lib logs.
 SHARED = {"actor_loss": "actor_loss"}
@@ -105,8 +106,16 @@ def test_steps_in_float32(backbone, batch_size, steps):
     peers = osrl_peer.Peers(backbone, batch_size, torch.float32, reference, **SIZES)
     for _ in range(steps):
         assert_same_log(peers, peers.step(), 1e-4)
+    # Adam's first steps have the length of the learning rate whatever the gradient: where a gradient is rounding noise,
+    # its sign decides. That may happen to one parameter in five thousand; all others agree to 1e-5 of their tensor's
+    # root mean square.
+    off = total = 0
     for name, (ours, theirs) in state_pairs(peers).items():
-        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-7, name
+        difference = (ours - theirs).abs()
+        off += (difference > 1e-5 * theirs.norm() / theirs.numel() ** 0.5 + 1e-7).sum().item()
+        total += theirs.numel()
+        assert difference.max() <= 2 * steps * FASTEST_RATE, name
+    assert off <= total / 5000
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
