@@ -101,8 +101,9 @@ def inside_safe_rule(logs: pd.DataFrame, title: str) -> Figure:
     Dotted: kappa + sigma for Q_c (where the gap is 0), and ln 2 for the residuals, which softplus gives on target.
     """
     figure, axes, handles = _log_panels(logs, UNLEARNING_LOG)
-    target = (logs["gap"] + logs["forget_q_cost_policy"]).median()  # as the gap is kappa + sigma - mean Q_c
-    goals = {name: target for name in ("forget_q_cost_data", "forget_q_cost_policy")} | {"gap": 0.0}
+    level = "forget_q_cost_policy" if "forget_q_cost_policy" in axes else "forget_chi"
+    target = (logs["gap"] + logs[level]).median()  # as the gap is kappa + sigma - this
+    goals = dict.fromkeys(("forget_q_cost_data", level), target) | {"gap": 0.0}
     goals |= {name: np.log(2) for name in ("forget_reward_residual", "forget_cost_residual")}
     for name, panel in axes.items():
         if name in goals:

@@ -51,15 +51,23 @@ TRAINING_LOG = {
     "actor_loss": "actor loss",
     "vae_loss": "behaviour model (VAE) loss",
     "multiplier": "Lagrange multiplier",
-    "alpha": "alpha (out-of-distribution weight)",
+    "alpha": "alpha (weight of CPQ's OOD, BEAR's MMD term)",
+    "mmd": "discrepancy from the behaviour model",
+    "nu_loss": "nu loss",
+    "chi_loss": "chi loss",
+    "cost_bound": "upper bound on the cost per step",
+    "kl": "KL radius of that bound",
+    "tau": "tau",
 }
 UNLEARNING_LOG = {
     "beta_f": "forget weight beta_f",
-    "gap": "gap: kappa + sigma - mean Q_c(s, pi(s)), D_f",
+    "gap": "gap to kappa + sigma on D_f",
     "forget_q_cost_data": "mean Q_c on D_f, poisoned actions",
     "forget_q_cost_policy": "mean Q_c on D_f, the policy's actions",
     "forget_reward_residual": "softplus residual of Q_r, D_f (Eq. 5)",
     "forget_cost_residual": "softplus residual of Q_c, D_f (Eq. 6)",
+    "forget_chi": "mean chi on D_f",
+    "forget_weight": "mean weight of the forget actions",
 }
 
 
