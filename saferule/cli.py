@@ -219,6 +219,7 @@ def bench_agents(
     backbones: Annotated[str, typer.Option(help="With commas [all four].")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     rounds: RoundsOption = 7,
+    captured: Annotated[bool, typer.Option("--captured", help="Replay our steps as CUDA graphs.")] = False,
 ) -> None:
     """Training steps beside osrl-lib's, at its settings; run it on an idle machine."""
     from saferule.agents import BACKBONES, get_backbone
@@ -228,7 +229,7 @@ def bench_agents(
     names = _listed(backbones) or list(BACKBONES)
     for name in names:
         get_backbone(name)
-    rows, machine = measure(names, device, rounds, typer.echo)
+    rows, machine = measure(names, device, rounds, typer.echo, captured)
     typer.echo("\n" + table(rows))
     typer.echo("\n" + ", ".join(f"{name}: {value}" for name, value in machine.items()))
     if json is not None:

@@ -36,6 +36,7 @@ class Profile:
     snapshots: int  # policies kept on the way, for curves
     curve_episodes: int  # evaluation episodes per snapshot
     settings: Settings = ()  # changes to the backbones' Config
+    captured: bool = False  # on a GPU, replay training steps as CUDA graphs
 
     @property
     def evaluation_seeds(self) -> tuple[int, ...]:

@@ -95,7 +95,7 @@ def test_critic_losses_do_what_they_say(name):
     algorithm, pair = made["algorithm"], PairPool(made["cfg"])(population)
     infos = []
     for _ in range(20):
-        before = population.scalars["beta_f"]
+        before = population.scalars["beta_f"].clone()
         infos.append(update(population, algorithm, pair, draw_noise(population, algorithm.noise_shapes, torch.float32)))
         expected = (before + 0.25 * infos[-1]["gap"]).clamp(0.01, 1.0)
         torch.testing.assert_close(infos[-1]["beta_f"], expected)

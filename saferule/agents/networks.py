@@ -167,8 +167,11 @@ def td_loss(q: Tensor, target: Tensor) -> Tensor:
 
 def quantile(values: Tensor, q: float | Tensor) -> Tensor:
     """The q-quantile (0..1) of values (N,), interpolated as by ``torch.quantile``, which has no rule for vmap."""
-    ordered = values.sort().values
-    position = torch.as_tensor(q, dtype=values.dtype, device=values.device) * (values.shape[0] - 1)
-    below = position.floor()
-    low, high = ordered[below.long()], ordered[position.ceil().long()]
-    return torch.lerp(low, high, position - below)
+    ordered, last = values.sort().values, values.shape[0] - 1
+    if isinstance(q, Tensor):
+        position = q.to(values.dtype) * last
+        below = position.floor()
+        low, high = ordered[below.long()], ordered[position.ceil().long()]
+        return torch.lerp(low, high, position - below)
+    below = math.floor(q * last)
+    return torch.lerp(ordered[below], ordered[math.ceil(q * last)], q * last - below)

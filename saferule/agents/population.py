@@ -161,7 +161,9 @@ def update(population: Population, algorithm: Algorithm, batch: Any, noise: Nois
             leaf.grad = gradient
         for name in names:
             population.optimisers[name].step()
-        population.scalars |= {name: value.detach() for name, value in changed.items()}
+        with torch.no_grad():
+            for name, value in changed.items():
+                population.scalars[name].copy_(value)
         info |= {name: value.detach() for name, value in reported.items()}
     with torch.no_grad():
         follow(nets, algorithm.targets, algorithm.cfg)

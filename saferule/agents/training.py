@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saferule.agents.captured import CapturedUpdate
 from saferule.agents.population import Algorithm, Phases, Population, draw_noise, update
 from saferule.agents.state import take, tensors_of
 
@@ -72,6 +73,7 @@ def run(
     log: Log | None = None,
     log_every: int = 100,
     log_also: Collection[int] = (),
+    captured: bool = False,
     on_log: Callable[[Population, list[int]], None] | None = None,
     on_stop: Callable[[int, Stopped], None] | None = None,
 ) -> tuple[Population, list[int]]:
@@ -79,12 +81,14 @@ def run(
 
     draw_batch(population, agents) -> batch with a leading P; ``agents``: numbers of the agents still in the population
     log_every  a step is logged when this divides it; the last one and those in ``log_also`` are logged too
+    captured   replay the step as a CUDA graph (`saferule.agents.captured`)
     on_log     called after each logged step, to save
     on_stop    called for an agent that leaves the population because a loss or a parameter of it was not finite
     Returns the population of the agents that reached the end, and their numbers.
     """
     agents = list(range(len(population))) if agents is None else list(agents)
     log = Log() if log is None else log
+    graph: CapturedUpdate | None = None
     good, good_step = _snapshot(population), population.step
     dtype = next(iter(population.nets["actor"].values())).dtype
     # For each set of quantities: the step at which each first was not finite, 0 while all is well; (quantities, P),
@@ -93,7 +97,10 @@ def run(
     while population.step < steps and agents:
         batch = draw_batch(population, agents)
         now = algorithm.at(population.step)
-        info = update(population, now, batch, draw_noise(population, now.noise_shapes, dtype))
+        noise = draw_noise(population, now.noise_shapes, dtype)
+        if captured and graph is None:  # at the start, and again when an agent has left
+            graph = CapturedUpdate(population, algorithm, batch, noise)
+        info = graph(batch, noise) if graph else update(population, now, batch, noise)
         names = tuple(info)
         finite = torch.stack([value.isfinite() for value in info.values()])  # (quantities, P)
         known = first_bad.get(names)
@@ -112,7 +119,7 @@ def run(
             agents = [agents[p] for p in keep]
             if not agents:
                 break
-            population = take(population, keep, algorithm.cfg.learning_rates)
+            population, graph = take(population, keep, algorithm.cfg.learning_rates), None
         first_bad = {}
         good, good_step = _snapshot(population), population.step
         if on_log is not None:

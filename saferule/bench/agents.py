@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from saferule.agents import BACKBONES, get_backbone
 from saferule.agents.batch import Batch
+from saferule.agents.captured import CapturedUpdate
 from saferule.agents.population import Population, create, draw_noise, training, update
 from saferule.agents.training import keep_freed_memory
 from saferule.bench import processor, side_by_side
@@ -66,7 +68,9 @@ def _config(backbone: Any, **changes: Any) -> Any:
 class Ours:
     """A population of ours on a pool of transitions."""
 
-    def __init__(self, name: str, pool: TransitionPool, device: str, size: int = 1, **changes: Any) -> None:
+    def __init__(
+        self, name: str, pool: TransitionPool, device: str, size: int = 1, captured: bool = False, **changes: Any
+    ) -> None:
         self.backbone = get_backbone(name)
         self.cfg = _config(self.backbone, **changes)
         self.algorithm = training(self.backbone, self.cfg)
@@ -77,6 +81,8 @@ class Ours:
             found = self.backbone.statistics(whole.observations, whole.actions, whole.is_init)
             self.population.scalars |= {k: torch.stack([v] * size) for k, v in found.items()}
         self.fixed = self.batch()
+        self.captured = captured
+        self.graph: CapturedUpdate | None = None
 
     def batch(self) -> Batch:
         """A fresh batch for every agent."""
@@ -85,8 +91,11 @@ class Ours:
     def step(self, batch: Batch | None = None) -> None:
         """One update, on a given or on the fixed batch."""
         population: Population = self.population
+        batch = self.fixed if batch is None else batch
         noise = draw_noise(population, self.algorithm.noise_shapes, torch.float32)
-        update(population, self.algorithm, self.fixed if batch is None else batch, noise)
+        if self.captured and self.graph is None:
+            self.graph = CapturedUpdate(population, self.algorithm, batch, noise)
+        self.graph(batch, noise) if self.graph else update(population, self.algorithm, batch, noise)
 
     def end_to_end(self) -> None:
         """One update on a fresh batch."""
@@ -94,15 +103,23 @@ class Ours:
 
     def operations(self) -> float:
         """Floating-point operations of the matrix products of one update."""
+        noise = draw_noise(self.population, self.algorithm.noise_shapes, torch.float32)
         with FlopCounterMode(display=False) as counter:
-            self.step()
+            update(self.population, self.algorithm, self.fixed, noise)
         return float(counter.get_total_flops())
 
 
 def measure(
-    backbones: Sequence[str] = BACKBONES, device: str = "cpu", rounds: int = 7, say: Callable[[str], None] = print
+    backbones: Sequence[str] = BACKBONES,
+    device: str = "cpu",
+    rounds: int = 7,
+    say: Callable[[str], None] = print,
+    captured: bool = False,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """All cases of the given backbones. Returns rows and a description of the machine."""
+    """All cases of the given backbones. Returns rows and a description of the machine.
+
+    captured  our steps are replayed as CUDA graphs
+    """
     data = synthetic_data()
     pool = TransitionPool([data], reward_scale=0.1, device=device)
     arrays = {
@@ -115,8 +132,8 @@ def measure(
     rates = {"float32": matrix_rate(torch.float32, device), "bfloat16": matrix_rate(torch.bfloat16, device)}
     rows = []
     for name in backbones:
-        rows += _cases(name, pool, arrays, stock[name], rates, device, rounds, synchronise)
-        for row in rows[-4:]:
+        rows += _cases(name, pool, arrays, stock[name], rates, device, rounds, synchronise, captured)
+        for row in rows[-5:]:
             say(f"{row['backbone']} {row['case']}: {row['ours']:.1f} against {row['peer']:.1f} steps/s")
     machine = {
         "device": torch.cuda.get_device_name() if device != "cpu" else processor(),
@@ -158,18 +175,19 @@ def _cases(
     device: str,
     rounds: int,
     synchronise: Callable,
+    captured: bool,
 ) -> list[dict[str, Any]]:
+    ours = partial(Ours, name, pool, device, captured=captured)
     fixed, drawn = _peer(name, arrays, device)
-    full, low = Ours(name, pool, device), Ours(name, pool, device, target_precision="bfloat16")
+    full, low = ours(), ours(target_precision="bfloat16")
     operations, in_targets = full.operations(), _target_operations(full)
     floor = {
         "float32": operations / rates["float32"],
         "bfloat16": (operations - in_targets) / rates["float32"] + in_targets / rates["bfloat16"],
     }
     step, step_low, peer = side_by_side([full.step, low.step, fixed], rounds, synchronise=synchronise)
-    default = full if full.cfg.target_precision == "float32" else low
-    end, peer_end = side_by_side([default.end_to_end, drawn], rounds, synchronise=synchronise)
-    seven, single = Ours(name, pool, device, size=7), [Ours(name, pool, device) for _ in range(7)]
+    end, end_low, peer_end = side_by_side([full.end_to_end, low.end_to_end, drawn], rounds, synchronise=synchronise)
+    seven, single = ours(size=7), [ours() for _ in range(7)]
 
     def one_by_one() -> None:
         for agent in single:
@@ -190,11 +208,11 @@ def _cases(
             "floor_fraction": fraction,
         }
 
-    precision = default.cfg.target_precision
     return [
         row("step-float32", step, peer, stock[0], step * floor["float32"]),
         row("step-bfloat16", step_low, peer, stock[0], step_low * floor["bfloat16"]),
-        row("end-to-end", end, peer_end, stock[1], end * floor[precision]),
+        row("end-to-end", end, peer_end, stock[1], end * floor["float32"]),
+        row("end-to-end-bfloat16", end_low, peer_end, stock[1], end_low * floor["bfloat16"]),
         row("population-7", together, apart, None, together * 7 * floor["float32"]),
     ]
 

@@ -29,7 +29,7 @@ from saferule.runs.cells import Adversary, Evaluation, Forget, Training, Unlearn
 from saferule.runs.groups import Place, cores, forget_data, work, work_alone
 from saferule.runs.interruptible import LOG, SAVE_SECONDS, progress, snapshot_path
 from saferule.runs.store import Store
-from saferule.unlearn import family
+from saferule.unlearn import family, structure
 
 EPISODES = "episodes.csv"
 POPULATION_LIMIT = 32  # agents trained together
@@ -45,10 +45,11 @@ class Engine:
         data_folder: str | Path,
         device: str | None = None,
         say: Callable[[str], None] = print,
+        captured: bool = False,
     ) -> None:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.store = store
-        self.place = Place(store, Path(data_folder), device)
+        self.place = Place(store, Path(data_folder), device, captured and device != "cpu")
         self.say = say
 
     @cached_property
@@ -114,7 +115,8 @@ class Engine:
         def together(cell: Unlearning) -> tuple:
             t = cell.training
             method = family(cell.method, t.backbone).__name__
-            return (t.task, t.backbone, t.data, t.settings, method, cell.steps, cell.snapshots)
+            losses = structure(cell.method, t.backbone, dict(cell.readings))
+            return (t.task, t.backbone, t.data, t.settings, method, losses, cell.steps, cell.snapshots)
 
         self._work(todo, cells, together)
 

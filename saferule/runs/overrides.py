@@ -10,7 +10,15 @@ from saferule.errors import SettingsError
 from saferule.profiles import Profile
 
 FIXED = ("name", "settings")  # what makes the profile the profile
-READERS: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
+
+
+READERS: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float, "bool": _yes_or_no}
 
 
 def parse(assignments: Sequence[str]) -> dict[str, Any]:
@@ -38,7 +46,7 @@ def parse(assignments: Sequence[str]) -> dict[str, Any]:
 def _check(name: str, values: Sequence[Any]) -> None:
     smallest = 0 if name in ("seeds", "snapshots") else 1
     for value in values:
-        if isinstance(value, int) and value < smallest:
+        if type(value) is int and value < smallest:
             raise SettingsError(f"{name} = {value}, expected {smallest} or more: give a larger number")
         if isinstance(value, float) and not 0 < value < 1:
             raise SettingsError(f"{name} = {value}, expected a number between 0 and 1, such as 0.05")
