@@ -25,9 +25,7 @@ WARM_UP = 3  # steps before recording, in which libraries choose their kernels a
 
 
 class CapturedUpdate:
-    """Does what `update` does to one population, by replaying a graph; called with batches and noise of fixed
-    shapes.
-    """
+    """Does to one population what `update` does, by replaying a graph; shapes of batch and noise are fixed."""
 
     def __init__(self, population: Population, algorithm: Algorithm, batch: Any, noise: Noise) -> None:
         actor = next(iter(population.nets["actor"].values()))
