@@ -22,6 +22,8 @@ PAPER = {
     "forget_sign": 1.0,
     "weight_first": 1.0,
     "chi_normalised": 0.0,
+    "reference_fixed": 0.0,
+    "dataset_reference": 0.0,
 }
 CHANGES = {
     "safe-rule": {},
@@ -48,6 +50,7 @@ def test_coefficients_of_each_method_are_those_of_table_7(method):
         ({"gate": "data"}, {"gate_at_data": 1.0}),
         ({"weight_update": "after"}, {"weight_first": 0.0}),
         ({"forget_actor": "repelling"}, {"forget_sign": -1.0}),
+        ({"reference": "dataset"}, {"reference_fixed": 1.0}),
     ],
 )
 def test_readings_change_one_coefficient(readings, changes):

@@ -147,16 +147,39 @@ def discrepancy(x: Tensor, y: Tensor, cfg: Config) -> Tensor:
     return (likeness(x, x) + likeness(y, y) - 2.0 * likeness(x, y) + 1e-6).sqrt()
 
 
+def behaviour_excess(nets: Nets, observations: Tensor, noise: Noise, cfg: Config) -> tuple[Tensor, Tensor]:
+    """By how much the discrepancy to the behaviour model exceeds the threshold, (B,), and the actor's samples.
+
+    noise  "behaviour", "policy" and "match" of `noise_shapes`
+    The samples (n, B, A) are before the tanh; the first is that of "policy".
+    """
+    with torch.no_grad():
+        behaviour = vae_decode_raw(nets["vae"], observations, clip_latent(noise["behaviour"]))
+    mean, std = gaussian(nets["actor"], observations)
+    raw = mean + std * torch.cat((noise["policy"].unsqueeze(0), noise["match"]))
+    return discrepancy(behaviour, raw, cfg) - cfg.target_mmd_thresh, raw
+
+
+def next_log_alpha(log_alpha: Tensor, excess: Tensor, cfg: Config) -> Tensor:
+    """One ascent step of log alpha along alpha * excess, by a plain gradient step as in osrl-lib."""
+    moved = log_alpha + cfg.alpha_lr * log_alpha.exp() * excess.detach().mean()
+    return moved.clamp(LOG_ALPHA_MIN, LOG_ALPHA_MAX)
+
+
+def regulariser(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: Config):
+    """alpha * (discrepancy - threshold), the part of `actor_loss` that ties the actor to the data; moves log alpha."""
+    excess, _ = behaviour_excess(nets, batch.observations, noise, cfg)
+    log_alpha = next_log_alpha(scalars["log_alpha"], excess, cfg)
+    info = {"mmd": excess.mean() + cfg.target_mmd_thresh, "alpha": log_alpha.exp()}
+    return scalars["log_alpha"].exp() * excess.mean(), info, {"log_alpha": log_alpha}
+
+
 def actor_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: Config):
     """-Q_r + alpha * (discrepancy - threshold) + multiplier * (Q_c - limit) (BEARL.actor_loss).
 
     Moves the multiplier and log alpha. During the first `start_update_policy_step` steps -Q_r is left out.
     """
-    with torch.no_grad():
-        behaviour = vae_decode_raw(nets["vae"], batch.observations, clip_latent(noise["behaviour"]))
-    mean, std = gaussian(nets["actor"], batch.observations)
-    raw = mean + std * torch.cat((noise["policy"].unsqueeze(0), noise["match"]))  # (n, B, A)
-    excess = discrepancy(behaviour, raw, cfg) - cfg.target_mmd_thresh
+    excess, raw = behaviour_excess(nets, batch.observations, noise, cfg)
     actions = raw[0].tanh()
     q_r = q_reward(nets, batch.observations, actions).amin(0)
     q_c = q_cost(nets, batch.observations, actions).amin(0)
@@ -164,8 +187,7 @@ def actor_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: Co
     alpha = scalars["log_alpha"].exp()
     improving = scalars["n_train_steps"] >= cfg.start_update_policy_step
     loss = (alpha * excess - improving * q_r).mean() + multiplier * (q_c - cfg.q_limit).mean()
-    log_alpha = scalars["log_alpha"] + cfg.alpha_lr * alpha * excess.detach().mean()
-    log_alpha = log_alpha.clamp(LOG_ALPHA_MIN, LOG_ALPHA_MAX)
+    log_alpha = next_log_alpha(scalars["log_alpha"], excess, cfg)
     info = {
         "actor_loss": loss,
         "multiplier": multiplier,

@@ -125,7 +125,7 @@ UNLEARNING = (
         question="Over which data is the reward reference taken?",
         options={
             "batch": "the targets y_r of each keep mini-batch (Algorithm 2 line 7)",
-            "dataset": "the targets y_r over D_k",
+            "dataset": "the targets y_r over all of D_k, once, with the corrupted agent's critics",
         },
         default="batch",
         reason="The algorithm box; it costs nothing, and a batch's quantile estimates the dataset's.",
@@ -186,7 +186,9 @@ UNLEARNING = (
         question="Do the backbone's behaviour terms (VAE, MMD) stay in the keep actor loss?",
         options={
             "dropped": "no: Eq. 9 as printed",
-            "kept": "yes: the backbone's own behaviour term is added to Eq. 9",
+            "kept": "yes: BEAR-Lag's alpha (MMD - threshold) on keep data is added to Eq. 9; the same as dropped for "
+            "BCQ-Lag, CPQ and COptiDICE, whose actor losses have no behaviour term that carries gradient (BCQ-Lag's "
+            "actor is tied to the VAE's actions by construction, CPQ's out-of-distribution cost moves a multiplier)",
         },
         default="dropped",
         reason="Eq. 9 and Algorithm 2 line 12 print none.",
@@ -197,7 +199,8 @@ UNLEARNING = (
         question="Is the backbone's VAE trained during unlearning?",
         options={
             "frozen": "no: it stays as the corrupted policy left it",
-            "keep": "yes: on keep data, with the backbone's own loss",
+            "keep": "yes: on keep data, with the backbone's own loss (CPQ acts and learns without it, so only the VAE "
+            "itself changes; COptiDICE has none)",
         },
         default="frozen",
         reason="Algorithm 2 updates the two critics, the actor and the targets, nothing else.",

@@ -7,16 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from saferule.agents import get_backbone
-from saferule.agents.batch import Pair
 from saferule.agents.checkpoint import load_agent
-from saferule.agents.parts import Scalars
 from saferule.agents.population import Algorithm, Population, create, stack, training
 from saferule.agents.training import Log, keep_freed_memory
 from saferule.agents.training import run as loop
@@ -27,7 +24,8 @@ from saferule.envs import get_task
 from saferule.runs.cells import Forget, Training, Unlearning, config
 from saferule.runs.interruptible import AGENT, InterruptibleRun
 from saferule.runs.store import Store
-from saferule.unlearn import begin, family
+from saferule.unlearn import begin, unlearning
+from saferule.unlearn.data import adapt, pairs, statistics
 
 LOG_ROWS = 100  # about so many per agent, if that is not too seldom
 LOG_EVERY_AT_MOST = 500  # steps; logging is also when values are checked and states saved
@@ -36,11 +34,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs are made: the store, the folder of the clean data, the device."""
+    """Where runs are made: the store, the folder of the clean data, the device; whether steps are captured (GPU)."""
 
     store: Store
     data_folder: Path
     device: str
+    captured: bool = False
 
 
 def forget_data(store: Store, cell: Forget) -> ForgetSet:
@@ -70,7 +69,7 @@ def _train(place: Place, folder: Path, group: Sequence[Training], say: Say) -> N
     def start() -> Population:
         population = create(backbone, cfg, [cell.seed for cell in group], place.device)
         if hasattr(backbone, "statistics"):  # of the data that each agent sees
-            population.scalars |= stack([_statistics(backbone, pool, own) for own in visible])
+            population.scalars |= stack([statistics(backbone, pool, own) for own in visible])
         return population
 
     def draw(population: Population, agents: Sequence[int]) -> Any:
@@ -83,23 +82,16 @@ def _unlearn(place: Place, folder: Path, group: Sequence[Unlearning], say: Say) 
     root = group[0].training
     cfg, backbone = config(root), get_backbone(root.backbone)
     pool, rows = _transitions(place, root.task, [cell.training.forget for cell in group], cfg)
-    algorithm = family(group[0].method, root.backbone).algorithm(backbone, cfg, group[0].steps)
     methods, readings = [cell.method for cell in group], [dict(cell.readings) for cell in group]
-
-    def draw(population: Population, agents: Sequence[int]) -> Pair:
-        sides = zip(*(rows[a] for a in agents), strict=True)
-        return Pair(*(pool.gather(draw_rows(population.generators, side, cfg.batch_size)) for side in sides))
+    algorithm = unlearning(methods[0], backbone, cfg, group[0].steps, readings[0])
 
     def start() -> Population:
         population = _corrupted(place, group)
         begin(population, algorithm, root.backbone, methods, readings)
-        if hasattr(backbone, "statistics"):  # from now on D_k is the training data
-            population.scalars |= stack([_statistics(backbone, pool, keep) for keep, _ in rows])
-            first = [pool.gather(forget).is_init.mean() for _, forget in rows]
-            population.scalars |= {"forget_init_proportion": torch.stack(first)}
+        adapt(population, backbone, cfg, pool, rows)
         return population
 
-    _run(place, folder, group, algorithm, start, draw, say)
+    _run(place, folder, group, algorithm, start, pairs(pool, rows, cfg.batch_size), say)
 
 
 def _corrupted(place: Place, group: Sequence[Unlearning]) -> Population:
@@ -114,11 +106,6 @@ def _corrupted(place: Place, group: Sequence[Unlearning]) -> Population:
     scalars = {k: torch.cat([s.scalars[k] for s in states]) for k in states[0].scalars}
     generators = [torch.Generator().manual_seed(1_000_000 + cell.training.seed) for cell in group]
     return Population(nets, scalars, {}, generators)
-
-
-def _statistics(backbone: ModuleType, pool: TransitionPool, rows: Tensor) -> Scalars:
-    seen = pool.gather(rows)
-    return backbone.statistics(seen.observations, seen.actions, seen.is_init)
 
 
 def _transitions(
@@ -153,6 +140,7 @@ def _run(
         group[0].steps,
         agents=agents,
         log=log,
+        captured=place.captured and isinstance(algorithm, Algorithm),
         log_every=min(LOG_EVERY_AT_MOST, max(1, group[0].steps // LOG_ROWS)),
         log_also=run.snapshot_steps,
         on_log=lambda now, left: run.keep(now, left, log),

@@ -8,6 +8,7 @@
     trajdeleter_released.py trajdeleter-released
 
 A family module has ``algorithm(backbone, cfg, steps)``; one with ``COEFFICIENTS`` names its scalars and their defaults.
+Most readings are coefficients too; ``vae`` and ``regulariser`` change which losses there are (`structure`).
 """
 
 from __future__ import annotations
@@ -65,14 +66,40 @@ def family(method: str, backbone: str) -> ModuleType:
     return importlib.import_module(f"saferule.unlearn.{name}")
 
 
+def structure(method: str, backbone: str, readings: Mapping[str, str] | None = None) -> tuple[tuple[str, bool], ...]:
+    """What the readings change in the losses of Safe-RULE, as named options of its ``algorithm``.
+
+    Agents share a population only where these are equal. Empty for other families and where a reading changes nothing:
+    a backbone without VAE (COptiDICE), or without a regulariser that carries gradient (BCQ-Lag, CPQ, COptiDICE).
+    """
+    from saferule.agents import get_backbone
+
+    chosen, module = check(readings), get_backbone(backbone)
+    if family(method, backbone).__name__ != "saferule.unlearn.safe_rule":
+        return ()
+    options = {
+        "train_vae": chosen["vae"] == "keep",
+        "regularised": chosen["regulariser"] == "kept" and hasattr(module, "regulariser"),
+    }
+    return tuple((name, True) for name, wanted in options.items() if wanted)
+
+
+def unlearning(
+    method: str, backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str, str] | None = None
+) -> Algorithm | Phases:
+    """What a method does in each of its steps on a backbone, under the given readings."""
+    options = dict(structure(method, backbone.NAME, readings))
+    return family(method, backbone.NAME).algorithm(backbone, cfg, steps, **options)
+
+
 def coefficients(method: str, backbone: str, cfg: Any, readings: Mapping[str, str] | None = None) -> dict[str, float]:
     """The scalars that a method adds to an agent: Table 7, the readings of open points, the method's own changes.
 
     cfg  the backbone's settings; its ``q_limit`` is kappa under the reading kappa = per_step
     """
-    module = family(method, backbone)
+    module, chosen = family(method, backbone), check(readings)
     if METHODS[method].family == "safe_rule":
-        values = safe_rule_coefficients(cfg, check(readings))
+        values = safe_rule_coefficients(cfg, chosen)
     else:
         values = getattr(module, "COEFFICIENTS", {})
     return values | dict(METHODS[method].changes)
@@ -121,4 +148,6 @@ def safe_rule_coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, f
         "forget_sign": 1.0 if readings["forget_actor"] == "printed" else -1.0,
         "weight_first": float(readings["weight_update"] == "before"),
         "chi_normalised": float(readings["chi_gap"] == "normalised"),
+        "reference_fixed": float(readings["reference"] == "dataset"),
+        "dataset_reference": 0.0,  # `saferule.unlearn.data.adapt` sets it where reference_fixed is 1
     }

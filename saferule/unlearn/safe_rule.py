@@ -10,7 +10,7 @@ Where the paper is silent:
   backbones' do.
 - Adam starts cold (the paper repairs osrl-lib checkpoints, which hold no optimiser state), so a network whose losses
   all have coefficient zero does not move at all.
-- The behaviour model (VAE) is not in Algorithm 2 and stays as it is.
+- The behaviour model (VAE) is not in Algorithm 2 and stays as it is, unless the reading vae = keep trains it.
 """
 
 from __future__ import annotations
@@ -27,24 +27,30 @@ from saferule.agents.batch import Pair
 from saferule.agents.networks import quantile, td_loss
 from saferule.agents.parts import Nets, Noise, Scalars
 from saferule.agents.population import Algorithm
+from saferule.unlearn.fine_tune import on_keep
 
 
-def algorithm(backbone: ModuleType, cfg: Any, steps: int) -> Algorithm:
-    """One Safe-RULE step: critics (lines 5-11), then actor and weight (lines 12-16), then targets (line 17)."""
-    shapes = backbone.noise_shapes(cfg, cfg.batch_size)
-    return Algorithm(
-        losses=(
-            (("critic", "cost_critic"), partial(critics_loss, backbone)),
-            (("actor",), partial(actor_loss, backbone)),
-        ),
-        noise_shapes={
-            "target": shapes["target"],
-            "keep_policy": shapes["policy"],
-            "forget_policy": shapes["policy"],
-        },
-        targets=backbone.TARGETS,
-        cfg=cfg,
+def algorithm(
+    backbone: ModuleType, cfg: Any, steps: int, *, train_vae: bool = False, regularised: bool = False
+) -> Algorithm:
+    """One Safe-RULE step: critics (lines 5-11), then actor and weight (lines 12-16), then targets (line 17).
+
+    train_vae    the VAE is trained first, on the keep batch (reading vae = keep)
+    regularised  the backbone's regulariser is part of the keep actor loss (reading regulariser = kept)
+    """
+    ordinary = backbone.noise_shapes(cfg, cfg.batch_size)
+    policy = ordinary["policy"]
+    shapes = {"target": ordinary["target"], "keep_policy": policy, "forget_policy": policy}
+    losses: tuple = (
+        (("critic", "cost_critic"), partial(critics_loss, backbone)),
+        (("actor",), partial(actor_loss, backbone, regularised=regularised)),
     )
+    if train_vae:
+        losses = ((("vae",), partial(on_keep, dict(backbone.LOSSES)[("vae",)])), *losses)
+        shapes |= {"vae": ordinary["vae"]}
+    if regularised:
+        shapes |= {name: ordinary[name] for name in ("behaviour", "match")}
+    return Algorithm(losses, shapes, backbone.TARGETS, cfg)
 
 
 def suppress_reward(q_r: Tensor, reference: Tensor) -> Tensor:
@@ -63,12 +69,14 @@ def critics_loss(
     """Eq. 7 and 8: Bellman regression on the keep batch, suppression on the forget batch.
 
     scalars  alpha_k, alpha_f (weights of keeping and forgetting), cost_weight (1, or 0 for reward-only),
-             percentile (of y_r on the keep batch, 0..1), kappa, sigma
+             percentile (of y_r on the keep batch, 0..1), kappa, sigma; switch: reference_fixed (the reward reference
+             is dataset_reference, the percentile of y_r over D_k, not that of the batch)
     """
     keep, forget = batch
     with torch.no_grad():
         y_r, y_c = backbone.bellman_targets(nets, keep, noise["target"], cfg)  # line 5
         reference = quantile(y_r, scalars["percentile"])  # line 7
+        reference = torch.where(scalars["reference_fixed"] > 0, scalars["dataset_reference"], reference)
     keep_r = td_loss(backbone.q_reward(nets, keep.observations, keep.actions), y_r)  # line 6, Eq. 3
     keep_c = td_loss(backbone.q_cost(nets, keep.observations, keep.actions), y_c)  # line 6, Eq. 4
     q_r = backbone.q_reward(nets, forget.observations, forget.actions)
@@ -125,13 +133,21 @@ def next_weight(beta_f: Tensor, gap: Tensor, scalars: Scalars) -> Tensor:
 
 
 def actor_loss(
-    backbone: ModuleType, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any
+    backbone: ModuleType,
+    nets: Nets,
+    scalars: Scalars,
+    batch: Pair,
+    noise: Noise,
+    cfg: Any,
+    *,
+    regularised: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor], Scalars]:
     """Eq. 11: keep loss plus beta_f times forget loss; moves beta_f by the forgetting gap (lines 12-16).
 
     scalars  kappa, sigma, cost_weight, beta_f and its bounds and step; switches: gate_at_data (the indicators look at
              the data's action, not at pi(s)), forget_sign (1 as printed, -1 repelling), weight_first (beta_f moves
              before the actor's step)
+    regularised  the backbone's own regulariser on the keep batch is added to Eq. 9
     """
     keep, forget = batch
     kappa, sigma = scalars["kappa"], scalars["sigma"]
@@ -160,4 +176,10 @@ def actor_loss(
         "beta_f": beta_f,
         "forget_q_cost_policy": q_c.mean(),
     }
-    return loss, info, {"beta_f": beta_next}
+    moved = {"beta_f": beta_next}
+    if regularised:
+        ties, reported, changed = backbone.regulariser(
+            nets, scalars, keep, noise | {"policy": noise["keep_policy"]}, cfg
+        )
+        loss, info, moved = loss + ties, info | reported, moved | changed
+    return loss, info, moved
