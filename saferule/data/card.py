@@ -85,11 +85,15 @@ def _quantiles(name: str, values: np.ndarray) -> str:
 
 def _policy(row: dict[str, Any]) -> str:
     limit = "none" if row["cost_limit"] is None else f"{row['cost_limit']:g}"
-    curve = ", ".join(f"{score:.0f} / {cost:.0f}" for _, score, cost in row["curve"])
+    curve = ", ".join(f"{_short(score)} / {cost:.0f}" for _, score, cost in row["curve"])
     return (
         f"| {limit} | {row['seed']} | {row['steps']} | {row['recorded_episodes']} | {row['selected_episodes']} "
         f"| {curve} |"
     )
+
+
+def _short(score: float) -> str:
+    return f"{score:.0f}" if abs(score) >= 10 else f"{score + 0.0:.1f}"  # no -0.0
 
 
 def _scatter(dataset: Dataset) -> bytes:
