@@ -27,7 +27,6 @@ from saferule.agents.networks import (
     init_vae,
     mlp,
     q_values,
-    td_loss,
     vae_decode,
 )
 from saferule.agents.parts import (
@@ -37,16 +36,13 @@ from saferule.agents.parts import (
     Noise,
     Scalars,
     behaviour_loss,
+    bellman_losses,
     for_targets,
     q_cost,
     q_reward,
 )
 
-__all__ = [
-    "TARGETS",
-    "q_cost",
-    "q_reward",
-]  # shared by the actor-critic backbones, part of this one's interface
+__all__ = ["TARGETS", "q_cost", "q_reward"]  # shared parts of the interface
 NAME = "bcq-lag"
 
 
@@ -120,9 +116,8 @@ def critics_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: 
     """Squared Bellman errors of the reward and the cost critics."""
     with torch.no_grad():
         y_r, y_c = bellman_targets(nets, batch, noise["target"], cfg)
-    reward_loss = td_loss(q_reward(nets, batch.observations, batch.actions), y_r)
-    cost_loss = td_loss(q_cost(nets, batch.observations, batch.actions), y_c)
-    return reward_loss + cost_loss, {"critic_loss": reward_loss, "cost_critic_loss": cost_loss}, {}
+    losses = bellman_losses(nets, batch, y_r, y_c)
+    return sum(losses.values()), losses, {}
 
 
 def actor_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: Config):

@@ -32,7 +32,6 @@ from saferule.agents.networks import (
     init_mlp,
     init_vae,
     q_values,
-    td_loss,
     vae_decode_raw,
 )
 from saferule.agents.parts import (
@@ -42,13 +41,16 @@ from saferule.agents.parts import (
     Noise,
     Scalars,
     behaviour_loss,
+    bellman_losses,
     for_targets,
     q_cost,
     q_reward,
 )
+from saferule.agents.parts import squashed_act as act
+from saferule.agents.parts import squashed_policy as policy
 from saferule.errors import SettingsError
 
-__all__ = ["TARGETS", "q_cost", "q_reward"]  # shared by the actor-critic backbones, part of this one's interface
+__all__ = ["TARGETS", "act", "policy", "q_cost", "q_reward"]  # shared parts of the interface
 NAME = "bear-lag"
 LOG_ALPHA_MIN, LOG_ALPHA_MAX = -5.0, 5.0
 KERNELS = ("gaussian", "laplacian")
@@ -97,18 +99,6 @@ def noise_shapes(cfg: Config, batch_size: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def policy(nets: Nets, observations: Tensor, noise: Tensor, cfg: Config) -> Tensor:
-    """pi(s): (B, A), or (n, B, A) for noise (n, B, A); reparametrised samples of the squashed Gaussian."""
-    mean, std = gaussian(nets["actor"], observations)
-    return (mean + std * noise).tanh()
-
-
-def act(nets: Nets, observations: Tensor, noise: Tensor | None, cfg: Config) -> Tensor:
-    """Actions (B, A) in the environment; deterministic (the mean) when noise is None."""
-    mean, std = gaussian(nets["actor"], observations)
-    return (mean if noise is None else mean + std * noise).tanh()
-
-
 def bellman_targets(nets: Nets, batch: Batch, noise: Tensor, cfg: Config) -> tuple[Tensor, Tensor]:
     """Targets of both critics: the best of n actions of the target actor (BEARL.critic_loss, BEARL.cost_critic_loss).
 
@@ -131,9 +121,8 @@ def critics_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: 
     """Squared Bellman errors of the reward and the cost critics."""
     with torch.no_grad():
         y_r, y_c = bellman_targets(nets, batch, noise["target"], cfg)
-    reward_loss = td_loss(q_reward(nets, batch.observations, batch.actions), y_r)
-    cost_loss = td_loss(q_cost(nets, batch.observations, batch.actions), y_c)
-    return reward_loss + cost_loss, {"critic_loss": reward_loss, "cost_critic_loss": cost_loss}, {}
+    losses = bellman_losses(nets, batch, y_r, y_c)
+    return sum(losses.values()), losses, {}
 
 
 def discrepancy(x: Tensor, y: Tensor, cfg: Config) -> Tensor:

@@ -30,8 +30,11 @@ from torch.distributions import Normal
 from saferule.agents.batch import Batch
 from saferule.agents.networks import Network, gaussian, init_mlp, q_values
 from saferule.agents.parts import Nets, Noise, Scalars, Settings
+from saferule.agents.parts import squashed_act as act
+from saferule.agents.parts import squashed_policy as policy
 from saferule.errors import SettingsError
 
+__all__ = ["act", "policy"]  # of the squashed Gaussian, part of this backbone's interface
 NAME = "coptidice"
 TARGETS: dict[str, str] = {}
 SMOOTHING = 0.1  # noise on the actor's observations and actions, in units of the data's standard deviation
@@ -112,18 +115,6 @@ def noise_shapes(cfg: Config, batch_size: int) -> dict[str, tuple[int, ...]]:
     """Standard normal draws of one step; "policy" is for acting, the losses take no sample of the policy."""
     action = (batch_size, cfg.action_dim)
     return {"observation": (batch_size, cfg.observation_dim), "action": action, "policy": action}
-
-
-def policy(nets: Nets, observations: Tensor, noise: Tensor, cfg: Config) -> Tensor:
-    """pi(s): (B, A), a reparametrised sample of the squashed Gaussian."""
-    mean, std = gaussian(nets["actor"], observations)
-    return (mean + std * noise).tanh()
-
-
-def act(nets: Nets, observations: Tensor, noise: Tensor | None, cfg: Config) -> Tensor:
-    """Actions (B, A) in the environment; deterministic (the mean) when noise is None."""
-    mean, std = gaussian(nets["actor"], observations)
-    return (mean if noise is None else mean + std * noise).tanh()
 
 
 def positive(network: Network) -> Tensor:

@@ -42,12 +42,10 @@ from saferule.agents.parts import (
     q_cost,
     q_reward,
 )
+from saferule.agents.parts import squashed_act as act
+from saferule.agents.parts import squashed_policy as policy
 
-__all__ = [
-    "TARGETS",
-    "q_cost",
-    "q_reward",
-]  # shared by the actor-critic backbones, part of this one's interface
+__all__ = ["TARGETS", "act", "policy", "q_cost", "q_reward"]  # shared parts of the interface
 NAME = "cpq"
 LOG_ALPHA_MIN, LOG_ALPHA_MAX = -5.0, 5.0
 
@@ -82,18 +80,6 @@ def noise_shapes(cfg: Config, batch_size: int) -> dict[str, tuple[int, ...]]:
         "ood": (cfg.samples, *action),
         "policy": action,
     }
-
-
-def policy(nets: Nets, observations: Tensor, noise: Tensor, cfg: Config) -> Tensor:
-    """pi(s): (B, A), a reparametrised sample of the squashed Gaussian."""
-    mean, std = gaussian(nets["actor"], observations)
-    return (mean + std * noise).tanh()
-
-
-def act(nets: Nets, observations: Tensor, noise: Tensor | None, cfg: Config) -> Tensor:
-    """Actions (B, A) in the environment; deterministic (the mean) when noise is None."""
-    mean, std = gaussian(nets["actor"], observations)
-    return (mean if noise is None else mean + std * noise).tanh()
 
 
 def bellman_targets(nets: Nets, batch: Batch, noise: Tensor, cfg: Config) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saferule.agents.batch import Batch
 from saferule.agents.lagrangian import discounted_limit
-from saferule.agents.networks import Network, q_values, vae_loss
+from saferule.agents.networks import Network, gaussian, q_values, td_loss, vae_loss
 
 Nets = dict[str, Network]
 Scalars = dict[str, Tensor]  # of one agent: multipliers and coefficients (), statistics of its data (S,) or (A,)
@@ -98,3 +98,24 @@ def originals(nets: Nets) -> Nets:
 def original_nets(nets: Nets) -> Nets:
     """The copies that `originals` made, under their own names."""
     return {name.removeprefix(ORIGINAL): net for name, net in nets.items() if name.startswith(ORIGINAL)}
+
+
+def squashed_policy(nets: Nets, observations: Tensor, noise: Tensor, cfg: Settings) -> Tensor:
+    """pi(s): (B, A), or (n, B, A) for noise (n, B, A); reparametrised samples of the actor's squashed Gaussian."""
+    mean, std = gaussian(nets["actor"], observations)
+    return (mean + std * noise).tanh()
+
+
+def squashed_act(nets: Nets, observations: Tensor, noise: Tensor | None, cfg: Settings) -> Tensor:
+    """Actions (B, A) in the environment; deterministic (the mean) when noise is None."""
+    if noise is None:
+        return gaussian(nets["actor"], observations)[0].tanh()
+    return squashed_policy(nets, observations, noise, cfg)
+
+
+def bellman_losses(nets: Nets, batch: Batch, y_r: Tensor, y_c: Tensor) -> dict[str, Tensor]:
+    """Squared errors of the reward and of the cost critics to targets (B,), as they are logged."""
+    return {
+        "critic_loss": td_loss(q_reward(nets, batch.observations, batch.actions), y_r),
+        "cost_critic_loss": td_loss(q_cost(nets, batch.observations, batch.actions), y_c),
+    }
