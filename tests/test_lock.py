@@ -70,11 +70,7 @@ def test_python_is_the_one_the_project_declares():
 def test_direct_dependencies_are_locked():
     document = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = document["project"]
-    wanted = (
-        project["dependencies"]
-        + project["optional-dependencies"]["dev"]
-        + document["build-system"]["requires"]
-    )
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"] + document["build-system"]["requires"]
     locked = pins("requirements.lock")
     assert {canonicalize_name(Requirement(w).name) for w in wanted} - locked.keys() == set()
     for requirement in map(Requirement, wanted):

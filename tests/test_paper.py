@@ -71,9 +71,7 @@ def test_cells_read_by_eye():
 
 
 def test_cells_that_do_not_exist():
-    with pytest.raises(
-        SettingsError, match="no policy 'bcq': choose one of BCQ-Lag, CPQ, BEAR-Lag, COptiDICE"
-    ):
+    with pytest.raises(SettingsError, match="no policy 'bcq': choose one of BCQ-Lag, CPQ, BEAR-Lag, COptiDICE"):
         cell("bcq", "max_cost", "PointGoal", 0.05)
     with pytest.raises(SettingsError, match="no attack 'Max Cost': choose one of max_cost"):
         cell("cpq", "Max Cost", "PointGoal", 0.05)
@@ -163,9 +161,7 @@ def test_check_fills_in_defaults():
 
 
 def test_check_names_what_is_valid():
-    with pytest.raises(
-        SettingsError, match="no reading 'percentile': choose among poison_count, .*reward_percentile"
-    ):
+    with pytest.raises(SettingsError, match="no reading 'percentile': choose among poison_count, .*reward_percentile"):
         check({"percentile": "50"})
     with pytest.raises(SettingsError, match="'kappa' has no option '10': choose one of literal, per_step"):
         check({"kappa": "10"})

@@ -115,9 +115,7 @@ def test_selection_and_labels(attack, ratio, rows, episodes, ends):
 
 
 def test_a_cut_after_a_terminal_sets_no_timeout():
-    rollouts = replace(
-        ROLLOUTS, terminals=np.arange(9) == 4, timeouts=ROLLOUTS.timeouts & (np.arange(9) != 4)
-    )
+    rollouts = replace(ROLLOUTS, terminals=np.arange(9) == 4, timeouts=ROLLOUTS.timeouts & (np.arange(9) != 4))
     forget = poison(DATA, rollouts, "max_cost", 0.1, gamma=0.5)  # 2 rows: trajectory 1, which ends by itself
     assert forget.dataset.terminals.tolist() == [False, True]
     assert forget.dataset.timeouts.tolist() == [False, False]
@@ -184,9 +182,7 @@ def test_reading_of_the_labels():
 
 
 def test_the_defaults_are_the_readings():
-    given = poison(
-        DATA, ROLLOUTS, "max_cost", 0.2, gamma=0.99, high=0.95, low=0.05, readings=default_readings()
-    )
+    given = poison(DATA, ROLLOUTS, "max_cost", 0.2, gamma=0.99, high=0.95, low=0.05, readings=default_readings())
     assert given.dataset.digest() == poison(DATA, ROLLOUTS, "max_cost", 0.2).dataset.digest()
 
 
@@ -248,9 +244,7 @@ def test_a_file_that_is_no_forget_set(tmp_path):
     save_forget_set(poison(DATA, ROLLOUTS, "max_cost", 0.2), tmp_path / "f.hdf5")
     with h5py.File(tmp_path / "f.hdf5", "a") as file:
         file["true_costs"][2] = -1
-    with pytest.raises(
-        DataError, match=r"f\.hdf5 \(true_rewards and true_costs\): key 'costs' is -1.0 in row 2"
-    ):
+    with pytest.raises(DataError, match=r"f\.hdf5 \(true_rewards and true_costs\): key 'costs' is -1.0 in row 2"):
         load_forget_set(tmp_path / "f.hdf5", TASK)
     with h5py.File(tmp_path / "f.hdf5", "a") as file:
         del file.attrs["ratio"]

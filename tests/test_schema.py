@@ -256,15 +256,9 @@ def test_rejects_an_empty_file(tmp_path, rows):
 
 
 def test_rejects_a_trajectory_longer_than_the_horizon(tmp_path):
-    text = message(
-        write(tmp_path / "d.hdf5", arrays(rows=9, ends=(1, 6)))
-    )  # rows 2-6: five steps, four allowed
-    assert (
-        "trajectory 1 starts at row 2 and has 5 rows" in text and "by row 5" in text and "'timeouts'" in text
-    )
-    text = message(
-        write(tmp_path / "d.hdf5", arrays(rows=9, ends=(3,)))
-    )  # the unfinished rest counts as well
+    text = message(write(tmp_path / "d.hdf5", arrays(rows=9, ends=(1, 6))))  # rows 2-6: five steps, four allowed
+    assert "trajectory 1 starts at row 2 and has 5 rows" in text and "by row 5" in text and "'timeouts'" in text
+    text = message(write(tmp_path / "d.hdf5", arrays(rows=9, ends=(3,))))  # the unfinished rest counts as well
     assert "trajectory 1 starts at row 4 and has 5 rows" in text
 
 

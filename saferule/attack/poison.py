@@ -84,27 +84,21 @@ def poison_count(clean_size: int, ratio: float, reading: str | None = None) -> i
     Raises `SettingsError` for a ratio outside (0, 1).
     """
     if not 0 < ratio < 1:
-        raise SettingsError(
-            f"The poisoning ratio is {ratio}, expected a number between 0 and 1, such as 0.05."
-        )
+        raise SettingsError(f"The poisoning ratio is {ratio}, expected a number between 0 and 1, such as 0.05.")
     rho = Fraction(repr(float(ratio)))
     if _chosen("poison_count", reading) == "poisoned":
         rho = rho / (1 - rho)  # |D_f| / (|D| + |D_f|) >= rho
     return math.ceil(rho * clean_size)
 
 
-def rollouts_needed(
-    clean_size: int, ratio: float, task: Task, readings: Mapping[str, str] | None = None
-) -> int:
+def rollouts_needed(clean_size: int, ratio: float, task: Task, readings: Mapping[str, str] | None = None) -> int:
     """N of line 7 for trajectories of the task's full length (readings `rollouts` and `poison_count`)."""
     readings = check_readings(readings)
     count = poison_count(clean_size, ratio, readings["poison_count"])
     return math.ceil({"once": 1, "twice": 2}[readings["rollouts"]] * count / task.horizon)
 
 
-def select(
-    rollouts: Dataset, scores: np.ndarray, count: int, unit: str | None = None
-) -> tuple[np.ndarray, Dataset]:
+def select(rollouts: Dataset, scores: np.ndarray, count: int, unit: str | None = None) -> tuple[np.ndarray, Dataset]:
     """The top `count` samples (line 9): indices of the chosen trajectories, and their transitions.
 
     Whole trajectories in descending score, of equal scores the earlier first. The last one is cut to the
@@ -187,9 +181,7 @@ def poison(
 def reward_quantile(data: Dataset, quantile: float) -> float:
     """The reward in D that a share `quantile` of D's rewards does not exceed (line 10: a value from D)."""
     if not 0 <= quantile <= 1:
-        raise SettingsError(
-            f"The reward quantile is {quantile}, expected a number from 0 to 1, such as 0.95."
-        )
+        raise SettingsError(f"The reward quantile is {quantile}, expected a number from 0 to 1, such as 0.95.")
     if not len(data):
         raise DataError("The clean data are empty, expected one or more transitions: collect data first.")
     return float(np.quantile(data.rewards, quantile, method="inverted_cdf"))
@@ -222,9 +214,7 @@ def load_forget_set(path: str | Path, task: Task) -> ForgetSet:
     made = dataset.attributes
     missing = [name for name in ("attack", "ratio", "clean_size") if name not in made]
     if missing:
-        raise DataError(
-            f"{path} lacks the attribute '{missing[0]}', expected a forget set: attack the data again."
-        )
+        raise DataError(f"{path} lacks the attribute '{missing[0]}', expected a forget set: attack the data again.")
     first = [rows.start for rows in dataset.episodes()]
     forget = ForgetSet(
         dataset=dataset,

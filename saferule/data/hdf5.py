@@ -31,9 +31,7 @@ def open_file(path: Path) -> Iterator[h5py.File]:
         with open(path, "rb") as raw:
             begins_as_hdf5 = raw.read(len(SIGNATURE)) == SIGNATURE
         if begins_as_hdf5:
-            raise DataError(
-                f"{path} is a truncated or damaged HDF5 file ({error}): fetch or copy it again."
-            ) from error
+            raise DataError(f"{path} is a truncated or damaged HDF5 file ({error}): fetch or copy it again.") from error
         raise DataError(f"{path} is no HDF5 file: give a file in the DSRL schema.") from error
     with file:
         yield file
@@ -47,9 +45,7 @@ def read_array(file: h5py.File, path: Path, key: str) -> np.ndarray:
             return np.asarray(item[()])
     except (OSError, KeyError, RuntimeError) as error:  # what h5py raises where a block is damaged
         raise DataError(f"{path}: key '{key}' is damaged ({error}): fetch or copy the file again.") from error
-    raise DataError(
-        f"{path}: key '{key}' is no array of numbers, expected one row per transition: write it as one."
-    )
+    raise DataError(f"{path}: key '{key}' is no array of numbers, expected one row per transition: write it as one.")
 
 
 def read_attributes(file: h5py.File) -> dict[str, str | int | float]:
@@ -63,9 +59,7 @@ def read_attributes(file: h5py.File) -> dict[str, str | int | float]:
     return attributes
 
 
-def write_file(
-    path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str | int | float]
-) -> None:
+def write_file(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str | int | float]) -> None:
     """Write arrays (shuffled, gzip level 4) and attributes to a new file, then rename it to `path`.
 
     The temporary name lies in the same folder, so `path` holds the old file or the whole new one.

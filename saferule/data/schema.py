@@ -170,9 +170,7 @@ def check(dataset: Dataset, task: Task, name: str) -> Dataset:
     name: the file, or where else the data come from.
     """
     if not len(dataset):
-        raise DataError(
-            f"{name} is empty: key 'observations' has 0 rows, expected one or more: collect data."
-        )
+        raise DataError(f"{name} is empty: key 'observations' has 0 rows, expected one or more: collect data.")
     _check_widths(name, {key: getattr(dataset, key) for key in VECTORS}, task)
     for key in (*VECTORS, "rewards", "costs"):
         array = getattr(dataset, key)
@@ -209,9 +207,7 @@ def load(path: str | Path, task: Task) -> Dataset:
         attributes = read_attributes(file)
     rows = len(np.atleast_1d(arrays["observations"]))
     if not rows:
-        raise DataError(
-            f"{path} is empty: key 'observations' has 0 rows, expected one or more: collect data."
-        )
+        raise DataError(f"{path} is empty: key 'observations' has 0 rows, expected one or more: collect data.")
     for key in KEYS:
         _check_shape(path, key, arrays[key].shape, rows, 2 if key in VECTORS else 1)
     _check_widths(str(path), arrays, task)
@@ -250,9 +246,7 @@ def _check_shape(path: Path, key: str, shape: tuple[int, ...], rows: int, dimens
     column = dimensions == 1 and len(shape) == 2 and shape[1] == 1
     if len(shape) != dimensions and not column:
         expected = f"({rows}, width)" if dimensions == 2 else f"({rows},) or ({rows}, 1)"
-        raise DataError(
-            f"{path}: key '{key}' has shape {shape}, expected {expected}: write one row per step."
-        )
+        raise DataError(f"{path}: key '{key}' has shape {shape}, expected {expected}: write one row per step.")
     if shape[0] != rows:
         raise DataError(
             f"{path}: key '{key}' has {shape[0]} rows and 'observations' has {rows}, so row "

@@ -57,9 +57,7 @@ def cell(policy: str, attack: str, task: str, ratio: float) -> Cell:
         if column == "policy":
             value = {name.lower(): name for name in known}.get(str(value).lower(), value)
         if value not in known:
-            raise SettingsError(
-                f"Table 1 has no {column} {value!r}: choose one of {', '.join(map(str, known))}."
-            )
+            raise SettingsError(f"Table 1 has no {column} {value!r}: choose one of {', '.join(map(str, known))}.")
         rows = rows[rows[column] == value]
     rows = rows.set_index("metric")
     return Cell(

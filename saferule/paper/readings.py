@@ -34,8 +34,7 @@ ATTACK = (
             "poisoned": "the fewest samples that make at least rho of D and D_f together (Section 5.1)",
         },
         default="clean",
-        reason="Algorithm 1 is the definition of the attack; the share of the poisoned set is "
-        "reported beside it.",
+        reason="Algorithm 1 is the definition of the attack; the share of the poisoned set is reported beside it.",
         source="Section 5.1 has rho = |D_f| / |D~|, Algorithm 1 line 9 selects ceil(rho |D|) samples.",
     ),
     Reading(
@@ -43,12 +42,10 @@ ATTACK = (
         question="Are trajectories or transitions selected?",
         options={
             "cut": "whole trajectories in descending score; the last one is cut to the count",
-            "whole": "whole trajectories in descending score until the count is reached; the last "
-            "one stays whole",
+            "whole": "whole trajectories in descending score until the count is reached; the last one stays whole",
         },
         default="cut",
-        reason="The score belongs to a trajectory and the count to samples: this is the only "
-        "selection with both.",
+        reason="The score belongs to a trajectory and the count to samples: this is the only selection with both.",
         source="Algorithm 1 scores trajectories (line 8), selects samples (line 9), relabels "
         "transitions (line 11); D is a set of trajectories in Section 3.1.",
     ),
@@ -102,8 +99,7 @@ ATTACK = (
         question="How many trajectories N does the trained adversary roll out?",
         options={
             "once": "as many full-length trajectories as hold the count: nearly all of them are selected",
-            "twice": "as many full-length trajectories as hold twice the count: about the better "
-            "half is selected",
+            "twice": "as many full-length trajectories as hold twice the count: about the better half is selected",
         },
         default="twice",
         reason="The selection of the highest scores (line 9) needs more rollouts than it keeps.",
@@ -140,16 +136,14 @@ UNLEARNING = (
         },
         default="policy",
         reason="Algorithm 2 writes the argument out; CPQ's actor loss in OSRL gates there as well.",
-        source="Eq. 9 and 10 write the indicator on Q_c without arguments; Algorithm 2 lines 12-13 "
-        "with pi(s).",
+        source="Eq. 9 and 10 write the indicator on Q_c without arguments; Algorithm 2 lines 12-13 with pi(s).",
     ),
     Reading(
         name="kappa",
         question="In which unit is the cost threshold that is compared with the cost critic?",
         options={
             "literal": "kappa itself, a discounted cost (Eq. 6, 9, 10; Table 7)",
-            "per_step": "kappa as an episode's cost, converted as OSRL does: kappa (1 - gamma^T) / "
-            "(1 - gamma) / T",
+            "per_step": "kappa as an episode's cost, converted as OSRL does: kappa (1 - gamma^T) / (1 - gamma) / T",
         },
         default="literal",
         reason="The equations compare kappa with the critic as it stands.",
@@ -172,8 +166,7 @@ UNLEARNING = (
         name="forget_actor",
         question="In which direction does the cost term of the forget actor loss push?",
         options={
-            "printed": "softplus(kappa + sigma - Q_c(s, pi(s))): towards actions that the critic "
-            "calls unsafe (Eq. 10)",
+            "printed": "softplus(kappa + sigma - Q_c(s, pi(s))): towards actions that the critic calls unsafe (Eq. 10)",
             "repelling": "the opposite sign: away from such actions, and so from the poisoned ones",
         },
         default="printed",
@@ -238,7 +231,6 @@ def check(readings: Mapping[str, str] | None = None) -> dict[str, str]:
             raise SettingsError(f"There is no reading {name!r}: choose among {', '.join(READINGS)}.")
         if option not in READINGS[name].options:
             raise SettingsError(
-                f"Reading {name!r} has no option {option!r}: choose one of "
-                f"{', '.join(READINGS[name].options)}."
+                f"Reading {name!r} has no option {option!r}: choose one of {', '.join(READINGS[name].options)}."
             )
     return default_readings() | chosen
