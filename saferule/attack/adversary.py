@@ -43,6 +43,7 @@ def train_adversary(
     if steps < 1:
         raise SettingsError(f"An adversary cannot be trained for {steps} steps: ask for at least one.")
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)  # before the training, which can take hours
     settings = dataclasses.replace(TASK_SETTINGS.get(task.name, PPOSettings()), gamma=TABLE7.gamma)
     policy = train_ppo(
         task,
@@ -54,7 +55,6 @@ def train_adversary(
         progress=progress,
     )
     policy.settings["attack"] = attack
-    folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / CURVE_FILE, json.dumps(policy.curve, indent=1).encode())
     policy.save(folder)
     return policy

@@ -33,6 +33,9 @@ def attack_file(
     """
     if attack not in ATTACKS:
         raise SettingsError(f"Unknown attack {attack!r}: choose one of {', '.join(ATTACKS)}.")
+    for path in (out, joined):
+        if path is not None and path.is_dir():
+            raise SettingsError(f"{path} is a folder, expected the name of a file to write: name a file in it.")
     dataset = load(data, task)
     rollouts = rollouts_needed(len(dataset), ratio, task)
     from saferule.attack.adversary import roll_out, train_adversary
