@@ -21,6 +21,11 @@ class Commands(TyperGroup):
         except SaferuleError as error:
             typer.echo(f"saferule: error: {error}", err=True)
             raise typer.Exit(2) from None
+        except OSError as error:  # a full disk, a folder that cannot be written; other errors keep their traceback
+            if error.filename is None:
+                raise
+            typer.echo(f"saferule: error: {error}: choose another place or make room", err=True)
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.echo("saferule: interrupted: finished work is kept, the same command continues", err=True)
             raise typer.Exit(130) from None
@@ -210,7 +215,7 @@ def bench_envs(
 
 
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write rows and machine to this file.")]
-RoundsOption = Annotated[int, typer.Option(help="Blocks per side; the median counts.")]
+RoundsOption = Annotated[int, typer.Option(min=1, help="Blocks per side; the median counts.")]
 
 
 @bench_app.command("agents")
@@ -222,6 +227,8 @@ def bench_agents(
     captured: Annotated[bool, typer.Option("--captured", help="Replay our steps as CUDA graphs.")] = False,
 ) -> None:
     """Training steps beside osrl-lib's, at its settings; run it on an idle machine."""
+    import torch
+
     from saferule.agents import BACKBONES, get_backbone
     from saferule.bench import table, write_json
     from saferule.bench.agents import measure
@@ -229,6 +236,8 @@ def bench_agents(
     names = _listed(backbones) or list(BACKBONES)
     for name in names:
         get_backbone(name)
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise SettingsError(f"--device: {device!r} is not here, expected cpu, or cuda on a machine with a GPU")
     rows, machine = measure(names, device, rounds, typer.echo, captured)
     typer.echo("\n" + table(rows))
     typer.echo("\n" + ", ".join(f"{name}: {value}" for name, value in machine.items()))

@@ -101,15 +101,16 @@ PROFILES: dict[str, Profile] = {
 def get_profile(name: str, **changes: object) -> Profile:
     """A profile by name, with some fields replaced (lists become tuples; None leaves a field as it is).
 
-    SettingsError for an unknown profile, or a task, backbone or attack that does not exist.
+    SettingsError for an unknown profile, or a task, backbone, attack or kind of data that does not exist.
     """
     if name not in PROFILES:
         raise SettingsError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items() if v is not None}
     profile = replace(PROFILES[name], **given)
-    known = {"tasks": tuple(TASKS), "backbones": BACKBONES, "attacks": ATTACKS}
+    known = {"tasks": tuple(TASKS), "backbones": BACKBONES, "attacks": ATTACKS, "data": ("local", "dsrl")}
     for field, names in known.items():
-        for value in getattr(profile, field):
+        chosen = getattr(profile, field)
+        for value in (chosen,) if isinstance(chosen, str) else chosen:
             if value not in names:
                 raise SettingsError(f"unknown name {value!r} in {field}: choose among {', '.join(names)}")
     return profile
