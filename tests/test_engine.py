@@ -263,6 +263,18 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(
     assert not list(root.glob("partial/*"))
 
 
+def test_a_damaged_state_means_from_the_beginning(reference, empty_store, data_folder, car_data, tmp_path):
+    root = tmp_path / "store"
+    shutil.copytree(empty_store, root)
+    cells = trainings(car_data.digest(), "cpq")
+    (Store(root).partial(cells) / interruptible.STATE).write_bytes(b"half a file")
+    said = []
+    engine(root, data_folder, said.append).train(cells)
+    assert any("from the beginning" in line and interruptible.STATE in line for line in said)
+    for cell in cells:
+        assert_same_results(cell, root, reference)
+
+
 def test_an_agent_that_is_not_finite_is_kept_with_its_last_good_state(empty_store, data_folder, car_data, tmp_path):
     root, said = tmp_path / "store", []
     shutil.copytree(empty_store, root)

@@ -177,6 +177,17 @@ def test_a_listing_that_was_not_written_is_no_population(tmp_path):
     assert store.interrupted([TRAINING]) == [] and store.partial([TRAINING]) == folder
 
 
+def test_damaged_descriptions(tmp_path):
+    store = Store(tmp_path)
+    folder = store.partial([TRAINING])
+    (folder / "cells.json").write_text("[")
+    assert store.interrupted([TRAINING]) == []
+    finish(store, TRAINING)
+    (store.folder(TRAINING) / "cell.json").write_text("{")
+    with pytest.raises(RunError, match="cell.json: damaged .*delete its folder"):
+        store.meta(TRAINING)
+
+
 def test_lock_is_held_by_one(tmp_path):
     store = Store(tmp_path / "new")
     with store.lock():

@@ -16,6 +16,7 @@ from saferule.agents.checkpoint import save_acting, save_agent, save_tensors
 from saferule.agents.population import Population
 from saferule.agents.state import read, restore, tensors_of, write
 from saferule.agents.training import Log, Stopped
+from saferule.errors import CheckpointError
 from saferule.files import write_bytes
 from saferule.runs.cells import Training, Unlearning, key
 from saferule.runs.store import Store
@@ -52,7 +53,11 @@ class InterruptibleRun:
         """The interrupted population, the numbers of its agents and its log; None when there is nothing to continue."""
         if not (self.folder / STATE).is_file():
             return None
-        tensors, meta = read(self.folder / STATE, device)
+        try:
+            tensors, meta = read(self.folder / STATE, device)
+        except CheckpointError as error:
+            self.say(f"{self.cells[0].label}: from the beginning, as its state cannot be read: {error}")
+            return None
         columns = {name: tensors.pop(f"log/{name}").tolist() for name in meta["log"]}
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         for row in rows:

@@ -47,7 +47,12 @@ class Store:
         path = self.folder(cell) / "cell.json"
         if not path.is_file():
             raise RunError(f"{path}: no such run, expected a finished {kind(cell)} {cell.label}: make it first")
-        return json.loads(path.read_text())
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise RunError(
+                f"{path}: damaged ({error}), expected JSON: delete its folder and the run is made again"
+            ) from None
 
     @contextmanager
     def write(self, cell: Cell, **meta: Any) -> Iterator[Path]:
@@ -91,7 +96,10 @@ class Store:
         known, taken = {key(cell): cell for cell in among}, set()
         found: list[tuple[Path, list[Cell]]] = []
         for listing in sorted(self.root.glob("partial/*/cells.json")):
-            keys = json.loads(listing.read_text())
+            try:
+                keys = json.loads(listing.read_text())
+            except ValueError:  # damaged: no telling whose state this is
+                continue
             if not set(keys) <= set(known):
                 continue
             left = {k for k in keys if not self.done(known[k])}
