@@ -139,6 +139,49 @@ def attack(
     )
 
 
+@app.command()
+def repair(
+    checkpoint: Annotated[Path, typer.Option(help="An osrl-lib model.pt, or an agent.safetensors of saferule.")],
+    backbone: Annotated[str, typer.Option(help="bcq-lag, bear-lag, cpq or coptidice.")],
+    data: Annotated[Path, typer.Option(help="What it was trained on, a file in the DSRL schema.")],
+    forget: Annotated[Path, typer.Option(help="idx.npy: indices of the poisoned trajectories, or a boolean mask.")],
+    task: TaskOption,
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    method: Annotated[str, typer.Option(help="safe-rule, fine-tuning, trajdeleter, ...")] = "safe-rule",
+    steps: Annotated[int | None, typer.Option(help="Gradient steps [the paper's 5000].")] = None,
+    reading: Annotated[
+        list[str], typer.Option("--reading", metavar="NAME=OPTION", help="Such as kappa=per_step; repeatable.")
+    ] = [],  # noqa: B006
+    seed: Annotated[int, typer.Option(help="Of batches and noise.")] = 0,
+    cost_limit: Annotated[float | None, typer.Option(help="That a model.pt was trained with [10].")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one].")] = None,
+) -> None:
+    """Unlearn poisoned trajectories from a policy of your own; writes it for saferule and for osrl-lib."""
+    from saferule.paper.settings import TABLE7
+    from saferule.repair import repair_files
+
+    wrong = next((text for text in reading if "=" not in text), None)
+    if wrong is not None:
+        raise SettingsError(f"--reading: {wrong!r}, expected NAME=OPTION: give for example kappa=per_step")
+    steps = TABLE7.unlearning_steps if steps is None else steps
+    repair_files(
+        checkpoint,
+        data,
+        forget,
+        task,
+        out,
+        backbone=backbone,
+        method=method,
+        steps=steps,
+        readings=dict(text.split("=", 1) for text in reading),
+        seed=seed,
+        cost_limit=cost_limit,
+        device=device,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    typer.echo(f"{out}: {backbone} after {steps} steps of {method}: agent.safetensors, model.pt, log.csv, repair.json")
+
+
 @data_app.command("collect")
 def data_collect(
     task: TaskOption,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from saferule.errors import RunError
-from saferule.files import write_bytes
+from saferule.files import write_bytes, write_folder
 from saferule.runs.cells import Cell, describe, key, kind
 
 RECORDED = ("torch", "numpy", "gymnasium", "mujoco", "safety-gymnasium", "pybullet", "stable_baselines3")
@@ -61,23 +61,12 @@ class Store:
         meta  further entries for ``cell.json``
         """
         final = self.folder(cell)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        draft = final.with_name(f".{final.name}.{os.getpid()}.part")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        try:
+        with write_folder(final) as draft:
             yield draft
             record = {"cell": describe(cell), "versions": versions(), "machine": machine()} | meta
             (draft / "cell.json").write_text(json.dumps(record, indent=1, sort_keys=True))
-            for path in draft.rglob("*"):
-                if path.is_file():
-                    _sync(path)
             if final.exists():  # a folder without cell.json: not made by this store, and in the way
                 shutil.rmtree(final)
-            os.replace(draft, final)
-            _sync(final.parent)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
 
     def partial(self, cells: Sequence[Cell]) -> Path:
         """Where a population of these cells keeps its state while it runs."""
@@ -145,11 +134,3 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
