@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from saferule.data.clean import clean_data
 from saferule.data.schema import Dataset
 from saferule.envs import get_task
 from saferule.evaluate import evaluate_file, worker_pool
-from saferule.runs.cells import Adversary, Evaluation, Forget, Training, Unlearning, key
+from saferule.runs.cells import Adversary, Evaluation, Forget, Training, Unlearning
 from saferule.runs.groups import Place, cores, forget_data, work, work_alone
 from saferule.runs.interruptible import LOG, SAVE_SECONDS, progress, snapshot_path
 from saferule.runs.store import Store
@@ -75,29 +74,13 @@ class Engine:
         """D_f of each cell, made where missing. The rollouts of an adversary serve all its forget sets."""
         todo = self._missing(cells)
         self.adversaries([cell.adversary for cell in todo])
-        for adversary, group in groupby(sorted(todo, key=lambda c: key(c.adversary)), key=lambda c: c.adversary):
-            group = list(group)
-            rollouts = self._rollouts(adversary, max(cell.rollouts for cell in group))
-            for cell in group:
-                forget = poison(
-                    self.dataset(adversary.task),
-                    rollouts.select(range(cell.rollouts)),
-                    adversary.attack,
-                    cell.ratio,
-                    gamma=cell.gamma,
-                    readings=dict(cell.readings),
-                )
-                with self.store.write(cell, samples=len(forget), share=forget.share) as folder:
-                    save_forget_set(forget, folder / "forget.hdf5")
-                self.say(f"forget set {cell.label}: {len(forget)} samples, {forget.share:.1%} of the poisoned set")
+        groups: dict[Adversary, list[Forget]] = {}
+        for cell in todo:
+            groups.setdefault(cell.adversary, []).append(cell)
+        for said in self.workers.map(_make_forget_sets, [self.place] * len(groups), groups.values()) if groups else ():
+            for line in said:
+                self.say(line)
         return [forget_data(self.store, cell) for cell in cells]
-
-    def _rollouts(self, adversary: Adversary, episodes: int) -> Dataset:
-        from saferule.attack.adversary import roll_out
-        from saferule.online import OnlinePolicy
-
-        policy = OnlinePolicy.load(self.store.folder(adversary))
-        return roll_out(get_task(adversary.task), policy, episodes, adversary.seed)
 
     # Training and unlearning
 
@@ -216,3 +199,26 @@ def _train_adversary(store: Store, cell: Adversary) -> None:
 
     with store.write(cell) as folder:
         train_adversary(get_task(cell.task), cell.attack, cell.steps, cell.seed, folder, progress=False)
+
+
+def _make_forget_sets(place: Place, cells: Sequence[Forget]) -> list[str]:
+    """The forget sets of one adversary, from one set of rollouts; returns what there is to say."""
+    from saferule.attack.adversary import roll_out
+    from saferule.online import OnlinePolicy
+
+    adversary, said = cells[0].adversary, []
+    policy = OnlinePolicy.load(place.store.folder(adversary))
+    rollouts = roll_out(get_task(adversary.task), policy, max(c.rollouts for c in cells), adversary.seed)
+    for cell in cells:
+        forget = poison(
+            clean_data(place.data_folder, adversary.task),
+            rollouts.select(range(cell.rollouts)),
+            adversary.attack,
+            cell.ratio,
+            gamma=cell.gamma,
+            readings=dict(cell.readings),
+        )
+        with place.store.write(cell, samples=len(forget), share=forget.share) as folder:
+            save_forget_set(forget, folder / "forget.hdf5")
+        said.append(f"forget set {cell.label}: {len(forget)} samples, {forget.share:.1%} of the poisoned set")
+    return said
