@@ -37,6 +37,7 @@ class Profile:
     curve_episodes: int  # evaluation episodes per snapshot
     settings: Settings = ()  # changes to the backbones' Config
     captured: bool = False  # on a GPU, replay training steps as CUDA graphs
+    videos: bool = True  # film the adversaries where the machine can draw
 
     @property
     def evaluation_seeds(self) -> tuple[int, ...]:
