@@ -152,8 +152,9 @@ def test_data_tables(data, forget):
     assert spread.loc["D", ["trajectories", "return_0%", "return_50%", "cost_100%"]].tolist() == [2, 3.0, 6.5, 12.0]
     row = tables.forget_summary("CarCircle", data, [forget]).iloc[0]
     assert row["share"] == pytest.approx(2 / 6)
-    assert (row["reward_true"], row["reward_label"], row["reward_D"]) == (1.0, 6.0, 3.25)
-    assert (row["cost_true"], row["cost_label"], row["cost_D"]) == (1.0, 0.0, 3.0)
+    assert row["reward_label"] == 6.0
+    assert (row["return_true"], row["return_label"], row["return_D"]) == (2.0, 12.0, 6.5)
+    assert (row["cost_true"], row["cost_label"], row["cost_D"]) == (2.0, 0.0, 6.0)
 
 
 def test_table1_puts_the_papers_cell_beside_ours(episodes):
@@ -256,6 +257,7 @@ def test_figures_can_be_drawn_for_one_and_for_several_conditions(episodes, data,
         figures.repairs_beside_paper(table, "title"),
         figures.return_against_cost(tables.data_points(data, [forget] * conditions), 10.0, "title"),
         figures.adversary_curves(curves, "title"),
+        figures.adversary_curves(curves[:0], "title"),  # of an adversary that never saw the end of an episode
     ]
     for figure in drawn:
         image = imread(io.BytesIO(canvas.png(figure)))

@@ -75,25 +75,24 @@ def quantiles(points: pd.DataFrame) -> pd.DataFrame:
 def forget_summary(task: str, data: Dataset, forget_sets: Sequence[ForgetSet]) -> pd.DataFrame:
     """One row per forget set: its size, its share of the poisoned set, and true against poisoned labels.
 
-    Rewards and costs are means per step, so that a trajectory that was cut counts as what it is.
+    return and cost are means per trajectory, also over the last one, which is cut to the count; reward_label is the
+    constant reward per step that D_f claims (r_high or r_low). Columns with _D are those of the clean data.
     """
-    rows = [
-        {
+    rows = []
+    for forget in forget_sets:
+        row = {
             "task": task,
             "attack": forget.attack,
             "ratio": forget.ratio,
             "samples": len(forget),
             "trajectories": len(forget.episodes),
             "share": forget.share,
-            "reward_true": forget.true_rewards.mean(),
             "reward_label": forget.dataset.rewards.mean(),
-            "reward_D": data.rewards.mean(),
-            "cost_true": forget.true_costs.mean(),
-            "cost_label": forget.dataset.costs.mean(),
-            "cost_D": data.costs.mean(),
         }
-        for forget in forget_sets
-    ]
+        for name, dataset in (("true", forget.true_dataset()), ("label", forget.dataset), ("D", data)):
+            row[f"return_{name}"] = dataset.episode_returns().mean()
+            row[f"cost_{name}"] = dataset.episode_costs().mean()
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -12,13 +12,16 @@ import pandas as pd
 
 from saferule.attack.poison import ForgetSet
 from saferule.data.schema import Dataset
+from saferule.envs import get_task
 from saferule.files import write_bytes
 from saferule.paper.settings import TABLE7
 from saferule.profiles import Profile, get_profile
+from saferule.report.labels import ATTACKS
 from saferule.report.tables import provenance
 from saferule.runs import plan
 from saferule.runs.cells import Training, Unlearning
 from saferule.runs.engine import Engine
+from saferule.runs.groups import cores
 from saferule.runs.interruptible import snapshot_steps
 from saferule.runs.inventory import ablated
 from saferule.runs.places import default_data_folder, project_root
@@ -26,6 +29,8 @@ from saferule.runs.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from saferule.report.videos import Film
 
 CURVE = "learning_curve.json"  # beside an adversary
 
@@ -91,6 +96,24 @@ class Study:
             for row in json.loads((self.store.folder(cell) / CURVE).read_text())
         ]
         return pd.DataFrame(rows, columns=None if rows else ["attack", "steps", "scalar_return"])
+
+    def adversary_films(self, task: str) -> list[Film]:
+        """An episode of each adversary as a GIF, kept in ``videos/``; where there is none, a sentence says why."""
+        from saferule.envs.graphics import drawing_problem
+        from saferule.report.videos import Film, Job, film_adversaries
+
+        problem = drawing_problem(get_task(task)) if self.profile.videos else "Videos are switched off (videos=false)."
+        if problem:
+            return [Film(None, f"{task}: no films. {problem}")]
+        cells = [plan.adversary(self.profile, task, attack) for attack in self.profile.attacks]
+        with self.store.lock():
+            self.engine.adversaries(cells)
+        folders = [self.store.folder(cell) for cell in cells]
+        jobs = [
+            Job(folder, self.folder / "videos" / f"{folder.name}.gif", cell.seed, f"{task}, {ATTACKS[cell.attack]}")
+            for cell, folder in zip(cells, folders, strict=True)
+        ]
+        return film_adversaries(jobs, cores())
 
     # Policies
 
@@ -184,6 +207,14 @@ class Study:
         (self.folder / "figures").mkdir(parents=True, exist_ok=True)
         write_bytes(self.folder / "figures" / f"{name}.png", image)
         display(Image(image, width=round(figure.get_figwidth() * 100), alt=str(figure.get_label()) or name))
+
+    def show_films(self, films: Sequence[Film]) -> None:
+        """Display the films side by side, embedded in the notebook, and the reasons for those that are missing."""
+        from IPython.display import HTML, display
+
+        from saferule.report.videos import as_html
+
+        display(HTML(as_html(films)))
 
 
 def _plain(value: Any) -> str:
