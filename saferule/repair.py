@@ -98,6 +98,7 @@ def repair(
         _check_fits(name, part, agent)
         check_data(part, task, f"the {name} set")
 
+    keep_freed_memory()
     device = device or agent.population.nets["actor"]["w0"].device
     population = _copy(agent.population, seed, device)
     pool = TransitionPool([keep, forget], cfg.reward_scale, device)
@@ -112,7 +113,6 @@ def repair(
             f"{steps}, expected finite values: take fewer steps or another method, or check the agent and the data"
         )
 
-    keep_freed_memory()
     population, _ = run(
         population,
         algorithm,

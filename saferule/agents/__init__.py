@@ -12,7 +12,7 @@ Every backbone module has the same names:
     statistics            optional: (observations, actions, is_init) of an agent's training data -> scalars
 
 and, for unlearning, the value interface of the actor-critic backbones: ``bellman_targets``, ``q_reward``, ``q_cost``,
-``policy``.
+``policy``; optional ``regulariser``, a loss like those above: what ties the actor to the data (BEAR-Lag).
 """
 
 from __future__ import annotations
