@@ -24,34 +24,7 @@ from saferule.envs import Task, get_task
 from saferule.envs.vector import Episode, ScalarReward, SimulatorVecEnv
 from saferule.errors import CheckpointError
 from saferule.files import write_bytes
-
-
-@dataclass(frozen=True)
-class PPOSettings:
-    """Settings of Stable-Baselines3's PPO; what is not named here is at its default."""
-
-    simulators: int = 8
-    steps_per_update: int = 256  # per simulator
-    batch_size: int = 256
-    epochs: int = 10
-    learning_rate: float = 3e-4
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    entropy: float = 0.0
-    hidden: tuple[int, ...] = (64, 64)
-    initial_log_std: float = 0.0
-
-
-TASK_SETTINGS = {
-    # It pays at every step: a shorter discount horizon and larger steps learn it faster.
-    "CarCircle": PPOSettings(epochs=5, learning_rate=1e-3, gamma=0.97, initial_log_std=-0.5),
-    # Standing upright pays about 1 per step. An ant that starts with large random actions falls within 400 steps and
-    # first learns to stand for 100,000; one that starts with small ones stands at once and learns to walk.
-    "AntVelocity": PPOSettings(epochs=5, learning_rate=1e-3, initial_log_std=-1.5),
-    # Its reward is sparse. Of four settings tried this one had the largest return after 80,000 steps: 0.58; the
-    # default had 0.31.
-    "PointPush": PPOSettings(epochs=5, learning_rate=1e-3, initial_log_std=-0.5),
-}
+from saferule.ppo_settings import PPOSettings, behaviour_settings
 
 
 @dataclass
@@ -181,7 +154,7 @@ def train_ppo(
     one thread.
     """
     torch.set_num_threads(1)  # the networks are tiny; threads only get in each other's way
-    settings = settings or TASK_SETTINGS.get(task.name, PPOSettings())
+    settings = settings or behaviour_settings(task.name)
     simulators = SimulatorVecEnv(task, scalar_reward, settings.simulators, seed, gamma=settings.gamma, record=record)
     normalised = VecNormalize(simulators, gamma=settings.gamma)
     model = PPO(

@@ -19,7 +19,7 @@ from saferule.envs.simulator import make
 from saferule.envs.tasks import Task
 from saferule.errors import SettingsError
 from saferule.files import write_bytes
-from saferule.paper.settings import TABLE7
+from saferule.ppo_settings import adversary_settings
 
 if TYPE_CHECKING:
     from saferule.online import OnlinePolicy
@@ -36,7 +36,7 @@ def train_adversary(
     over the last 100 episodes, the mean undiscounted ("scalar_return") and discounted ("discounted_return") return
     of R_z and the true "return" and "cost".
     """
-    from saferule.online import TASK_SETTINGS, PPOSettings, train_ppo
+    from saferule.online import train_ppo
 
     if attack not in ATTACKS:
         raise SettingsError(f"Unknown attack {attack!r}: choose one of {', '.join(ATTACKS)}.")
@@ -44,13 +44,12 @@ def train_adversary(
         raise SettingsError(f"An adversary cannot be trained for {steps} steps: ask for at least one.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)  # before the training, which can take hours
-    settings = dataclasses.replace(TASK_SETTINGS.get(task.name, PPOSettings()), gamma=TABLE7.gamma)
     policy = train_ppo(
         task,
         partial(attack_reward, attack),
         steps,
         seed,
-        settings=settings,
+        settings=adversary_settings(task.name),
         report_every=max(1, min(20_000, steps // 20)),
         progress=progress,
     )

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar
+
+from saferule.ppo_settings import adversary_settings
 
 Settings = tuple[tuple[str, Any], ...]
 
@@ -129,12 +131,14 @@ Cell = Adversary | Forget | Training | Unlearning | Evaluation
 
 
 def describe(cell: Cell) -> dict[str, Any]:
-    """The cell as JSON: its fields, the cells it builds on, kinds and code versions."""
+    """The cell as JSON: its fields, the cells it builds on, kinds, code versions, and the settings in force."""
 
     def plain(value: Any) -> Any:
         if is_dataclass(value):
             named = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
-            return {"kind": kind(value), "version": value.VERSION} | named
+            return {"kind": kind(value), "version": value.VERSION, "in_force": plain(in_force(value))} | named
+        if isinstance(value, dict):
+            return {name: plain(v) for name, v in value.items()}
         return [plain(v) for v in value] if isinstance(value, tuple | list) else value
 
     return plain(cell)
@@ -143,6 +147,20 @@ def describe(cell: Cell) -> dict[str, Any]:
 def kind(cell: Cell) -> str:
     """The cell's kind in lower case, which is also the name of its folder's parent."""
     return type(cell).__name__.lower()
+
+
+def in_force(cell: Cell) -> dict[str, Any]:
+    """Settings that the cell takes from the code: a change to them is another run."""
+    if isinstance(cell, Adversary):
+        return asdict(adversary_settings(cell.task))
+    if isinstance(cell, Training):
+        return asdict(config(cell))
+    if isinstance(cell, Unlearning):
+        from saferule.unlearn import coefficients
+
+        backbone = cell.training.backbone
+        return coefficients(cell.method, backbone, config(cell.training), dict(cell.readings))
+    return {}
 
 
 def key(cell: Cell) -> str:
