@@ -74,7 +74,7 @@ def test_the_running_text_differs_from_frame_to_frame(made):
 
 def test_a_kept_film_is_read_and_not_made_again(policy, tmp_path):
     policy.save(tmp_path / "policy")
-    job = Job(tmp_path / "policy", tmp_path / "videos" / "car.gif", 0, "CarCircle, random")
+    job = Job(tmp_path / "policy", tmp_path / "videos" / "car.gif", "max_cost", "CarCircle, random")
     made = videos.film(CAR, lambda states, _: policy.act(states), 0, "CarCircle, random", frames=3, size=60)
     job.film.parent.mkdir()
     job.film.write_bytes(made.gif)
@@ -83,8 +83,23 @@ def test_a_kept_film_is_read_and_not_made_again(policy, tmp_path):
     assert videos.read(job.film) is None
 
 
+def test_an_adversary_is_shown_in_its_best_episode_and_kept(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(videos, "EPISODES", 3)
+    policy.save(tmp_path / "policy")
+    job = Job(tmp_path / "policy", tmp_path / "videos" / "car.gif", "min_reward", "CarCircle, Min Reward")
+    chosen = []
+    monkeypatch.setattr(videos, "film", lambda task, act, seed, title: chosen.append(seed) or Film(b"GIF", title))
+    assert videos.film_adversary(job).gif == job.film.read_bytes() == b"GIF"
+
+    def total(seed):
+        generator = np.random.default_rng(seed)
+        return videos._play(CAR, lambda states, _: policy.act(states, False, generator), seed).returns[-1]
+
+    assert chosen == [min(range(3), key=total)]
+
+
 def test_a_policy_that_cannot_be_read_gives_a_sentence(tmp_path):
-    job = Job(tmp_path / "missing", tmp_path / "videos" / "car.gif", 0, "CarCircle, Max Cost")
+    job = Job(tmp_path / "missing", tmp_path / "videos" / "car.gif", "max_cost", "CarCircle, Max Cost")
     (film,) = videos.film_adversaries([job], processes=1)
     assert film.gif is None and film.told.startswith("CarCircle, Max Cost: no film. ")
     assert "holds no complete policy" in film.told

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from saferule.attack.poison import attack_reward
 from saferule.envs import Task, make
 from saferule.envs.graphics import drawing_problem
 from saferule.errors import SaferuleError
@@ -23,6 +24,7 @@ from saferule.evaluate import Act, worker_pool
 from saferule.files import write_bytes
 
 FRAMES = 60
+EPISODES = 5  # of which an adversary's best is shown
 SIZE = 240  # pixels, width and height of the picture
 STRIP = 34  # pixels under the picture, for two lines of text
 LARGEST = 300_000  # bytes of a film, if fewer colours can make it that small
@@ -38,11 +40,11 @@ class Film(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A policy saved by `saferule.online`, and where its film is kept."""
+    """An adversary saved by `saferule.online`, and where its film is kept."""
 
     policy: Path
     film: Path
-    seed: int
+    attack: str
     title: str
 
 
@@ -72,12 +74,24 @@ def film(task: Task, act: Act, seed: int, title: str, *, frames: int = FRAMES, s
 
 
 def film_adversary(job: Job) -> Film:
-    """Film a saved adversary as it was rolled out, drawing from its Gaussian; the GIF appears whole or not at all."""
+    """Film the best of a few episodes by the sum of R_z, as Algorithm 1 selects the best rollouts.
+
+    The adversary acts as it was rolled out, drawing from its Gaussian. The GIF appears whole or not at all.
+    """
     from saferule.online import OnlinePolicy
 
     policy = OnlinePolicy.load(job.policy)
-    generator = np.random.default_rng(job.seed)
-    made = film(policy.task, lambda states, _: policy.act(states, False, generator), job.seed, job.title)
+
+    def act(seed: int) -> Act:
+        generator = np.random.default_rng(seed)
+        return lambda states, _: policy.act(states, False, generator)
+
+    def score(seed: int) -> float:
+        episode = _play(policy.task, act(seed), seed)
+        return float(attack_reward(job.attack, episode.returns[-1], episode.costs[-1]))
+
+    best = max(range(EPISODES), key=score)
+    made = film(policy.task, act(best), best, job.title)
     if made.gif is not None:
         job.film.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(job.film, made.gif)

@@ -110,7 +110,7 @@ class Study:
             self.engine.adversaries(cells)
         folders = [self.store.folder(cell) for cell in cells]
         jobs = [
-            Job(folder, self.folder / "videos" / f"{folder.name}.gif", cell.seed, f"{task}, {ATTACKS[cell.attack]}")
+            Job(folder, self.folder / "videos" / f"{folder.name}.gif", cell.attack, f"{task}, {ATTACKS[cell.attack]}")
             for cell, folder in zip(cells, folders, strict=True)
         ]
         return film_adversaries(jobs, cores())
