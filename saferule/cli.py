@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from saferule.bench.commands import bench_app
 from saferule.errors import SaferuleError, SettingsError
+from saferule.options import listed, number
 
 
 class Commands(TyperGroup):
@@ -43,11 +45,6 @@ data_app = typer.Typer(
     help="Datasets in the DSRL schema: collect, fetch, check.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(data_app, name="data")
-bench_app = typer.Typer(
-    help="Speed beside the reference libraries; whether bfloat16 is good enough.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
 app.add_typer(bench_app, name="bench")
 
 TaskOption = Annotated[str, typer.Option("--task", help="PointGoal, PointPush, AntVelocity or CarCircle.")]
@@ -82,7 +79,7 @@ def run(
         parameters["changes"] = changed
     if data is not None:
         parameters["data"] = str(data.resolve())
-    run_all(profile, _listed(notebooks) or NOTEBOOKS, output, parameters)
+    run_all(profile, listed(notebooks) or NOTEBOOKS, output, parameters)
 
 
 @app.command()
@@ -196,8 +193,8 @@ def data_collect(
     from saferule.envs.tasks import get_task
 
     get_task(task)
-    limits = [None if part == "none" else _number(float, part, "--cost-limits") for part in _listed(cost_limits)]
-    numbers = [_number(int, part, "--seeds") for part in _listed(seeds)]
+    limits = [None if part == "none" else number(float, part, "--cost-limits") for part in listed(cost_limits)]
+    numbers = [number(int, part, "--seeds") for part in listed(seeds)]
     if out is None:
         from saferule.runs.places import project_root
 
@@ -241,86 +238,6 @@ def data_check(file: Annotated[Path, typer.Argument(help="A file in the DSRL sch
     chosen = get_task(task)
     for line in describe(load(file, chosen)):
         typer.echo(line)
-
-
-@bench_app.command("envs")
-def bench_envs(
-    file: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file too.")] = None,
-) -> None:
-    """The stock simulators beside ours, over full episodes with their resets, in steps/s."""
-    from saferule.bench import table, write_json
-    from saferule.bench.envs import measure
-
-    rows, machine = measure(say=lambda line: typer.echo(line, err=True))
-    typer.echo(table(rows))
-    if file is not None:
-        write_json(file, rows, machine)
-
-
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write rows and machine to this file.")]
-RoundsOption = Annotated[int, typer.Option(min=1, help="Blocks per side; the median counts.")]
-
-
-@bench_app.command("agents")
-def bench_agents(
-    json: JsonOption = None,
-    backbones: Annotated[str, typer.Option(help="With commas [all four].")] = "",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    rounds: RoundsOption = 7,
-    captured: Annotated[bool, typer.Option("--captured", help="Replay our steps as CUDA graphs.")] = False,
-) -> None:
-    """Training steps beside osrl-lib's, at its settings; run it on an idle machine."""
-    import torch
-
-    from saferule.agents import BACKBONES, get_backbone
-    from saferule.bench import table, write_json
-    from saferule.bench.agents import measure
-
-    names = _listed(backbones) or list(BACKBONES)
-    for name in names:
-        get_backbone(name)
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise SettingsError(f"--device: {device!r} is not here, expected cpu, or cuda on a machine with a GPU")
-    rows, machine = measure(names, device, rounds, typer.echo, captured)
-    typer.echo("\n" + table(rows))
-    typer.echo("\n" + ", ".join(f"{name}: {value}" for name, value in machine.items()))
-    if json is not None:
-        write_json(json, rows, machine)
-
-
-@bench_app.command("precision")
-def bench_precision(
-    out: Annotated[Path, typer.Option(help="Folder of the figure and the tables.")],
-    steps: Annotated[int, typer.Option(help="Gradient steps.")] = 4000,
-    seeds: Annotated[str, typer.Option(help="With commas.")] = "0,1,2",
-) -> None:
-    """Train with target passes in either precision on CarCircle and compare."""
-    from saferule.bench.precision import study
-    from saferule.runs.engine import Engine
-    from saferule.runs.places import project_root
-    from saferule.runs.store import Store
-
-    engine = Engine(Store(out), project_root() / "artifacts" / "data", say=typer.echo)
-    numbers = [_number(int, part, "--seeds") for part in _listed(seeds)]
-    for backbone, found in study(engine, out, numbers, steps).items():
-        for quantity, value in found.items():
-            typer.echo(
-                f"{backbone}: final {quantity}, bfloat16 - float32 = {value['difference']:.1f} "
-                f"(standard error {value['standard_error']:.1f}, {len(numbers)} seeds)"
-            )
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _number(kind: type, text: str, option: str) -> float | int:
-    try:
-        return kind(text)
-    except ValueError:
-        raise SettingsError(
-            f"{option}: {text!r} is no {kind.__name__}, expected numbers with commas: give 0,1"
-        ) from None
 
 
 def main() -> None:

@@ -126,7 +126,8 @@ def study(engine: Engine, folder: Path, seeds: Sequence[int] = (0, 1, 2), steps:
     seeds, paired by seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    curves = learning_curves(engine, seeds, steps)
+    with engine.store.lock():
+        curves = learning_curves(engine, seeds, steps)
     errors = target_errors(engine, seeds, steps)
     curves.to_csv(folder / "precision_curves.csv", index=False)
     errors.to_csv(folder / "precision_errors.csv", index=False)

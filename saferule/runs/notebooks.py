@@ -7,7 +7,6 @@ shown is always what the store holds now.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,14 +22,6 @@ if TYPE_CHECKING:
 
 KERNEL = "saferule"  # registered by install.sh
 ERROR_LINES = 12
-# Read before numpy, dsrl or Ray start; the same in run_all.sh, whose comments give the reasons.
-ENVIRONMENT = {
-    "OPENBLAS_CORETYPE": "Haswell",
-    "WANDB_MODE": "disabled",
-    "WANDB_ERROR_REPORTING": "false",
-    "DSRL_SUPPRESS_IMPORT_ERROR": "1",
-    "RAY_AUTH_MODE": "disabled",
-}
 
 
 def run_all(
@@ -55,8 +46,6 @@ def run_all(
     given = {"profile": profile, **(parameters or {})}
     if output != root / "artifacts":
         given["output"] = str(output)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     for name in NOTEBOOKS:
         if name in names:
             took = execute(root / "notebooks" / f"{name}.ipynb", folder / "notebooks", given, kernel, root)

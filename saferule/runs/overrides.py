@@ -39,6 +39,8 @@ def parse(assignments: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             raise SettingsError(f"{name} = {value!r}, expected {element}: write {name}=<{element}>") from None
         _check(name, values)
+        if len(set(values)) < len(values):
+            raise SettingsError(f"{name} = {value!r} names a value twice, expected each once: drop the repetition")
         changes[name] = values if listed else values[0]
     return changes
 
