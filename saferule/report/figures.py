@@ -61,7 +61,7 @@ def adversary_curves(curves: pd.DataFrame, title: str) -> Figure:
     curves  attack, steps (simulator steps), scalar_return (mean of the last 100 episodes)
     """
     attacks = list(curves["attack"].unique())
-    figure, axes = panels(1, max(len(attacks), 1), 3.6 if len(attacks) > 1 else 7.0, 2.6)
+    figure, axes = panels(1, max(len(attacks), 1), 3.6 if len(attacks) > 1 else 7.0, 2.6 if attacks else 0.9)
     if not attacks:
         axes[0, 0].set_axis_off()
         axes[0, 0].text(0.0, 0.5, "No curve: no episode ended in so few steps.", va="center")
