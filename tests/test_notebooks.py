@@ -127,3 +127,13 @@ def test_study_takes_the_profile_and_its_changes(tmp_path):
     assert study.name == "smoke (seeds=0 1, training_steps=5)"
     assert study.folder == tmp_path / "smoke"
     assert Study("cpu", output=tmp_path).profile == PROFILES["cpu"]
+
+
+def test_films_that_are_not_made_leave_a_sentence(tmp_path, monkeypatch):
+    off = Study("smoke", output=tmp_path, data=tmp_path, changes={"videos": False})
+    (film,) = off.adversary_films("CarCircle")
+    assert film == (None, "CarCircle: no films. Videos are switched off (videos=false).")
+    monkeypatch.setenv("MUJOCO_GL", "nonsense")
+    (film,) = Study("cpu", output=tmp_path, data=tmp_path).adversary_films("PointGoal")
+    assert film.gif is None and film.told.startswith("PointGoal: no films. Cannot draw this task: MUJOCO_GL=nonsense")
+    assert not (tmp_path / "smoke").exists() and not (tmp_path / "cpu").exists()
