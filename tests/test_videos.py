@@ -106,12 +106,16 @@ def test_a_policy_that_cannot_be_read_gives_a_sentence(tmp_path):
     assert not job.film.exists()
 
 
-def test_large_films_get_fewer_colours(monkeypatch):
-    noise = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
+def test_large_films_get_fewer_colours_and_then_fewer_frames(monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (7, 40, 40, 3), dtype=np.uint8)
     frames = [Image.fromarray(picture) for picture in noise]
-    large = len(videos._gif(frames, "told"))
-    monkeypatch.setattr(videos, "LARGEST", large - 1)
-    assert len(videos._gif(frames, "told")) < large
+    large = videos._gif(frames, "told")
+    monkeypatch.setattr(videos, "LARGEST", len(large) - 1)
+    smaller = videos._gif(frames, "told")
+    assert len(smaller) < len(large) and len(list(frames_of(smaller))) == 7
+    monkeypatch.setattr(videos, "LARGEST", 1)
+    durations = [duration for _, duration in frames_of(videos._gif(frames, "told"))]
+    assert durations == [3 * videos.FRAME_TIME] * 2 + [videos.LAST_FRAME_TIME]
 
 
 def test_films_are_embedded_and_missing_ones_told_once():

@@ -27,8 +27,9 @@ FRAMES = 60
 EPISODES = 5  # of which an adversary's best is shown
 SIZE = 240  # pixels, width and height of the picture
 STRIP = 34  # pixels under the picture, for two lines of text
-LARGEST = 300_000  # bytes of a film, if fewer colours can make it that small
-COLOURS = (128, 64, 32, 16)  # of the whole film, as many as LARGEST allows
+LARGEST = 300_000  # bytes of a film
+# Colours of the whole film, and of how many frames one is kept: the first pair that LARGEST allows, else the last.
+QUALITIES = ((128, 1), (64, 1), (32, 1), (16, 1), (32, 2), (16, 3))
 FRAME_TIME, LAST_FRAME_TIME = 100, 2000  # milliseconds
 
 
@@ -184,12 +185,13 @@ def _gif(frames: Sequence[Image.Image], comment: str) -> bytes:
     """The frames with one palette for all, endlessly repeated, the last one held."""
     some = frames[:: max(1, len(frames) // 8)]
     together = Image.fromarray(np.concatenate([np.asarray(frame) for frame in some]))
-    durations = [FRAME_TIME] * (len(frames) - 1) + [LAST_FRAME_TIME]
-    options = {"duration": durations, "loop": 0, "optimize": True, "comment": comment.encode()}
-    for colours in COLOURS:
+    for colours, stride in QUALITIES:
         # An octree keeps the few pixels of the agent in their own colour; a median cut gives them the ground's.
         palette = together.quantize(colours, method=Image.Quantize.FASTOCTREE)
-        first, *rest = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+        kept = frames[::-stride][::-1]  # with the last one
+        first, *rest = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in kept]
+        durations = [stride * FRAME_TIME] * len(rest) + [LAST_FRAME_TIME]
+        options = {"duration": durations, "loop": 0, "optimize": True, "comment": comment.encode()}
         written = io.BytesIO()
         first.save(written, format="gif", save_all=True, append_images=rest, **options)
         if written.tell() <= LARGEST:
