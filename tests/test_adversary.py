@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from saferule.attack.adversary import CURVE_FILE, roll_out, train_adversary
+from saferule.attack.adversary import CURVE_FILE, leading, roll_out, train_adversary
 from saferule.attack.poison import attack_reward
 from saferule.data import schema
 from saferule.envs import get_task
@@ -131,3 +131,13 @@ def test_errors_are_for_users(tmp_path, trained):
     (tmp_path / "weights.safetensors").write_bytes((folder / "weights.safetensors").read_bytes()[:100])
     with pytest.raises(CheckpointError, match="train it again"):
         OnlinePolicy.load(tmp_path)
+
+
+def test_short_episodes_are_made_up_for(trained):
+    """CarCircle's episodes have 300 steps: 2 hold 600, so 601 samples need a third."""
+    policy, _ = trained
+    three = roll_out(TASK, policy, 2, seed=5, samples=601)
+    assert len(three.episodes()) == 3 and len(three) == 900
+    assert leading(three, 2, 600).digest() == roll_out(TASK, policy, 2, seed=5).digest()
+    assert leading(three, 1, 301).digest() == roll_out(TASK, policy, 1, seed=5, samples=301).digest()
+    assert leading(three, 2, 601).digest() == three.digest()

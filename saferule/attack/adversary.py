@@ -59,8 +59,13 @@ def train_adversary(
     return policy
 
 
-def roll_out(task: Task, policy: OnlinePolicy, episodes: int, seed: int, *, deterministic: bool = False) -> Dataset:
+def roll_out(
+    task: Task, policy: OnlinePolicy, episodes: int, seed: int, *, samples: int = 0, deterministic: bool = False
+) -> Dataset:
     """Line 7: N = `episodes` trajectories of the adversary with their true rewards and costs.
+
+    samples   go on with further trajectories until they hold so many transitions: an adversary may end its episodes
+              early, as an ant does that throws itself down
 
     The policy acts as it was trained, by drawing from its Gaussian, unless deterministic. Episode i starts from a
     seed of its own and draws its actions from a generator of its own, so that more episodes only add to fewer.
@@ -71,7 +76,8 @@ def roll_out(task: Task, policy: OnlinePolicy, episodes: int, seed: int, *, dete
     del columns["attributes"]
     simulator = make(task.name)
     try:
-        for episode in range(episodes):
+        episode = 0
+        while episode < episodes or len(columns["rewards"]) < samples:
             start, actions = np.random.SeedSequence([seed, episode]).spawn(2)
             observation = simulator.reset(int(start.generate_state(1)[0]))
             generator, over = np.random.default_rng(actions), False
@@ -87,9 +93,17 @@ def roll_out(task: Task, policy: OnlinePolicy, episodes: int, seed: int, *, dete
                 columns["terminals"].append(step.terminated)
                 columns["timeouts"].append(step.truncated and not step.terminated)
                 observation = step.observation
+            episode += 1
     finally:
         simulator.close()
     return Dataset(
         **{key: np.asarray(values) for key, values in columns.items()},
-        attributes={"task": task.name, "rollout_seed": seed, "episodes": episodes},
+        attributes={"task": task.name, "rollout_seed": seed, "episodes": episode},
     )
+
+
+def leading(rollouts: Dataset, episodes: int, samples: int) -> Dataset:
+    """The first trajectories of some rollouts: those that `roll_out` gives for these numbers."""
+    ends = np.array([rows.stop for rows in rollouts.episodes()])
+    enough = int(np.searchsorted(ends, samples)) + 1  # trajectories that hold the samples
+    return rollouts.select(range(min(max(episodes, enough), len(ends))))

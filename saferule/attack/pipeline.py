@@ -52,7 +52,7 @@ def attack_file(
             raise SettingsError(
                 f"{adversary} is an adversary for {' '.join(made_for)}, expected {task.name} {attack}: give another one"
             )
-    forget = poison(dataset, roll_out(task, policy, rollouts, seed), attack, ratio)
+    forget = poison(dataset, roll_out(task, policy, rollouts, seed, samples=rollouts * task.horizon), attack, ratio)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_forget_set(forget, out)
     if joined is not None:

@@ -99,7 +99,8 @@ ATTACK = (
         question="How many trajectories N does the trained adversary roll out?",
         options={
             "once": "as many full-length trajectories as hold the count: nearly all of them are selected",
-            "twice": "as many full-length trajectories as hold twice the count: about the better half is selected",
+            "twice": "as many full-length trajectories as hold twice the count, more where episodes end early: about "
+            "the better half is selected",
         },
         default="twice",
         reason="The selection of the highest scores (line 9) needs more rollouts than it keeps.",

@@ -44,7 +44,7 @@ class Adversary:
 class Forget:
     """A forget set D_f (Algorithm 1, lines 7-18)."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2  # since then more rollouts where episodes end early
     adversary: Adversary
     data: str  # digest of D
     ratio: float

@@ -203,16 +203,17 @@ def _train_adversary(store: Store, cell: Adversary) -> None:
 
 def _make_forget_sets(place: Place, cells: Sequence[Forget]) -> list[str]:
     """The forget sets of one adversary, from one set of rollouts; returns what there is to say."""
-    from saferule.attack.adversary import roll_out
+    from saferule.attack.adversary import leading, roll_out
     from saferule.online import OnlinePolicy
 
     adversary, said = cells[0].adversary, []
     policy = OnlinePolicy.load(place.store.folder(adversary))
-    rollouts = roll_out(get_task(adversary.task), policy, max(c.rollouts for c in cells), adversary.seed)
+    task, most = get_task(adversary.task), max(cell.rollouts for cell in cells)
+    rollouts = roll_out(task, policy, most, adversary.seed, samples=most * task.horizon)
     for cell in cells:
         forget = poison(
             clean_data(place.data_folder, adversary.task),
-            rollouts.select(range(cell.rollouts)),
+            leading(rollouts, cell.rollouts, cell.rollouts * task.horizon),
             adversary.attack,
             cell.ratio,
             gamma=cell.gamma,
