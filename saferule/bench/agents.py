@@ -230,3 +230,22 @@ def _target_operations(ours: Ours) -> float:
         if hasattr(backbone, "ood_cost"):
             backbone.ood_cost(one, batch, noise["ood"][0], ours.cfg)
     return float(counter.get_total_flops())
+
+
+def time_by_operation(backbones: Sequence[str] = BACKBONES, steps: int = 5, most: int = 6) -> list[dict[str, Any]]:
+    """Where the time of our float32 step goes on the CPU: operations by their own share of the time, largest first."""
+    keep_freed_memory()
+    pool = TransitionPool([synthetic_data().take(slice(0, 20_000))], reward_scale=0.1)
+    rows = []
+    for name in backbones:
+        ours = Ours(name, pool, "cpu")
+        ours.step()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            for _ in range(steps):
+                ours.step()
+        events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+        total = sum(event.self_cpu_time_total for event in events)
+        for event in events[:most]:
+            share, milliseconds = event.self_cpu_time_total / total, event.self_cpu_time_total / steps / 1e3
+            rows.append({"backbone": name, "operation": event.key, "share": share, "ms per step": milliseconds})
+    return rows

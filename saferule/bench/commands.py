@@ -42,19 +42,23 @@ def bench_agents(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     rounds: RoundsOption = 7,
     captured: Annotated[bool, typer.Option("--captured", help="Replay our steps as CUDA graphs.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Where the time goes instead of how fast.")] = False,
 ) -> None:
     """Training steps beside osrl-lib's, at its settings; run it on an idle machine."""
     import torch
 
     from saferule.agents import BACKBONES, get_backbone
     from saferule.bench import table, write_json
-    from saferule.bench.agents import measure
+    from saferule.bench.agents import measure, time_by_operation
 
     names = listed(backbones) or list(BACKBONES)
     for name in names:
         get_backbone(name)
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise SettingsError(f"--device: {device!r} is not here, expected cpu, or cuda on a machine with a GPU")
+    if profile:
+        typer.echo(table(time_by_operation(names)))
+        return
     rows, machine = measure(names, device, rounds, typer.echo, captured)
     typer.echo("\n" + table(rows))
     typer.echo("\n" + ", ".join(f"{name}: {value}" for name, value in machine.items()))
