@@ -90,8 +90,10 @@ def head(figure: Figure, title: str, handles: Sequence[Line2D]) -> Figure:
 
 
 def dot(colour: str, label: str, marker: str = "o") -> Line2D:
+    """A legend's entry for dots."""
     return Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=5, label=label)
 
 
 def limit_handle(limit: float) -> Line2D:
+    """A legend's entry for the line at the cost limit."""
     return Line2D([], [], label=f"cost limit {limit:g}", **LIMIT)
