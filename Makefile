@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON = "$(if $(SAFERULE_VENV),$(SAFERULE_VENV),.venv)/bin/python"
 
-# The same settings as in run_all.sh; see there.
+# As in saferule/__init__.py, for tests that import other libraries first; the reasons are there.
 export OPENBLAS_CORETYPE ?= Haswell
 export WANDB_MODE = disabled
 export WANDB_ERROR_REPORTING = false

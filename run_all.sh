@@ -49,9 +49,5 @@ root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
 venv="$(realpath -m -- "${SAFERULE_VENV:-$root/.venv}")"
 bash "$root/install.sh"
 
-export OPENBLAS_CORETYPE="${OPENBLAS_CORETYPE:-Haswell}"    # one kernel on every processor: bit-identical lidar
-export WANDB_MODE=disabled WANDB_ERROR_REPORTING=false      # fast-safe-rl imports wandb
-export DSRL_SUPPRESS_IMPORT_ERROR=1                         # dsrl's MetaDrive part needs gym, which is left out
-export RAY_AUTH_MODE="${RAY_AUTH_MODE:-disabled}"           # or Ray writes a token into the home folder
 cd -- "$root"
 exec "$venv/bin/saferule" run --profile "$profile"

@@ -189,7 +189,7 @@ def data_collect(
     episodes: Annotated[int, typer.Option(help="How many to select.")] = 450,
     processes: Annotated[int | None, typer.Option(help="Policies trained at the same time [one per core].")] = None,
 ) -> None:
-    """Train behaviour policies in the simulator and select episodes from all they did while they learned."""
+    """Train behaviour policies in the simulator, select episodes from all they did while they learned, write a card."""
     from saferule.envs.tasks import get_task
 
     get_task(task)
@@ -199,6 +199,7 @@ def data_collect(
         from saferule.runs.places import project_root
 
         out = project_root() / "artifacts" / "data" / f"{task}.hdf5"
+    from saferule.data.card import write_card
     from saferule.data.collect import collect
 
     command = f"saferule data collect --task {task} --steps {steps} --cost-limits {cost_limits} --seeds {seeds}"
@@ -212,6 +213,7 @@ def data_collect(
         processes=processes,
         command=f"{command} --episodes {episodes}",
     )
+    write_card(dataset, out.with_suffix(".md"))
     typer.echo(f"{out}: {len(dataset)} steps of {len(dataset.episodes())} episodes")
 
 

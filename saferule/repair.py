@@ -40,7 +40,7 @@ from saferule.agents.checkpoint import Agent, load_agent, save_agent
 from saferule.agents.osrl import export_osrl, import_osrl
 from saferule.agents.parts import ORIGINAL
 from saferule.agents.population import Population, member
-from saferule.agents.training import Log, Stopped, keep_freed_memory, run
+from saferule.agents.training import Log, Stopped, keep_freed_memory, log_every, run
 from saferule.attack.poison import split
 from saferule.data.sampler import TransitionPool
 from saferule.data.schema import Dataset, load
@@ -119,7 +119,7 @@ def repair(
         pairs(pool, rows, cfg.batch_size),
         steps,
         log=log,
-        log_every=min(500, max(1, steps // 100)),
+        log_every=log_every(steps),
         on_log=_progress(steps, say),
         on_stop=stop,
     )

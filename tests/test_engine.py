@@ -20,7 +20,7 @@ from saferule.agents.state import read
 from saferule.attack.poison import save_forget_set
 from saferule.data.schema import save
 from saferule.errors import DataError
-from saferule.runs import groups, interruptible
+from saferule.runs import interruptible
 from saferule.runs.cells import Adversary, Evaluation, Forget, Training, Unlearning, settings
 from saferule.runs.engine import Engine
 from saferule.runs.interruptible import AGENT, InterruptibleRun, snapshot_path, snapshot_steps
@@ -50,7 +50,7 @@ def unlearnings(digest: str, backbone: str) -> list[Unlearning]:
 
 @pytest.fixture(autouse=True)
 def _log_often(monkeypatch):
-    monkeypatch.setattr(groups, "LOG_ROWS", STEPS // LOG_EVERY)
+    monkeypatch.setattr(training, "LOG_ROWS", STEPS // LOG_EVERY)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def reference(tmp_path_factory, empty_store, data_folder, car_data) -> Path:
     root = tmp_path_factory.mktemp("reference") / "store"
     shutil.copytree(empty_store, root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(groups, "LOG_ROWS", STEPS // LOG_EVERY)
+        patch.setattr(training, "LOG_ROWS", STEPS // LOG_EVERY)
         for backbone in BACKBONES:
             engine(root, data_folder).train(trainings(car_data.digest(), backbone))
             engine(root, data_folder).unlearn(unlearnings(car_data.digest(), backbone))
@@ -217,7 +217,7 @@ def work_until_killed(root: str, data_folder: str, digest: str, kind: str, backb
             die()
 
         InterruptibleRun._write = dying_write
-    groups.LOG_ROWS, interruptible.SAVE_SECONDS = STEPS // LOG_EVERY, -1.0 if when == "step" else math.inf
+    training.LOG_ROWS, interruptible.SAVE_SECONDS = STEPS // LOG_EVERY, -1.0 if when == "step" else math.inf
     made = engine(Path(root), Path(data_folder))
     if kind == "train":
         made.train(trainings(digest, backbone))

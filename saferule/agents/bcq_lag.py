@@ -21,12 +21,10 @@ from saferule.agents.batch import Batch
 from saferule.agents.lagrangian import init_pid, pid_multiplier
 from saferule.agents.networks import (
     Network,
-    best_of_candidates,
     clip_latent,
     init_mlp,
     init_vae,
     mlp,
-    q_values,
     vae_decode,
 )
 from saferule.agents.parts import (
@@ -37,6 +35,7 @@ from saferule.agents.parts import (
     Scalars,
     behaviour_loss,
     bellman_losses,
+    double_targets,
     for_targets,
     q_cost,
     q_reward,
@@ -105,11 +104,7 @@ def bellman_targets(nets: Nets, batch: Batch, noise: Tensor, cfg: Config) -> tup
     observations = batch.next_observations
     actions = policy(target, observations, noise, cfg)
 
-    q_r = best_of_candidates(q_values(nets["critic_target"], observations, actions), cfg.lmbda)
-    q_c = best_of_candidates(q_values(nets["cost_critic_target"], observations, actions), cfg.lmbda)
-    y_r = batch.rewards + cfg.gamma * (1 - batch.done) * q_r.to(batch.rewards.dtype)
-    y_c = batch.costs + cfg.gamma * q_c.to(batch.rewards.dtype)
-    return y_r, y_c
+    return double_targets(nets, batch, actions, cfg)
 
 
 def critics_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: Config):

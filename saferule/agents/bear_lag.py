@@ -26,12 +26,10 @@ from torch import Tensor
 from saferule.agents.batch import Batch
 from saferule.agents.lagrangian import init_pid, pid_multiplier
 from saferule.agents.networks import (
-    best_of_candidates,
     clip_latent,
     gaussian,
     init_mlp,
     init_vae,
-    q_values,
     vae_decode_raw,
 )
 from saferule.agents.parts import (
@@ -42,6 +40,7 @@ from saferule.agents.parts import (
     Scalars,
     behaviour_loss,
     bellman_losses,
+    double_targets,
     for_targets,
     q_cost,
     q_reward,
@@ -110,11 +109,7 @@ def bellman_targets(nets: Nets, batch: Batch, noise: Tensor, cfg: Config) -> tup
     observations = batch.next_observations
     actions = policy({"actor": nets["actor_target"]}, observations, noise, cfg)
 
-    q_r = best_of_candidates(q_values(nets["critic_target"], observations, actions), cfg.lmbda)
-    q_c = best_of_candidates(q_values(nets["cost_critic_target"], observations, actions), cfg.lmbda)
-    y_r = batch.rewards + cfg.gamma * (1 - batch.done) * q_r.to(batch.rewards.dtype)
-    y_c = batch.costs + cfg.gamma * q_c.to(batch.rewards.dtype)
-    return y_r, y_c
+    return double_targets(nets, batch, actions, cfg)
 
 
 def critics_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: Config):

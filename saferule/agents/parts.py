@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from saferule.agents.batch import Batch
 from saferule.agents.lagrangian import discounted_limit
-from saferule.agents.networks import Network, gaussian, q_values, td_loss, vae_loss
+from saferule.agents.networks import Network, best_of_candidates, gaussian, q_values, td_loss, vae_loss
 
 Nets = dict[str, Network]
 Scalars = dict[str, Tensor]  # of one agent: multipliers and coefficients (), statistics of its data (S,) or (A,)
@@ -111,6 +112,18 @@ def squashed_act(nets: Nets, observations: Tensor, noise: Tensor | None, cfg: Se
     if noise is None:
         return gaussian(nets["actor"], observations)[0].tanh()
     return squashed_policy(nets, observations, noise, cfg)
+
+
+def double_targets(nets: Nets, batch: Batch, actions: Tensor, cfg: Any) -> tuple[Tensor, Tensor]:
+    """Targets y_r, y_c (B,) of double critics: the best of n candidate actions (n, B, A) at the next states.
+
+    As in osrl-lib the cost target is not stopped at episode ends and takes the largest candidate cost.
+    """
+    q_r, q_c = (
+        best_of_candidates(q_values(nets[name], batch.next_observations, actions), cfg.lmbda).to(batch.rewards.dtype)
+        for name in ("critic_target", "cost_critic_target")
+    )
+    return batch.rewards + cfg.gamma * (1 - batch.done) * q_r, batch.costs + cfg.gamma * q_c
 
 
 def bellman_losses(nets: Nets, batch: Batch, y_r: Tensor, y_c: Tensor) -> dict[str, Tensor]:

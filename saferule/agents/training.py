@@ -19,6 +19,8 @@ from saferule.agents.captured import CapturedUpdate
 from saferule.agents.population import Algorithm, Phases, Population, draw_noise, update
 from saferule.agents.state import take, tensors_of
 
+LOG_ROWS = 100  # about so many per agent, if that is not too seldom
+LOG_EVERY_AT_MOST = 500  # steps; logging is also when values are checked and states saved
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -31,6 +33,11 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, 1 << 30) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def log_every(steps: int) -> int:
+    """After how many steps a run of so many steps logs."""
+    return min(LOG_EVERY_AT_MOST, max(1, steps // LOG_ROWS))
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch import Tensor
 from saferule.agents import get_backbone
 from saferule.agents.checkpoint import load_agent
 from saferule.agents.population import Algorithm, Population, create, stack, training
-from saferule.agents.training import Log, keep_freed_memory
+from saferule.agents.training import Log, keep_freed_memory, log_every
 from saferule.agents.training import run as loop
 from saferule.attack.poison import ForgetSet, load_forget_set
 from saferule.data.clean import clean_data
@@ -27,8 +27,6 @@ from saferule.runs.store import Store
 from saferule.unlearn import begin, unlearning
 from saferule.unlearn.data import adapt, pairs, statistics
 
-LOG_ROWS = 100  # about so many per agent, if that is not too seldom
-LOG_EVERY_AT_MOST = 500  # steps; logging is also when values are checked and states saved
 Say = Callable[[str], None]
 
 
@@ -141,7 +139,7 @@ def _run(
         agents=agents,
         log=log,
         captured=place.captured and isinstance(algorithm, Algorithm),
-        log_every=min(LOG_EVERY_AT_MOST, max(1, group[0].steps // LOG_ROWS)),
+        log_every=log_every(group[0].steps),
         log_also=run.snapshot_steps,
         on_log=lambda now, left: run.keep(now, left, log),
         on_stop=lambda agent, stopped: run.stop(agent, stopped, log),
