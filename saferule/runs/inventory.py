@@ -15,8 +15,9 @@ from saferule.runs import plan
 from saferule.runs.cells import Cell, Training, kind
 from saferule.runs.store import Store
 
-REPAIRS = ("safe-rule", "fine-tuning")  # of every poisoned policy
-VARIANTS = ("fixed-weight", "reward-only", "no-critic", "percentile-0", "percentile-50", "percentile-100")
+# Of every poisoned policy: the method and the baselines of Section 5.
+REPAIRS = ("fine-tuning", "trajdeleter", "trajdeleter-cost", "trajdeleter-released", "reward-only", "safe-rule")
+VARIANTS = ("fixed-weight", "no-critic", "percentile-0", "percentile-50", "percentile-100")
 
 
 @dataclass

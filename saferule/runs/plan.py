@@ -12,6 +12,7 @@ from saferule.paper.readings import ATTACK, default_readings
 from saferule.paper.settings import TABLE7
 from saferule.profiles import Profile
 from saferule.runs.cells import Adversary, Evaluation, Forget, Training, Unlearning, settings
+from saferule.unlearn import supported
 
 
 def adversary(profile: Profile, task: str, attack: str) -> Adversary:
@@ -44,11 +45,11 @@ def trainings(profile: Profile, data: Dataset, task: str, backbone: str, *, clea
 
 
 def unlearnings(profile: Profile, policies: Sequence[Training], methods: Sequence[str]) -> list[Unlearning]:
-    """Every method on every poisoned policy."""
+    """Every method on every poisoned policy whose backbone supports it."""
     return [
         Unlearning(policy, method, profile.unlearning_steps, snapshots=profile.snapshots)
         for policy, method in product(policies, methods)
-        if policy.forget
+        if policy.forget and supported(method, policy.backbone)
     ]
 
 

@@ -51,17 +51,25 @@ METHODS: dict[str, Method] = {
 FOR_COPTIDICE = {"safe_rule": "safe_rule_dice"}
 
 
-def family(method: str, backbone: str) -> ModuleType:
-    """The module that runs a method on a backbone.
+def supported(method: str, backbone: str) -> bool:
+    """Whether a backbone has what a method needs: Trajdeleter as published needs critics, which COptiDICE has not.
 
-    SettingsError for an unknown method, and for one that needs critics on COptiDICE, which has none.
+    SettingsError for an unknown method.
     """
     if method not in METHODS:
         raise SettingsError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    return not (backbone == "coptidice" and METHODS[method].family == "trajdeleter")
+
+
+def family(method: str, backbone: str) -> ModuleType:
+    """The module that runs a method on a backbone.
+
+    SettingsError for an unknown method, and for one that the backbone does not support.
+    """
+    if not supported(method, backbone):
+        raise SettingsError(f"{method} needs critics, which {backbone} has not: use trajdeleter-released")
     name = METHODS[method].family
     if backbone == "coptidice":
-        if name == "trajdeleter":
-            raise SettingsError(f"{method} needs critics, which coptidice has not: use trajdeleter-released")
         name = FOR_COPTIDICE.get(name, name)
     return importlib.import_module(f"saferule.unlearn.{name}")
 
