@@ -82,8 +82,8 @@ def repair(
     log           gets what the losses report, about a hundred rows
     say           called about once a minute with how far it is
 
-    SettingsError for an unknown method or reading and impossible numbers, CheckpointError for a snapshot of the acting
-    networks, DataError for data that do not fit the agent, RunError when a value stops being finite.
+    SettingsError for an unknown method or reading and impossible numbers, CheckpointError for a snapshot, DataError for
+    data that do not fit the agent, RunError when a value stops being finite.
     """
     backbone, cfg, task = agent.backbone, agent.cfg, get_task(agent.task)
     chosen = _checked_readings(method, backbone.NAME, readings)
@@ -91,8 +91,8 @@ def repair(
         raise SettingsError(f"steps = {steps} and seed = {seed}, expected 1 or more steps and no negative seed")
     if agent.population is None:
         raise CheckpointError(
-            f"this {backbone.NAME} agent has its acting networks only, expected critics and targets too: give an "
-            f"{AGENT} or {MODEL}, not a snapshot"
+            f"this {backbone.NAME} agent is a snapshot with networks only, expected targets and generator too: give "
+            f"an {AGENT} or {MODEL}"
         )
     for name, part in (("keep", keep), ("forget", forget)):
         _check_fits(name, part, agent)
@@ -215,7 +215,7 @@ def read_agent(
         )
     if agent.population is None:
         raise CheckpointError(
-            f"{checkpoint}: it has the acting networks only, expected critics and targets too: give the run's {AGENT}"
+            f"{checkpoint}: a snapshot with networks only, expected targets and generator too: give the run's {AGENT}"
         )
     return agent
 

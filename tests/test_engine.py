@@ -117,6 +117,8 @@ def test_what_a_run_leaves(reference, car_data, backbone):
         assert snapshot_steps(store, cell) == [SNAPSHOT]
         half = load_agent(snapshot_path(store, cell, SNAPSHOT))
         assert half.population is None and half.meta["step"] == SNAPSHOT
+        critics = {"critic", "cost_critic"} if isinstance(cell, Unlearning) else set()
+        assert set(half.nets) == {"actor", "vae"} | critics
         assert not torch.equal(half.nets["actor"]["w0"], agent.nets["actor"]["w0"])
         log = pd.read_csv(store.folder(cell) / "log.csv")
         assert log["step"].tolist() == LOGGED and log.notna().all().all()

@@ -292,7 +292,7 @@ def test_files_of_saferule_are_checked_against_what_was_asked(folder, tmp_path):
     made = tmp_path / "made"
     assert RUNNER.invoke(app, command(folder, made, method="fine-tuning", steps=1)).exit_code == 0
     for changes, message in (
-        ({"checkpoint": tmp_path / "acting.safetensors"}, "acting networks only"),
+        ({"checkpoint": tmp_path / "acting.safetensors"}, "snapshot with networks only"),
         ({"checkpoint": made / AGENT, "backbone": "cpq"}, "backbone is bcq-lag, expected cpq"),
         ({"checkpoint": made / AGENT, "cost_limit": 20.0}, "cost limit is 10, expected 20"),
     ):
@@ -320,7 +320,7 @@ def test_python_form_checks_its_arguments(folder, poisoned, car_data):
     with pytest.raises(SettingsError, match="unknown method"):
         repair(agent, keep, forget, "forgetting", 1)
     agent.population = None
-    with pytest.raises(CheckpointError, match="acting networks only"):
+    with pytest.raises(CheckpointError, match="snapshot with networks only"):
         repair(agent, keep, forget, steps=1)
 
 

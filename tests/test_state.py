@@ -7,10 +7,13 @@ import torch
 from helpers import EXISTING, Sampled, assert_same_state, frozen, tiny
 
 from saferule.agents import get_backbone
-from saferule.agents.checkpoint import load_agent, save_acting, save_agent
+from saferule.agents.checkpoint import load_agent, save_acting, save_agent, save_networks, save_tensors
+from saferule.agents.parts import originals
 from saferule.agents.population import create, draw_noise, training, update
 from saferule.agents.state import read, restore, take, write
 from saferule.errors import CheckpointError
+
+CRITICS = ("critic", "cost_critic")
 
 
 def advance(population, name, steps):
@@ -79,6 +82,29 @@ def test_agent_files(name, tmp_path):
     assert torch.equal(actions, backbone.act(acting.nets, observations, None, cfg))
     whole = {net: {k: v[1].detach() for k, v in leaves.items()} for net, leaves in population.nets.items()}
     assert torch.equal(actions, backbone.act(whole, observations, None, cfg))
+
+
+@pytest.mark.parametrize("name", EXISTING)
+def test_snapshots_of_the_networks(name, tmp_path):
+    backbone, cfg = get_backbone(name), tiny(name)
+    population = advance(create(backbone, cfg, [0, 1]), name, 3)
+    population.nets |= originals(population.nets)  # as Trajdeleter keeps them
+    save_networks(population, 1, tmp_path / "3.safetensors", "CarCircle", name, cfg)
+    snapshot = load_agent(tmp_path / "3.safetensors")
+    assert snapshot.population is None and snapshot.meta["step"] == 3
+    assert (snapshot.task, snapshot.backbone, snapshot.cfg) == ("CarCircle", backbone, cfg)
+    expected = {"actor", "nu", "chi", "tau", "lmbda"} if name == "coptidice" else {"actor", "vae", *CRITICS}
+    assert set(snapshot.nets) == expected
+    for net in expected:
+        for k, leaf in population.nets[net].items():
+            assert torch.equal(snapshot.nets[net][k], leaf[1]) and not snapshot.nets[net][k].requires_grad
+
+
+def test_snapshots_written_by_older_versions_are_read(tmp_path):
+    cfg = tiny("cpq")
+    tensors = {"nets/actor/w0": torch.zeros(1, 2, 3)}
+    save_tensors(tensors, tmp_path / "a.safetensors", "CarCircle", "cpq", cfg, {"step": 1, "acting_only": True})
+    assert load_agent(tmp_path / "a.safetensors").nets["actor"]["w0"].shape == (2, 3)
 
 
 def small_file(tmp_path):

@@ -1,4 +1,8 @@
-"""One agent in one file: its tensors, and what is needed to use them (task, backbone, settings, step)."""
+"""One agent in one file: its tensors, and what is needed to use them (task, backbone, settings, step).
+
+A file holds the complete agent, which can be trained on, or a snapshot: the acting networks alone, or all networks that
+the agent's losses train, without targets, optimisers and generators.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,12 @@ from saferule.agents.state import read, restore, tensors_of, write
 from saferule.errors import CheckpointError
 
 ACTING = ("actor", "vae")  # the networks that choose actions
+SNAPSHOTS = ("acting_only", "networks_only")  # what a snapshot's description says of itself
 
 
 @dataclass
 class Agent:
-    """A saved agent; ``population`` is None where only the acting networks were kept."""
+    """A saved agent; ``population`` is None for a snapshot, of which only some networks were kept."""
 
     task: str
     backbone: ModuleType
@@ -51,8 +56,25 @@ def save_tensors(
 
 def save_acting(population: Population, p: int, path: Path, task: str, backbone: str, cfg: Any) -> None:
     """The acting networks of one agent: enough to evaluate it."""
-    acting = {f"nets/{net}/{k}": leaf[p : p + 1] for net in ACTING for k, leaf in population.nets.get(net, {}).items()}
-    save_tensors(acting, path, task, backbone, cfg, {"step": population.step, "acting_only": True})
+    acting = [net for net in ACTING if net in population.nets]
+    _save_some(acting, "acting_only", population, p, path, task, backbone, cfg)
+
+
+def save_networks(population: Population, p: int, path: Path, task: str, backbone: str, cfg: Any) -> None:
+    """The acting networks of one agent and what it judges actions by (critics; nu and chi of COptiDICE).
+
+    Enough to evaluate the agent and to ask its critics; left out are targets and copies of other agents' networks.
+    """
+    targets = get_backbone(backbone).TARGETS
+    own = [net for net in population.nets if net not in targets and not net.startswith(ORIGINAL)]
+    _save_some(own, "networks_only", population, p, path, task, backbone, cfg)
+
+
+def _save_some(
+    names: list[str], kind: str, population: Population, p: int, path: Path, task: str, backbone: str, cfg: Any
+) -> None:
+    tensors = {f"nets/{net}/{k}": leaf[p : p + 1] for net in names for k, leaf in population.nets[net].items()}
+    save_tensors(tensors, path, task, backbone, cfg, {"step": population.step, kind: True})
 
 
 def load_agent(path: str | Path, device: str = "cpu") -> Agent:
@@ -63,7 +85,7 @@ def load_agent(path: str | Path, device: str = "cpu") -> Agent:
     backbone = get_backbone(meta["backbone"])
     saved = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["settings"].items()}
     cfg = backbone.Config(**saved)
-    if meta.get("acting_only"):
+    if any(meta.get(kind) for kind in SNAPSHOTS):
         nets: Nets = {}
         for name, value in tensors.items():
             _, net, leaf = name.split("/")

@@ -175,14 +175,14 @@ def _restart(backbone: str, cfg: Any, dataset: Dataset | None) -> tuple[dict[str
 def export_osrl(agent: Agent, path: str | Path) -> None:
     """Write an agent as an osrl-lib ``model.pt``, atomically. What osrl-lib does not save is left behind.
 
-    CheckpointError for an agent of which only the acting networks were kept.
+    CheckpointError for a snapshot.
     """
     path, name = Path(path), agent.backbone.NAME
     missing = sorted({layer.network for layer in layers(name, agent.cfg)} - set(agent.nets))
     if missing:
         raise CheckpointError(
             f"{path}: cannot export an agent without its networks {', '.join(missing)}: give a complete agent, not a "
-            "snapshot of the acting networks"
+            "snapshot"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")

@@ -98,12 +98,12 @@ class Training:
 class Unlearning:
     """A method applied to a poisoned policy."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2  # since then snapshots hold the critics too
     training: Training
     method: str
     steps: int
     readings: Settings = ()  # changes to the default readings
-    snapshots: int = 0
+    snapshots: int = 0  # how many times on the way the acting networks and the critics are kept
 
     @property
     def label(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from saferule.agents.checkpoint import save_acting, save_agent, save_tensors
+from saferule.agents.checkpoint import save_acting, save_agent, save_networks, save_tensors
 from saferule.agents.population import Population
 from saferule.agents.state import read, restore, tensors_of, write
 from saferule.agents.training import Log, Stopped
@@ -45,6 +45,7 @@ class InterruptibleRun:
         self.store, self.folder, self.cells, self.cfg, self.say = store, folder, list(cells), cfg, say
         root = cells[0].training if isinstance(cells[0], Unlearning) else cells[0]
         self.task, self.backbone = root.task, root.backbone
+        self.save_snapshot = save_networks if isinstance(cells[0], Unlearning) else save_acting
         count, steps = cells[0].snapshots, cells[0].steps
         self.snapshot_steps = {round(steps * (i + 1) / (count + 1)) for i in range(count)}
         self.saved_at = time.monotonic()
@@ -71,7 +72,7 @@ class InterruptibleRun:
         if population.step in self.snapshot_steps:
             for p, agent in enumerate(agents):
                 path = self._snapshots(agent) / f"{population.step}.safetensors"
-                save_acting(population, p, path, self.task, self.backbone, self.cfg)
+                self.save_snapshot(population, p, path, self.task, self.backbone, self.cfg)
         if time.monotonic() - self.saved_at > SAVE_SECONDS:
             self.save(population, agents, log)
 
