@@ -1,11 +1,17 @@
-"""Methods and readings as coefficients of Safe-RULE's losses, against Table 7."""
+"""Methods and readings as coefficients of Safe-RULE's losses, against Table 7; which readings make another run."""
 
 import pytest
+import torch
+from helpers import EXISTING, random_dataset, tiny
 
 from saferule.agents import get_backbone
+from saferule.agents.batch import Pair
+from saferule.agents.population import create, member
+from saferule.data.sampler import TransitionPool
 from saferule.errors import SettingsError
+from saferule.paper.readings import UNLEARNING
 from saferule.paper.settings import TABLE7
-from saferule.unlearn import METHODS, coefficients, family
+from saferule.unlearn import METHODS, applicable, coefficients, family, unlearning
 
 PAPER = {
     "alpha_k": 1.0,
@@ -21,10 +27,11 @@ PAPER = {
     "gate_at_data": 0.0,
     "forget_sign": 1.0,
     "weight_first": 1.0,
-    "chi_normalised": 0.0,
     "reference_fixed": 0.0,
     "dataset_reference": 0.0,
 }
+CRITICS_ONLY = ("alpha_f", "percentile", "gate_at_data", "forget_sign", "reference_fixed", "dataset_reference")
+DICE = {name: value for name, value in PAPER.items() if name not in CRITICS_ONLY} | {"chi_normalised": 0.0}
 CHANGES = {
     "safe-rule": {},
     "fixed-weight": {"beta_f": 1.0, "beta_min": 1.0, "beta_max": 1.0},
@@ -41,6 +48,12 @@ def test_coefficients_of_each_method_are_those_of_table_7(method):
     cfg = get_backbone("bcq-lag").Config(observation_dim=4, action_dim=1, episode_len=300)
     assert coefficients(method, "cpq", cfg) == PAPER | CHANGES[method]
     assert PAPER["kappa"] + PAPER["sigma"] == TABLE7.forget_cost_target
+
+
+@pytest.mark.parametrize("method", CHANGES)
+def test_coptidice_takes_only_what_appendix_c2_uses(method):
+    changes = {name: value for name, value in CHANGES[method].items() if name in DICE}
+    assert coefficients(method, "coptidice", tiny("coptidice")) == DICE | changes
 
 
 @pytest.mark.parametrize(
@@ -72,3 +85,56 @@ def test_fine_tuning_has_no_coefficients_and_unknown_names_are_refused():
     with pytest.raises(SettingsError, match="gate"):
         coefficients("safe-rule", "cpq", cfg, {"gate": "maybe"})
     assert set(CHANGES) | {"fine-tuning"} <= set(METHODS)
+
+
+# Which readings make another run
+
+CRITICS = [{"reward_percentile": "30"}, {"reference": "dataset"}, {"gate": "data"}]
+COMMON = [{"kappa": "per_step"}, {"weight_update": "after"}]
+VAE, KEPT = {"vae": "keep"}, {"regulariser": "kept"}
+APPLICABLE = {
+    "bcq-lag": [*CRITICS, *COMMON, {"forget_actor": "repelling"}, VAE],
+    "bear-lag": [*CRITICS, *COMMON, {"forget_actor": "repelling"}, KEPT, VAE],
+    "cpq": [*CRITICS, *COMMON, {"forget_actor": "repelling"}, VAE],
+    "coptidice": [*COMMON, {"chi_gap": "normalised"}],
+}
+
+
+@pytest.mark.parametrize("backbone", APPLICABLE)
+def test_readings_that_make_another_run_on_a_backbone(backbone):
+    assert applicable(backbone, tiny(backbone)) == APPLICABLE[backbone]
+    every = {(reading.name, option) for reading in UNLEARNING for option in reading.options if option != reading.default}
+    assert {pair for readings in APPLICABLE.values() for reading in readings for pair in reading.items()} == every
+
+
+def test_kappa_per_step_is_no_other_run_where_it_is_the_same_number():
+    """An undiscounted episode: the limit of 10 per episode is 10 as a level of the critic too."""
+    cfg = tiny("cpq", gamma=1 - 1e-12, episode_len=1)
+    assert cfg.q_limit == TABLE7.kappa and {"kappa": "per_step"} not in applicable("cpq", cfg)
+
+
+class Watched(dict):
+    """A dictionary that remembers which of its entries were looked at."""
+
+    def __init__(self, values):
+        super().__init__(values)
+        self.seen = set()
+
+    def __getitem__(self, name):
+        self.seen.add(name)
+        return super().__getitem__(name)
+
+
+@pytest.mark.parametrize("backbone", EXISTING)
+def test_the_losses_look_at_exactly_the_coefficients_that_the_family_names(backbone):
+    module, cfg = get_backbone(backbone), tiny(backbone)
+    population = create(module, cfg, [0])
+    given = coefficients("safe-rule", backbone, cfg)
+    scalars = Watched(member(population.scalars, 0) | {name: torch.tensor(value) for name, value in given.items()})
+    batch = TransitionPool([random_dataset(1, 0)], cfg.reward_scale).gather(torch.arange(cfg.batch_size))
+    algorithm = unlearning("safe-rule", module, cfg, 20)
+    noise = {name: torch.zeros(shape) for name, shape in algorithm.noise_shapes.items()}
+    for _, loss in algorithm.losses:
+        loss(member(population.nets, 0), scalars, Pair(batch, batch), noise, cfg)
+    own = set(family("safe-rule", backbone).USED)
+    assert set(given) == own and scalars.seen - set(population.scalars) == own

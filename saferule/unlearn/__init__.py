@@ -8,7 +8,8 @@
     trajdeleter_released.py trajdeleter-released
 
 A family module has ``algorithm(backbone, cfg, steps)``; one with ``COEFFICIENTS`` names its scalars and their defaults.
-Most readings are coefficients too; ``vae`` and ``regulariser`` change which losses there are (`structure`).
+Of Safe-RULE's scalars, ``USED`` names those that the family's losses look at. Most readings are coefficients too;
+``vae`` and ``regulariser`` change which losses there are (`structure`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from saferule.errors import SettingsError
-from saferule.paper.readings import check
+from saferule.paper.readings import UNLEARNING, check
 from saferule.paper.settings import TABLE7
 
 if TYPE_CHECKING:
@@ -103,14 +104,28 @@ def unlearning(
 def coefficients(method: str, backbone: str, cfg: Any, readings: Mapping[str, str] | None = None) -> dict[str, float]:
     """The scalars that a method adds to an agent: Table 7, the readings of open points, the method's own changes.
 
+    Those that the method's losses on this backbone do not look at are left out.
     cfg  the backbone's settings; its ``q_limit`` is kappa under the reading kappa = per_step
     """
     module, chosen = family(method, backbone), check(readings)
     if METHODS[method].family == "safe_rule":
-        values = safe_rule_coefficients(cfg, chosen)
-    else:
-        values = getattr(module, "COEFFICIENTS", {})
-    return values | dict(METHODS[method].changes)
+        values = safe_rule_coefficients(cfg, chosen) | dict(METHODS[method].changes)
+        return {name: values[name] for name in module.USED}
+    return getattr(module, "COEFFICIENTS", {}) | dict(METHODS[method].changes)
+
+
+def applicable(backbone: str, cfg: Any) -> list[dict[str, str]]:
+    """The readings that make another run of Safe-RULE on this backbone, one option other than the default at a time.
+
+    Left out are options under which neither the coefficients nor the losses differ: they would repeat the same run. In
+    the order of `saferule.paper.readings.UNLEARNING`, each as {reading: option}.
+    """
+
+    def run(readings: Mapping[str, str]) -> tuple[Any, Any]:
+        return coefficients("safe-rule", backbone, cfg, readings), structure("safe-rule", backbone, readings)
+
+    others = [{r.name: option} for r in UNLEARNING for option in r.options if option != r.default]
+    return [reading for reading in others if run(reading) != run({})]
 
 
 def begin(

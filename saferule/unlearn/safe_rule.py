@@ -29,6 +29,11 @@ from saferule.agents.parts import Nets, Noise, Scalars
 from saferule.agents.population import Algorithm
 from saferule.unlearn.fine_tune import on_keep
 
+USED = (  # scalars that the losses below look at
+    *("alpha_k", "alpha_f", "cost_weight", "percentile", "reference_fixed", "dataset_reference", "kappa", "sigma"),
+    *("beta_f", "beta_min", "beta_max", "tau_beta", "weight_first", "gate_at_data", "forget_sign"),
+)
+
 
 def algorithm(
     backbone: ModuleType, cfg: Any, steps: int, *, train_vae: bool = False, regularised: bool = False

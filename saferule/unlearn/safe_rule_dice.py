@@ -26,6 +26,11 @@ from saferule.agents.parts import Nets, Noise, Scalars
 from saferule.agents.population import Algorithm
 from saferule.unlearn.safe_rule import next_weight
 
+USED = (  # scalars that the losses below look at
+    *("alpha_k", "cost_weight", "kappa", "sigma"),
+    *("beta_f", "beta_min", "beta_max", "tau_beta", "weight_first", "chi_normalised"),
+)
+
 
 def algorithm(backbone: ModuleType, cfg: Any, steps: int) -> Algorithm:
     """Values on the keep batch, then the actor on both."""
