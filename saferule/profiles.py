@@ -32,6 +32,7 @@ class Profile:
     adversary_steps: int  # environment steps
     training_steps: int
     unlearning_steps: int
+    relearning_steps: int  # of training repaired policies on the poisoned data, for the audit
     episodes: int  # evaluation episodes per policy
     snapshots: int  # policies kept on the way, for curves
     curve_episodes: int  # evaluation episodes per snapshot
@@ -59,6 +60,7 @@ PROFILES: dict[str, Profile] = {
             adversary_steps=50_000,
             training_steps=2_000,
             unlearning_steps=200,
+            relearning_steps=200,
             episodes=10,
             snapshots=2,
             curve_episodes=5,
@@ -75,6 +77,7 @@ PROFILES: dict[str, Profile] = {
             adversary_steps=150_000,
             training_steps=20_000,
             unlearning_steps=1_000,
+            relearning_steps=2_000,
             episodes=20,
             snapshots=4,
             curve_episodes=5,
@@ -91,6 +94,7 @@ PROFILES: dict[str, Profile] = {
             adversary_steps=TABLE7.adversary_steps,
             training_steps=TABLE7.training_steps,
             unlearning_steps=TABLE7.unlearning_steps,
+            relearning_steps=10_000,
             episodes=20,
             snapshots=10,
             curve_episodes=10,

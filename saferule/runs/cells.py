@@ -1,7 +1,7 @@
 """What a run is. A cell is a frozen description; its hash names the run's folder, so a finished run is never repeated.
 
-    Adversary -> Forget -> Training -> Unlearning
-                              └────────────┴──────> Evaluation
+    Adversary -> Forget -> Training -> Unlearning -> Relearning
+                              └────────────┴─────────────┴────> Evaluation
 
 A cell holds everything that its result depends on: settings, seeds, the digest of the data, the cells it builds on, and
 the version of the code that makes it.
@@ -112,11 +112,42 @@ class Unlearning:
 
 
 @dataclass(frozen=True)
+class Relearning:
+    """A policy trained further on D and D_f together, as an audit: how soon is the poison back?"""
+
+    VERSION: ClassVar[int] = 1
+    policy: Training | Unlearning
+    forget: Forget
+    steps: int
+    snapshots: int = 0  # how many times on the way the acting networks are kept
+
+    @property
+    def method(self) -> str:
+        """How the policy came about."""
+        return self.policy.method
+
+    @property
+    def label(self) -> str:
+        """Readable part of the folder's name."""
+        return f"{self.policy.label}-relearning-{self.forget.adversary.attack}-{self.forget.ratio:g}"
+
+
+Policy = Training | Unlearning | Relearning
+
+
+def origin(policy: Policy) -> Training:
+    """The training that a policy goes back to."""
+    while not isinstance(policy, Training):
+        policy = policy.policy if isinstance(policy, Relearning) else policy.training
+    return policy
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Episodes of a policy in the simulator, one per seed."""
 
     VERSION: ClassVar[int] = 1
-    policy: Training | Unlearning
+    policy: Policy
     seeds: tuple[int, ...]
     step: int | None = None  # of a snapshot; None for the final policy
     deterministic: bool = True
@@ -127,7 +158,7 @@ class Evaluation:
         return self.policy.label + ("" if self.step is None else f"-step{self.step}")
 
 
-Cell = Adversary | Forget | Training | Unlearning | Evaluation
+Cell = Adversary | Forget | Policy | Evaluation
 
 
 def describe(cell: Cell) -> dict[str, Any]:

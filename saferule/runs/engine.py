@@ -24,7 +24,7 @@ from saferule.data.clean import clean_data
 from saferule.data.schema import Dataset
 from saferule.envs import get_task
 from saferule.evaluate import evaluate_file, worker_pool
-from saferule.runs.cells import Adversary, Evaluation, Forget, Training, Unlearning
+from saferule.runs.cells import Adversary, Evaluation, Forget, Policy, Relearning, Training, Unlearning, origin
 from saferule.runs.groups import Place, cores, forget_data, work, work_alone
 from saferule.runs.interruptible import LOG, SAVE_SECONDS, progress, snapshot_path
 from saferule.runs.store import Store
@@ -103,6 +103,18 @@ class Engine:
 
         self._work(todo, cells, together)
 
+    def relearn(self, cells: Sequence[Relearning]) -> None:
+        """Train policies further on the poisoned data where that is missing."""
+        todo = self._missing(cells)
+        self.train([cell.policy for cell in todo if isinstance(cell.policy, Training)])
+        self.unlearn([cell.policy for cell in todo if isinstance(cell.policy, Unlearning)])
+
+        def together(cell: Relearning) -> tuple:
+            root = origin(cell)
+            return (root.task, root.backbone, root.data, root.settings, cell.steps, cell.snapshots)
+
+        self._work(todo, cells, together)
+
     def _missing(self, cells: Sequence[Any]) -> list[Any]:
         return [cell for cell in dict.fromkeys(cells) if not self.store.done(cell)]
 
@@ -170,23 +182,27 @@ class Engine:
         frame = pd.read_csv(self.store.folder(cell) / EPISODES)
         return frame.assign(**identity(cell.policy), step=cell.policy.steps if cell.step is None else cell.step)
 
-    def logs(self, cells: Sequence[Training | Unlearning]) -> pd.DataFrame:
+    def logs(self, cells: Sequence[Policy]) -> pd.DataFrame:
         """What the losses reported, one row per policy and logged step."""
         frames = [pd.read_csv(self.store.folder(c) / LOG).assign(**identity(c)) for c in dict.fromkeys(cells)]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def identity(policy: Training | Unlearning) -> dict[str, Any]:
-    """The columns that tell policies apart in every table."""
-    root = policy.training if isinstance(policy, Unlearning) else policy
+def identity(policy: Policy) -> dict[str, Any]:
+    """The columns that tell policies apart in every table; of one that relearns, those of where it came from.
+
+    Its attack and ratio are those of what it relearns, which for a clean policy are not its own.
+    """
+    root, start = origin(policy), policy.policy if isinstance(policy, Relearning) else policy
+    forget = policy.forget if isinstance(policy, Relearning) else root.forget
     return {
         "task": root.task,
         "backbone": root.backbone,
-        "attack": root.attack,
-        "ratio": root.ratio,
+        "attack": forget.adversary.attack if forget else "clean",
+        "ratio": forget.ratio if forget else 0.0,
         "training_seed": root.seed,
         "method": policy.method,
-        "readings": json.dumps(dict(policy.readings)) if isinstance(policy, Unlearning) else "{}",
+        "readings": json.dumps(dict(start.readings)) if isinstance(start, Unlearning) else "{}",
     }
 
 

@@ -1,4 +1,4 @@
-"""The work of one population: agents that are trained, or repaired, together in one process."""
+"""The work of one population: agents that are trained, repaired, or made to relearn together in one process."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ import torch
 from torch import Tensor
 
 from saferule.agents import get_backbone
+from saferule.agents.batch import Batch
 from saferule.agents.checkpoint import load_agent
-from saferule.agents.population import Algorithm, Population, create, stack, training
+from saferule.agents.parts import ORIGINAL, Scalars
+from saferule.agents.population import Algorithm, Population, create, reset_optimisers, stack, training
 from saferule.agents.training import Log, keep_freed_memory, log_every
 from saferule.agents.training import run as loop
 from saferule.attack.poison import ForgetSet, load_forget_set
 from saferule.data.clean import clean_data
 from saferule.data.sampler import TransitionPool, draw_rows
 from saferule.envs import get_task
-from saferule.runs.cells import Forget, Training, Unlearning, config
+from saferule.runs.cells import Forget, Policy, Relearning, Training, Unlearning, config, origin
 from saferule.runs.interruptible import AGENT, InterruptibleRun
 from saferule.runs.store import Store
 from saferule.unlearn import begin, unlearning
 from saferule.unlearn.data import adapt, pairs, statistics
 
 Say = Callable[[str], None]
+UNLEARNING_SEEDS, RELEARNING_SEEDS = 1_000_000, 2_000_000  # the training seed is added
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def forget_data(store: Store, cell: Forget) -> ForgetSet:
     return load_forget_set(store.folder(cell) / "forget.hdf5", get_task(cell.adversary.task))
 
 
-def work_alone(place: Place, folder: Path, group: Sequence[Training | Unlearning]) -> list[str]:
+def work_alone(place: Place, folder: Path, group: Sequence[Policy]) -> list[str]:
     """Run one population in a process of its own, with one thread; returns what there is to say."""
     torch.set_num_threads(1)
     said: list[str] = []
@@ -53,10 +56,10 @@ def work_alone(place: Place, folder: Path, group: Sequence[Training | Unlearning
     return said
 
 
-def work(place: Place, folder: Path, group: Sequence[Training | Unlearning], say: Say) -> None:
-    """Train or repair the agents of one population to the end and write their folders."""
+def work(place: Place, folder: Path, group: Sequence[Policy], say: Say) -> None:
+    """Run the agents of one population to the end and write their folders."""
     keep_freed_memory()
-    (_unlearn if isinstance(group[0], Unlearning) else _train)(place, folder, group, say)
+    {Training: _train, Unlearning: _unlearn, Relearning: _relearn}[type(group[0])](place, folder, group, say)
 
 
 def _train(place: Place, folder: Path, group: Sequence[Training], say: Say) -> None:
@@ -66,14 +69,32 @@ def _train(place: Place, folder: Path, group: Sequence[Training], say: Say) -> N
 
     def start() -> Population:
         population = create(backbone, cfg, [cell.seed for cell in group], place.device)
-        if hasattr(backbone, "statistics"):  # of the data that each agent sees
-            population.scalars |= stack([statistics(backbone, pool, own) for own in visible])
+        population.scalars |= _statistics(backbone, pool, visible)
         return population
 
-    def draw(population: Population, agents: Sequence[int]) -> Any:
-        return pool.gather(draw_rows(population.generators, [visible[a] for a in agents], cfg.batch_size))
+    _run(place, folder, group, training(backbone, cfg), start, _batches(pool, visible, cfg), say)
 
-    _run(place, folder, group, training(backbone, cfg), start, draw, say)
+
+def _relearn(place: Place, folder: Path, group: Sequence[Relearning], say: Say) -> None:
+    """Ordinary training on D and D_f, from each agent as it is but for Adam, which starts cold.
+
+    Of the scalars that an unlearning method added none is left.
+    """
+    root = origin(group[0])
+    cfg, backbone = config(root), get_backbone(root.backbone)
+    pool, rows = _transitions(place, root.task, [cell.forget for cell in group], cfg)
+    visible = [torch.cat((keep, forget)) for keep, forget in rows]
+    algorithm = training(backbone, cfg)
+
+    def start() -> Population:
+        population = _saved(place, [cell.policy for cell in group], RELEARNING_SEEDS)
+        _, ordinary = backbone.init(cfg, torch.Generator())
+        population.scalars = {name: population.scalars[name] for name in ordinary}
+        population.scalars |= _statistics(backbone, pool, visible)
+        reset_optimisers(population, algorithm)
+        return population
+
+    _run(place, folder, group, algorithm, start, _batches(pool, visible, cfg), say)
 
 
 def _unlearn(place: Place, folder: Path, group: Sequence[Unlearning], say: Say) -> None:
@@ -84,7 +105,7 @@ def _unlearn(place: Place, folder: Path, group: Sequence[Unlearning], say: Say) 
     algorithm = unlearning(methods[0], backbone, cfg, group[0].steps, readings[0])
 
     def start() -> Population:
-        population = _corrupted(place, group)
+        population = _saved(place, [cell.training for cell in group], UNLEARNING_SEEDS)
         begin(population, algorithm, root.backbone, methods, readings)
         adapt(population, backbone, cfg, pool, rows)
         return population
@@ -92,18 +113,35 @@ def _unlearn(place: Place, folder: Path, group: Sequence[Unlearning], say: Say) 
     _run(place, folder, group, algorithm, start, pairs(pool, rows, cfg.batch_size), say)
 
 
-def _corrupted(place: Place, group: Sequence[Unlearning]) -> Population:
-    """The poisoned agents, stacked.
+def _saved(place: Place, policies: Sequence[Training | Unlearning], seeds: int) -> Population:
+    """Finished agents, stacked, without optimisers; scalars that not all of them have are left out.
 
-    Methods that repair the same policy see the same batches and noise: the generator depends on the training seed
-    alone.
+    Agents of the same training seed see the same batches and noise from here on, whatever was done to them: the
+    generator depends on that seed alone.
     """
-    states = [load_agent(place.store.folder(cell.training) / AGENT, place.device).population for cell in group]
-    names = {net: list(leaves) for net, leaves in states[0].nets.items()}
+    states = [load_agent(place.store.folder(cell) / AGENT, place.device).population for cell in policies]
+    names = {net: list(leaves) for net, leaves in states[0].nets.items() if not net.startswith(ORIGINAL)}
     nets = {n: {k: torch.cat([s.nets[n][k].detach() for s in states]) for k in keys} for n, keys in names.items()}
-    scalars = {k: torch.cat([s.scalars[k] for s in states]) for k in states[0].scalars}
-    generators = [torch.Generator().manual_seed(1_000_000 + cell.training.seed) for cell in group]
+    common = [k for k in states[0].scalars if all(k in s.scalars for s in states)]
+    scalars = {k: torch.cat([s.scalars[k] for s in states]) for k in common}
+    generators = [torch.Generator().manual_seed(seeds + origin(cell).seed) for cell in policies]
     return Population(nets, scalars, {}, generators)
+
+
+def _statistics(backbone: Any, pool: TransitionPool, visible: Sequence[Tensor]) -> Scalars:
+    """What a backbone needs to know of the data that each agent sees (COptiDICE), else nothing."""
+    return stack([statistics(backbone, pool, own) for own in visible]) if hasattr(backbone, "statistics") else {}
+
+
+def _batches(
+    pool: TransitionPool, visible: Sequence[Tensor], cfg: Any
+) -> Callable[[Population, Sequence[int]], Batch]:
+    """``draw_batch`` of the training loop: each agent from the rows that it sees."""
+
+    def draw(population: Population, agents: Sequence[int]) -> Batch:
+        return pool.gather(draw_rows(population.generators, [visible[a] for a in agents], cfg.batch_size))
+
+    return draw
 
 
 def _transitions(
@@ -121,7 +159,7 @@ def _transitions(
 def _run(
     place: Place,
     folder: Path,
-    group: Sequence[Training | Unlearning],
+    group: Sequence[Policy],
     algorithm: Algorithm,
     start: Callable[[], Population],
     draw: Callable[[Population, Sequence[int]], Any],

@@ -18,7 +18,7 @@ from saferule.agents.state import read, restore, tensors_of, write
 from saferule.agents.training import Log, Stopped
 from saferule.errors import CheckpointError
 from saferule.files import write_bytes
-from saferule.runs.cells import Training, Unlearning, key
+from saferule.runs.cells import Policy, Unlearning, key, origin
 from saferule.runs.store import Store
 
 AGENT = "agent.safetensors"
@@ -38,12 +38,12 @@ class InterruptibleRun:
         self,
         store: Store,
         folder: Path,
-        cells: Sequence[Training | Unlearning],
+        cells: Sequence[Policy],
         cfg: Any,
         say: Callable[[str], None],
     ) -> None:
         self.store, self.folder, self.cells, self.cfg, self.say = store, folder, list(cells), cfg, say
-        root = cells[0].training if isinstance(cells[0], Unlearning) else cells[0]
+        root = origin(cells[0])
         self.task, self.backbone = root.task, root.backbone
         self.save_snapshot = save_networks if isinstance(cells[0], Unlearning) else save_acting
         count, steps = cells[0].snapshots, cells[0].steps
@@ -131,12 +131,12 @@ def progress(folder: Path) -> int:
     return int(path.read_text()) if path.is_file() else 0
 
 
-def snapshot_path(store: Store, cell: Training | Unlearning, step: int | None) -> Path:
+def snapshot_path(store: Store, cell: Policy, step: int | None) -> Path:
     """The file of a finished policy, or of one of its snapshots."""
     folder = store.folder(cell)
     return folder / AGENT if step is None else folder / "snapshots" / f"{step}.safetensors"
 
 
-def snapshot_steps(store: Store, cell: Training | Unlearning) -> list[int]:
+def snapshot_steps(store: Store, cell: Policy) -> list[int]:
     """At which steps snapshots of a finished run were kept."""
     return sorted(int(path.stem) for path in (store.folder(cell) / "snapshots").glob("*.safetensors"))
