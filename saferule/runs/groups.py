@@ -133,9 +133,7 @@ def _statistics(backbone: Any, pool: TransitionPool, visible: Sequence[Tensor]) 
     return stack([statistics(backbone, pool, own) for own in visible]) if hasattr(backbone, "statistics") else {}
 
 
-def _batches(
-    pool: TransitionPool, visible: Sequence[Tensor], cfg: Any
-) -> Callable[[Population, Sequence[int]], Batch]:
+def _batches(pool: TransitionPool, visible: Sequence[Tensor], cfg: Any) -> Callable[[Population, Sequence[int]], Batch]:
     """``draw_batch`` of the training loop: each agent from the rows that it sees."""
 
     def draw(population: Population, agents: Sequence[int]) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -12,7 +13,7 @@ from saferule.envs.tasks import get_task
 from saferule.errors import DataError
 from saferule.profiles import Profile
 from saferule.runs import plan
-from saferule.runs.cells import Cell, Training, kind
+from saferule.runs.cells import Cell, Training, Unlearning, kind
 from saferule.runs.store import Store
 
 # Of every poisoned policy: the method and the baselines of Section 5.
@@ -37,6 +38,13 @@ def ablated(profile: Profile) -> Profile:
     return replace(profile, attacks=(attack,), ratios=(min(profile.ratios),))
 
 
+def audited(
+    profile: Profile, clean: Sequence[Training], poisoned: Sequence[Training], repairs: Sequence[Unlearning]
+) -> list[Training | Unlearning]:
+    """The policies that the audit asks about: of the profile's seeds clean, poisoned and repaired."""
+    return [*(policy for policy in clean if policy.seed in profile.seeds), *poisoned, *repairs]
+
+
 def inventory(profile: Profile, folder: Path, data_folder: Path) -> Inventory:
     """Adversaries, forget sets, policies, repairs and their final evaluations; snapshots are left out."""
     store, found = Store(folder), Inventory()
@@ -58,10 +66,14 @@ def _cells(profile: Profile, path: Path, task: str) -> list[Cell]:
     conditions = {(a, r) for a in ablated(profile).attacks for r in ablated(profile).ratios}
     chosen = [policy for policy in policies if (policy.attack, policy.ratio) in conditions]
     repairs = [*plan.unlearnings(profile, policies, REPAIRS), *plan.unlearnings(profile, chosen, VARIANTS)]
+    clean = [c for b in profile.backbones for c in plan.clean_policies(profile, data, task, b)]
+    suspects = audited(profile, clean, chosen, plan.unlearnings(profile, chosen, REPAIRS))
+    repairs += plan.readings(profile, chosen)
     return [
         *(plan.adversary(profile, task, attack) for attack in profile.attacks),
         *(plan.forget_set(profile, data, task, a, r) for a, r in product(profile.attacks, profile.ratios)),
-        *policies,
+        *dict.fromkeys([*policies, *clean]),
         *repairs,
+        *plan.relearnings(profile, suspects),
         *plan.evaluations(profile, [*policies, *repairs]),
     ]

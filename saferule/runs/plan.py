@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 from saferule.attack.poison import rollouts_needed
@@ -11,8 +12,19 @@ from saferule.envs import get_task
 from saferule.paper.readings import ATTACK, default_readings
 from saferule.paper.settings import TABLE7
 from saferule.profiles import Profile
-from saferule.runs.cells import Adversary, Evaluation, Forget, Training, Unlearning, settings
-from saferule.unlearn import supported
+from saferule.runs.cells import (
+    Adversary,
+    Evaluation,
+    Forget,
+    Policy,
+    Relearning,
+    Training,
+    Unlearning,
+    config,
+    origin,
+    settings,
+)
+from saferule.unlearn import applicable, supported
 
 
 def adversary(profile: Profile, task: str, attack: str) -> Adversary:
@@ -44,6 +56,15 @@ def trainings(profile: Profile, data: Dataset, task: str, backbone: str, *, clea
     ]
 
 
+def clean_policies(profile: Profile, data: Dataset, task: str, backbone: str) -> list[Training]:
+    """The clean policies of a task and backbone; of a profile with one seed that of the next seed too.
+
+    What seeds alone make of a policy is the floor of the audit, and it takes two.
+    """
+    seeds = profile.seeds if len(profile.seeds) > 1 else (profile.seeds[0], profile.seeds[0] + 1)
+    return trainings(replace(profile, seeds=seeds, attacks=()), data, task, backbone)
+
+
 def unlearnings(profile: Profile, policies: Sequence[Training], methods: Sequence[str]) -> list[Unlearning]:
     """Every method on every poisoned policy whose backbone supports it."""
     return [
@@ -53,12 +74,37 @@ def unlearnings(profile: Profile, policies: Sequence[Training], methods: Sequenc
     ]
 
 
-def evaluations(profile: Profile, policies: Sequence[Training | Unlearning]) -> list[Evaluation]:
+def readings(profile: Profile, policies: Sequence[Training]) -> list[Unlearning]:
+    """Safe-RULE under every reading that makes another run, of the first task's poisoned policies of the first seed."""
+    task, seed = profile.tasks[0], profile.seeds[0]
+    return [
+        Unlearning(policy, "safe-rule", profile.unlearning_steps, settings(**reading))
+        for policy in policies
+        if policy.forget and (policy.task, policy.seed) == (task, seed)
+        for reading in applicable(policy.backbone, config(policy))
+    ]
+
+
+def relearnings(profile: Profile, policies: Sequence[Training | Unlearning]) -> list[Relearning]:
+    """Each policy relearns what it was repaired of; a clean one what any of the others of its kind was."""
+    kinds: dict[tuple[str, str], list[Forget]] = {}
+    for training in map(origin, policies):
+        found = kinds.setdefault((training.task, training.backbone), [])
+        if training.forget and training.forget not in found:
+            found.append(training.forget)
+    return [
+        Relearning(policy, forget, profile.relearning_steps, profile.snapshots)
+        for policy, training in zip(policies, map(origin, policies), strict=True)
+        for forget in ([training.forget] if training.forget else kinds[training.task, training.backbone])
+    ]
+
+
+def evaluations(profile: Profile, policies: Sequence[Policy]) -> list[Evaluation]:
     """The final evaluation of each policy."""
     return [Evaluation(policy, profile.evaluation_seeds) for policy in policies]
 
 
-def curve(profile: Profile, policies: Sequence[Training | Unlearning], steps: Sequence[int | None]) -> list[Evaluation]:
+def curve(profile: Profile, policies: Sequence[Policy], steps: Sequence[int | None]) -> list[Evaluation]:
     """Shorter evaluations of the policies' snapshots."""
     seeds = profile.evaluation_seeds[: profile.curve_episodes]
     return [Evaluation(policy, seeds, step) for policy, step in product(policies, steps)]

@@ -19,11 +19,11 @@ from saferule.profiles import Profile, get_profile
 from saferule.report.labels import ATTACKS
 from saferule.report.tables import provenance
 from saferule.runs import plan
-from saferule.runs.cells import Training, Unlearning
-from saferule.runs.engine import Engine
+from saferule.runs.cells import Policy, Relearning, Training, Unlearning
+from saferule.runs.engine import Engine, identity
 from saferule.runs.groups import cores
 from saferule.runs.interruptible import snapshot_steps
-from saferule.runs.inventory import ablated
+from saferule.runs.inventory import REPAIRS, ablated, audited
 from saferule.runs.places import default_data_folder, project_root
 from saferule.runs.store import Store
 
@@ -135,11 +135,35 @@ class Study:
             self.engine.unlearn(cells)
         return cells
 
+    def readings(self, policies: Sequence[Training]) -> list[Unlearning]:
+        """Safe-RULE under every reading that makes another run, on one poisoned policy per backbone."""
+        cells = plan.readings(self.profile, policies)
+        with self.store.lock():
+            self.engine.unlearn(cells)
+        return cells
+
     def ablation_policies(self) -> list[Training]:
         """The poisoned policies that the ablations start from (`inventory.ablated`)."""
         return self._train(ablated(self.profile), clean=False)
 
-    def stopped(self, policies: Sequence[Training | Unlearning]) -> list[str]:
+    def audited(self) -> tuple[list[Training], list[Training | Unlearning]]:
+        """The clean policies, of two seeds at least, and those that the audit asks about (`inventory.audited`)."""
+        profile = self.profile
+        pairs = product(profile.tasks, profile.backbones)
+        clean = [cell for t, b in pairs for cell in plan.clean_policies(profile, self.dataset(t), t, b)]
+        with self.store.lock():
+            self.engine.train(clean)
+        poisoned = self.ablation_policies()
+        return clean, audited(profile, clean, poisoned, self.repaired(poisoned, REPAIRS))
+
+    def relearned(self, policies: Sequence[Training | Unlearning]) -> list[Relearning]:
+        """The policies trained further on the poisoned data."""
+        cells = plan.relearnings(self.profile, policies)
+        with self.store.lock():
+            self.engine.relearn(cells)
+        return cells
+
+    def stopped(self, policies: Sequence[Policy]) -> list[str]:
         """A sentence for each policy whose run ended early because a value was not finite."""
         return [meta["stopped"] for meta in map(self.store.meta, policies) if "stopped" in meta]
 
@@ -159,6 +183,19 @@ class Study:
         for policy in policies:
             if isinstance(policy, Unlearning):
                 parts.append(self.episodes([policy.training]).assign(method=policy.method, step=0))
+        rows = pd.concat(parts, ignore_index=True)
+        return rows[rows["seed"].isin(profile.evaluation_seeds[: profile.curve_episodes])].reset_index(drop=True)
+
+    def relearning_curves(self, cells: Sequence[Relearning]) -> pd.DataFrame:
+        """Episodes while policies relearn, the same few seeds at every step; step 0 is the policy itself."""
+        profile = self.profile
+        later = [e for c in cells for e in plan.curve(profile, [c], [*snapshot_steps(self.store, c), None])]
+        starts = plan.evaluations(profile, [cell.policy for cell in cells])
+        with self.store.lock():
+            self.engine.evaluate([*starts, *later])
+            parts = [self.engine.evaluate(later)]
+            for cell, start in zip(cells, starts, strict=True):
+                parts.append(self.engine.evaluate([start]).assign(**identity(cell), step=0))
         rows = pd.concat(parts, ignore_index=True)
         return rows[rows["seed"].isin(profile.evaluation_seeds[: profile.curve_episodes])].reset_index(drop=True)
 
