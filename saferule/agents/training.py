@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from saferule.agents.captured import CapturedUpdate
+from saferule.agents.parts import Noise
 from saferule.agents.population import Algorithm, Phases, Population, draw_noise, update
 from saferule.agents.state import take, tensors_of
 
@@ -97,17 +98,14 @@ def run(
     log = Log() if log is None else log
     graph: CapturedUpdate | None = None
     good, good_step = _snapshot(population), population.step
-    dtype = next(iter(population.nets["actor"].values())).dtype
     # For each set of quantities: the step at which each first was not finite, 0 while all is well; (quantities, P),
     # read only when something is logged.
     first_bad: dict[tuple[str, ...], Tensor] = {}
     while population.step < steps and agents:
-        batch = draw_batch(population, agents)
-        now = algorithm.at(population.step)
-        noise = draw_noise(population, now.noise_shapes, dtype)
+        batch, noise = inputs(population, algorithm, draw_batch, agents)
         if captured and graph is None:  # at the start, and again when an agent has left
             graph = CapturedUpdate(population, algorithm, batch, noise)
-        info = graph(batch, noise) if graph else update(population, now, batch, noise)
+        info = graph(batch, noise) if graph else update(population, algorithm.at(population.step), batch, noise)
         names = tuple(info)
         finite = torch.stack([value.isfinite() for value in info.values()])  # (quantities, P)
         known = first_bad.get(names)
@@ -132,6 +130,18 @@ def run(
         if on_log is not None:
             on_log(population, agents)
     return population, agents
+
+
+def inputs(
+    population: Population,
+    algorithm: Algorithm | Phases,
+    draw_batch: Callable[[Population, Sequence[int]], Any],
+    agents: Sequence[int],
+) -> tuple[Any, Noise]:
+    """What the next step takes: a batch from ``draw_batch``, and the noise of what is done in that step."""
+    batch = draw_batch(population, agents)
+    dtype = next(iter(population.nets["actor"].values())).dtype
+    return batch, draw_noise(population, algorithm.at(population.step).noise_shapes, dtype)
 
 
 def _snapshot(population: Population) -> dict[str, Tensor]:

@@ -45,8 +45,6 @@ def bench_agents(
     profile: Annotated[bool, typer.Option("--profile", help="Where the time goes instead of how fast.")] = False,
 ) -> None:
     """Training steps beside osrl-lib's, at its settings; run it on an idle machine."""
-    import torch
-
     from saferule.agents import BACKBONES, get_backbone
     from saferule.bench import table, write_json
     from saferule.bench.agents import measure, time_by_operation
@@ -54,8 +52,7 @@ def bench_agents(
     names = listed(backbones) or list(BACKBONES)
     for name in names:
         get_backbone(name)
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise SettingsError(f"--device: {device!r} is not here, expected cpu, or cuda on a machine with a GPU")
+    _check_device(device)
     if profile:
         typer.echo(table(time_by_operation(names)))
         return
@@ -64,6 +61,44 @@ def bench_agents(
     typer.echo("\n" + ", ".join(f"{name}: {value}" for name, value in machine.items()))
     if json is not None:
         write_json(json, rows, machine)
+
+
+@bench_app.command("unlearning")
+def bench_unlearning(
+    json: JsonOption = None,
+    profile: Annotated[str, typer.Option(help="Settings and numbers of steps: smoke, cpu or paper.")] = "smoke",
+    task: Annotated[str, typer.Option(help="With commas [those of the profile].")] = "",
+    backbones: Annotated[str, typer.Option(help="With commas [all four].")] = "",
+    rounds: RoundsOption = 5,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch; a run gives each of its processes one.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    data: Annotated[Path | None, typer.Option(help="Folder of the datasets [artifacts/data].")] = None,
+) -> None:
+    """Time of retraining, Safe-RULE and the baselines (Table 3); run it on an idle machine."""
+    from saferule.bench import write_json
+    from saferule.bench.unlearning import measure
+    from saferule.data.clean import clean_data
+    from saferule.profiles import get_profile
+    from saferule.report.timing import conclusions, markdown
+    from saferule.runs.places import project_root
+
+    chosen = get_profile(profile, tasks=listed(task) or None, backbones=listed(backbones) or None)
+    _check_device(device)
+    folder = data or project_root() / "artifacts" / "data"  # of any profile: times do not depend on the values
+    datasets = {name: clean_data(folder, name) for name in chosen.tasks}
+    rows, machine = measure(datasets, chosen, rounds, threads=threads, device=device, say=typer.echo)
+    typer.echo("\n" + markdown(rows))
+    typer.echo("\n" + "\n".join(conclusions(rows)))
+    typer.echo("\n" + ", ".join(f"{name}: {value}" for name, value in machine.items()))
+    if json is not None:
+        write_json(json, rows, machine)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise SettingsError(f"--device: {device!r} is not here, expected cpu, or cuda on a machine with a GPU")
 
 
 @bench_app.command("precision")

@@ -11,15 +11,16 @@ ATTACKS = {"clean": "clean", "max_cost": "Max Cost", "max_reward": "Max Reward",
 
 # In the order in which methods are listed.
 METHODS = {
-    "clean": "clean",
+    "clean": "clean (retrained)",
+    "retraining": "retraining",
     "poisoned": "poisoned",
     "fine-tuning": "fine-tuning",
     "trajdeleter": "Trajdeleter",
-    "trajdeleter-released": "Trajdeleter (released code)",
     "trajdeleter-cost": "Trajdeleter, cost-aware",
+    "trajdeleter-released": "Trajdeleter, released code",
+    "reward-only": "reward only",
     "safe-rule": "Safe-RULE",
     "fixed-weight": "fixed weight",
-    "reward-only": "reward only",
     "no-critic": "no critic unlearning",
     "percentile-0": "percentile 0",
     "percentile-50": "percentile 50",
@@ -27,6 +28,7 @@ METHODS = {
 }
 METHOD_COLOURS = {
     "clean": "#009E73",
+    "retraining": "#009E73",
     "poisoned": "#D55E00",
     "fine-tuning": "#CC79A7",
     "trajdeleter": "#882255",

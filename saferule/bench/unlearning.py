@@ -1,0 +1,245 @@
+"""``saferule bench unlearning``: how long retraining, Safe-RULE and its baselines take (Table 3), in one process.
+
+Timed is one step end to end, by the code of the training loop: drawing the batches, drawing the noise, the update of
+one agent. All steps of a backbone, training and every method, are measured in alternating blocks, warm, and the median
+counts. A method with phases is timed phase by phase and weighted by their shares of its steps. Seconds per step times
+the profile's gradient steps are the wall-clock of the method.
+
+Not in these times: evaluation in the simulator, reading the data, starting up and warming up, the log with its checks,
+saving. What a method does once is given beside its total: ``start_s`` (frozen copies of the corrupted networks, cold
+Adam, statistics of the data) and ``reference_s``, which only the reading reference = dataset costs (the Bellman targets
+over all of D_k).
+
+Time does not depend on the values, so the agents are freshly initialised, and the last trajectories of D are marked as
+D_f. The ablations of Safe-RULE are other coefficients of the same computation and take as long; so does reward-only
+here, whose cost terms are computed and multiplied by zero.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from saferule.agents import get_backbone
+from saferule.agents.population import Algorithm, Phases, Population, create, member, stack, training, update
+from saferule.agents.training import inputs, keep_freed_memory
+from saferule.attack.poison import split
+from saferule.bench import processor, seconds_per_call, side_by_side
+from saferule.data.sampler import TransitionPool, draw_rows
+from saferule.data.schema import Dataset
+from saferule.paper import numbers
+from saferule.profiles import Profile
+from saferule.runs.cells import Training, config
+from saferule.runs.inventory import REPAIRS
+from saferule.unlearn import METHODS, begin, supported, unlearning
+from saferule.unlearn.data import CHUNK, adapt, pairs, reward_targets, statistics
+
+RETRAINING = "retraining"
+PAPER_NAMES = {  # in Table 3, which is about CPQ
+    RETRAINING: "Retraining",
+    "fine-tuning": "Fine-tuning",
+    "trajdeleter": "Trajdeleter",
+    "reward-only": "Reward-only",
+    "safe-rule": "Safe Unlearning",
+}
+PAPER_BACKBONE = "cpq"
+EXCLUDED = "evaluation, reading the data, warm-up, log and saving are not included"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What is timed of one method.
+
+    functions  one step of each of its parts
+    shares     of the parts in its steps; they add up to 1
+    """
+
+    method: str
+    steps: int
+    functions: tuple[Callable[[], Any], ...]
+    shares: tuple[float, ...]
+    start_s: float
+    reference_s: float | None = None
+
+    def seconds_per_step(self, seconds: Sequence[float]) -> float:
+        """The mean over all steps of the method, from the seconds of one step of each part."""
+        return sum(s * share for s, share in zip(seconds, self.shares, strict=True))
+
+
+class Bench:
+    """Everything that is timed for one task and backbone: retraining on D_k, and methods that repair a policy."""
+
+    def __init__(self, task: str, backbone: str, data: Dataset, profile: Profile, device: str) -> None:
+        self.backbone, self.profile, self.device = get_backbone(backbone), profile, device
+        cell = Training(task, backbone, "", None, 0, profile.training_steps, profile.settings)
+        self.cfg = config(cell)
+        self.pool = TransitionPool(marked(data, max(profile.ratios)), self.cfg.reward_scale, device)
+        self.keep, self.forget = self.pool.rows_of(0), self.pool.rows_of(1)
+        self._agent(self.keep)  # the first agent of a process waits for what torch imports late
+
+    def retraining(self) -> Timed:
+        """Training from scratch on the keep set."""
+        started = time.perf_counter()
+        population, algorithm = self._agent(self.keep), training(self.backbone, self.cfg)
+
+        def draw(population: Population, agents: Sequence[int]) -> Any:
+            return self.pool.gather(draw_rows(population.generators, [self.keep], self.cfg.batch_size))
+
+        step = _step(population, algorithm, draw)
+        return Timed(RETRAINING, self.profile.training_steps, (step,), (1.0,), time.perf_counter() - started)
+
+    def repair(self, method: str) -> Timed:
+        """An unlearning method on an agent that was trained on both sets."""
+        steps, rows = self.profile.unlearning_steps, [(self.keep, self.forget)]
+        population = self._agent(torch.cat((self.keep, self.forget)))
+        algorithm = unlearning(method, self.backbone, self.cfg, steps)
+        started = time.perf_counter()
+        begin(population, algorithm, self.backbone.NAME, [method])
+        adapt(population, self.backbone, self.cfg, self.pool, rows)
+        start_s, draw = time.perf_counter() - started, pairs(self.pool, rows, self.cfg.batch_size)
+        parts = algorithm.parts if isinstance(algorithm, Phases) else (algorithm,)
+        functions = tuple(_step(population, part, draw) for part in parts)
+        reference = self.reference_s if METHODS[method].family == "safe_rule" else None
+        return Timed(method, steps, functions, shares(algorithm, steps), start_s, reference)
+
+    def _agent(self, seen: torch.Tensor) -> Population:
+        population = create(self.backbone, self.cfg, [0], self.device)
+        if hasattr(self.backbone, "statistics"):
+            population.scalars |= stack([statistics(self.backbone, self.pool, seen)])
+        return population
+
+    @cached_property
+    def reference_s(self) -> float | None:
+        """Seconds of the reward targets over all of D_k, from those of a chunk; None for COptiDICE, which has none."""
+        if not hasattr(self.backbone, "bellman_targets"):
+            return None
+        nets, rows = member(self._agent(self.keep).nets, 0), self.keep[:CHUNK]
+
+        def chunk() -> None:
+            reward_targets(self.backbone, nets, self.cfg, self.pool, rows).sum().item()
+
+        chunk()
+        return seconds_per_call(chunk, 2) * math.ceil(len(self.keep) / CHUNK)
+
+
+def _step(population: Population, algorithm: Algorithm, draw: Callable) -> Callable[[], None]:
+    def step() -> None:
+        update(population, algorithm, *inputs(population, algorithm, draw, [0]))
+
+    return step
+
+
+def marked(data: Dataset, ratio: float) -> tuple[Dataset, Dataset]:
+    """(keep, forget): the last trajectories of D, this share of them and at least one, stand in for D_f."""
+    count = len(data.episodes())
+    return split(data, np.arange(count) >= count - max(1, round(ratio * count)))
+
+
+def shares(algorithm: Algorithm | Phases, steps: int) -> tuple[float, ...]:
+    """The share of its steps in which each part of a method is done; (1,) for one without phases."""
+    if isinstance(algorithm, Algorithm):
+        return (1.0,)
+    done = Counter(algorithm.which(step) for step in range(steps))
+    return tuple(done[part] / steps for part in range(len(algorithm.parts)))
+
+
+def measure(
+    data: Mapping[str, Dataset],
+    profile: Profile,
+    rounds: int = 5,
+    block_seconds: float = 1.0,
+    threads: int = 1,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[list[Row], dict[str, Any]]:
+    """Retraining and every supported method of Section 5, for all tasks in ``data`` and backbones of the profile.
+
+    threads  of torch on a CPU; the engine gives each of its processes one
+    Returns the rows of `rows_of` and a description of the machine.
+    """
+    keep_freed_memory()
+    found: list[Row] = []
+    synchronise = torch.cuda.synchronize if device != "cpu" else lambda: None
+    with torch_threads(threads):
+        for task, dataset in data.items():
+            for backbone in profile.backbones:
+                bench = Bench(task, backbone, dataset, profile, device)
+                timed = [bench.retraining(), *(bench.repair(m) for m in REPAIRS if supported(m, backbone))]
+                functions = [function for t in timed for function in t.functions]
+                seconds = iter([1 / rate for rate in side_by_side(functions, rounds, block_seconds, synchronise)])
+                rows = rows_of(
+                    task, backbone, [(t, t.seconds_per_step([next(seconds) for _ in t.shares])) for t in timed]
+                )
+                say(f"{task} {backbone}: a training step takes {rows[0]['ms_per_step']:.1f} ms")
+                found += rows
+    machine = {
+        "device": torch.cuda.get_device_name() if device != "cpu" else processor(),
+        "threads": threads,
+        "torch": torch.__version__,
+        "profile": profile.name,
+        "settings": ", ".join(f"{name} {value}" for name, value in profile.settings) or "osrl-lib's",
+        "rounds": rounds,
+        "excluded": EXCLUDED,
+    }
+    return found, machine
+
+
+@contextmanager
+def torch_threads(count: int):
+    """Torch with so many threads, and afterwards with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def rows_of(task: str, backbone: str, timed: Sequence[tuple[Timed, float]]) -> list[Row]:
+    """One row per method from the seconds of one of its steps; the first is retraining.
+
+    steps          gradient steps of the whole method
+    ms_per_step    wall-clock of one step
+    relative_step  the same in training steps
+    seconds        of the whole method: steps times the time of one
+    share, factor  of the time of retraining; retraining takes ``factor`` times as long
+    start_s, reference_s         what is done once, not in ``seconds`` (head of this file)
+    paper_minutes, paper_factor  Table 3, which is about CPQ only, or None
+    """
+    training_step, paper = timed[0][1], paper_minutes(task) if backbone == PAPER_BACKBONE else {}
+    whole = timed[0][0].steps * training_step
+    return [
+        {
+            "task": task,
+            "backbone": backbone,
+            "method": t.method,
+            "steps": t.steps,
+            "ms_per_step": 1000 * seconds,
+            "relative_step": seconds / training_step,
+            "seconds": t.steps * seconds,
+            "share": t.steps * seconds / whole,
+            "factor": whole / (t.steps * seconds),
+            "start_s": t.start_s,
+            "reference_s": t.reference_s,
+            "paper_minutes": paper.get(t.method),
+            "paper_factor": paper[RETRAINING] / paper[t.method] if t.method in paper else None,
+        }
+        for t, seconds in timed
+    ]
+
+
+def paper_minutes(task: str) -> dict[str, float]:
+    """Table 3 by our names of the methods. Its Trajdeleter is set beside the published variant (it names none)."""
+    rows = numbers.table(3)
+    printed = rows[rows["task"] == task].set_index("method")["minutes"]
+    return {method: float(printed[name]) for method, name in PAPER_NAMES.items() if name in printed}

@@ -1,0 +1,172 @@
+"""Table 3: how long retraining and the repairs take, from the rows of `saferule.bench.unlearning.rows_of`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from saferule.bench.unlearning import PAPER_BACKBONE, RETRAINING, paper_minutes
+from saferule.paper.settings import TABLE7
+from saferule.report.canvas import dot, head, panels, styled
+from saferule.report.labels import BACKBONES, in_order, method_colour, method_name
+
+Row = Mapping[str, Any]
+PAPER_RATIO = TABLE7.training_steps / TABLE7.unlearning_steps  # of the numbers of steps
+
+
+def read(path: str | Path) -> list[Row]:
+    """The rows of a file that ``saferule bench unlearning --json`` wrote."""
+    return json.loads(Path(path).read_text())["rows"]
+
+
+def table(rows: Sequence[Row], machine: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows as they are saved, with the machine and the number of threads in each."""
+    return pd.DataFrame(rows).assign(machine=machine["device"], threads=machine["threads"])
+
+
+def shown(times: pd.DataFrame) -> pd.DataFrame:
+    """The table for the notebook: durations in words, without what is the same in all rows."""
+    frame = times.drop(columns=["machine", "threads", "profile", "data", "share"], errors="ignore")
+    for column, unit in (("seconds", 1), ("start_s", 1), ("reference_s", 1), ("paper_minutes", 60)):
+        frame[column] = [
+            duration(unit * value) if value == value and value is not None else "" for value in frame[column]
+        ]
+    names = {"seconds": "total", "start_s": "start", "reference_s": "reference", "paper_minutes": "paper_total"}
+    return frame.rename(columns=names)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows as the README's table: a line per task and method, a column per backbone.
+
+    A cell has the time of a step, that of the whole method, and how many times faster than retraining that is.
+    """
+    cells = {(row["task"], row["method"], row["backbone"]): row for row in rows}
+    backbones = list(dict.fromkeys(row["backbone"] for row in rows))
+    names = ["task", "method", "gradient steps", *(BACKBONES[b] for b in backbones), "the paper, CPQ"]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for task, method in dict.fromkeys((row["task"], row["method"]) for row in rows):
+        here = {b: cells[task, method, b] for b in backbones if (task, method, b) in cells}
+        texts = [_cell(here[b]) if b in here else "-" for b in backbones]
+        printed = here.get(PAPER_BACKBONE, {})
+        paper = _paper(printed) if printed.get("paper_minutes") else ""
+        steps = f"{next(iter(here.values()))['steps']:,}"
+        lines.append("| " + " | ".join([task, method_name(method), steps, *texts, paper]) + " |")
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """A time with three digits in the unit that suits it."""
+    units = ((3600, 2, "h"), (60, 2, "min"), (1, 1, "s"))  # seconds, from how many units on, name
+    size, name = next(((size, name) for size, least, name in units if seconds >= least * size), (0.001, "ms"))
+    return f"{seconds / size:.3g} {name}"
+
+
+def _cell(row: Row) -> str:
+    faster = "" if row["method"] == RETRAINING else f", {row['factor']:.3g}x"
+    return f"{row['ms_per_step']:.3g} ms, {duration(row['seconds'])}{faster}"
+
+
+def _paper(row: Row) -> str:
+    faster = "" if row["method"] == RETRAINING else f", {row['paper_factor']:.3g}x"
+    return f"{row['paper_minutes']:g} min{faster}"
+
+
+def conclusions(rows: Sequence[Row]) -> list[str]:
+    """What the rows say about "so many times faster than retraining": sentences with the measured numbers.
+
+    The factor is the ratio of the numbers of steps over the cost of a step in training steps.
+    """
+    said = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        here = [row for row in rows if row["task"] == task]
+        said += _of_safe_rule(task, here)
+        said += _of_paper(task, here)
+    return said
+
+
+def _of_safe_rule(task: str, rows: Sequence[Row]) -> list[str]:
+    said = []
+    for row, start in _beside_retraining(rows, "safe-rule"):
+        ratio = start["steps"] / row["steps"]
+        said.append(
+            f"{task}, {BACKBONES[row['backbone']]}: a step of Safe-RULE takes as long as {row['relative_step']:.2f} "
+            f"training steps, and there are {ratio:g} times fewer of them: {ratio:g} / {row['relative_step']:.2f} = "
+            f"{row['factor']:.3g} times faster than retraining. At Table 7's numbers of steps, {PAPER_RATIO:g} times "
+            f"fewer, it would be {PAPER_RATIO / row['relative_step']:.0f} times."
+        )
+    return said
+
+
+def _of_paper(task: str, rows: Sequence[Row]) -> list[str]:
+    minutes, cpq = paper_minutes(task), [row for row in rows if row["backbone"] == PAPER_BACKBONE]
+    ours = {row["method"]: row["relative_step"] for row in cpq}
+    if not minutes or not ours:
+        return []
+    implied = {method: PAPER_RATIO * minutes[method] / minutes[RETRAINING] for method in minutes}
+    slower, paper_slower = (x["safe-rule"] / x["trajdeleter"] for x in (ours, implied))
+    return [
+        f"{task}, CPQ in the paper: retraining takes {minutes[RETRAINING] / minutes['safe-rule']:.1f} times as long as "
+        f"Safe-RULE. If both made the steps of Table 7, a step of Safe-RULE took as long as {implied['safe-rule']:.1f} "
+        f"training steps, here {ours['safe-rule']:.2f}. Fine-tuning's steps are training steps, yet by the same "
+        f"arithmetic each took as long as {implied['fine-tuning']:.1f} of them, here {ours['fine-tuning']:.2f}: the "
+        "paper's minutes hold more than gradient steps, or the numbers of steps were others. A step of Safe-RULE takes "
+        f"{slower:.2f} times as long as one of Trajdeleter here, {paper_slower:.2f} times in the paper."
+    ]
+
+
+def _beside_retraining(rows: Sequence[Row], method: str) -> list[tuple[Row, Row]]:
+    start = {row["backbone"]: row for row in rows if row["method"] == RETRAINING}
+    return [(row, start[row["backbone"]]) for row in rows if row["method"] == method]
+
+
+@styled
+def shares_of_retraining(times: pd.DataFrame, title: str) -> Figure:
+    """Each method's share of retraining's time, on a logarithmic axis: a panel per backbone, a row of panels per task.
+
+    The dashed line is where a method would be whose steps take as long as training steps. Numbers are the time in
+    total. Hollow: the paper's Table 3 (CPQ only), with a dotted line at the ratio of Table 7's numbers of steps.
+    """
+    tasks, backbones = list(times["task"].unique()), list(times["backbone"].unique())
+    methods = in_order(times["method"])
+    figure, axes = panels(len(tasks), len(backbones), 2.9, 0.7 + 0.27 * len(methods), sharex=True, sharey=True)
+    for (task, backbone), rows in times.groupby(["task", "backbone"], sort=False):
+        panel = axes[tasks.index(task), backbones.index(backbone)]
+        start = rows[rows["method"] == RETRAINING].iloc[0]
+        for row in rows.to_dict("records"):
+            place, colour = methods.index(row["method"]), method_colour(row["method"])
+            panel.scatter(row["share"], place, s=34, color=colour, zorder=3)
+            panel.annotate(
+                duration(row["seconds"]),
+                (row["share"], place),
+                textcoords="offset points",
+                xytext=(-6, 0) if row["share"] > 0.3 else (6, 0),
+                ha="right" if row["share"] > 0.3 else "left",
+                va="center",
+                fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
+            )
+            if row["paper_factor"] == row["paper_factor"] and row["paper_factor"]:
+                panel.scatter(1 / row["paper_factor"], place, s=34, facecolors="none", edgecolors=colour, zorder=2)
+        repairs = rows[rows["method"] != RETRAINING]
+        panel.axvline(repairs["steps"].iloc[0] / start["steps"], color="#555555", linestyle="--", linewidth=1.0)
+        if backbone == PAPER_BACKBONE:
+            panel.axvline(1 / PAPER_RATIO, color="#555555", linestyle=":", linewidth=1.2)
+        panel.set_title(f"{task}, {BACKBONES[backbone]}")
+        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+        panel.set_yticks(range(len(methods)), [method_name(m) for m in methods])
+        panel.grid(False, axis="y")
+        panel.set(xlabel="share of retraining's time")
+        panel.label_outer()
+    axes[0, 0].set_ylim(len(methods) - 0.4, -0.6)  # the first method on top
+    ours, paper = dot("#444444", "measured here, with the time in total"), dot("#444444", "the paper, Table 3")
+    paper.set_markerfacecolor("none")
+    steps = Line2D([], [], color="#555555", linestyle="--", label="ratio of the numbers of steps")
+    printed = Line2D([], [], color="#555555", linestyle=":", label="the same in Table 7")
+    return head(figure, title, [ours, paper, steps, printed])
