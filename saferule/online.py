@@ -143,6 +143,7 @@ def train_ppo(
     *,
     record: Callable[[Episode], None] | None = None,
     settings: PPOSettings | None = None,
+    warm_up: tuple[ScalarReward, int] | None = None,
     report: Callable[[dict[str, float]], None] | None = None,
     report_every: int = 20_000,
     progress: bool = True,
@@ -150,12 +151,16 @@ def train_ppo(
     """Train PPO for about `steps` steps (rounded up to whole updates) on scalar_reward(reward, cost).
 
     A Lagrangian as scalar_reward is updated after every rollout. record(episode) gets every episode of the
-    training; report(row) gets every row of the learning curve as it is made. Reproducible on one machine for
-    one thread.
+    training; report(row) gets every row of the learning curve as it is made. warm_up: another scalar reward, and for
+    how many of the steps it is maximised first; the rows of the curve until then say so. Reproducible on one machine
+    for one thread.
     """
     torch.set_num_threads(1)  # the networks are tiny; threads only get in each other's way
     settings = settings or behaviour_settings(task.name)
-    simulators = SimulatorVecEnv(task, scalar_reward, settings.simulators, seed, gamma=settings.gamma, record=record)
+    goals = [(scalar_reward, steps)]
+    if warm_up is not None and warm_up[1] > 0:
+        goals = [warm_up, (scalar_reward, steps - warm_up[1])]
+    simulators = SimulatorVecEnv(task, goals[0][0], settings.simulators, seed, gamma=settings.gamma, record=record)
     normalised = VecNormalize(simulators, gamma=settings.gamma)
     model = PPO(
         "MlpPolicy",
@@ -177,7 +182,10 @@ def train_ppo(
     )
     watch = _Watch(simulators, report_every, report)
     try:
-        model.learn(steps, callback=watch, progress_bar=progress)
+        for goal, share in goals:
+            simulators.pursue(goal)
+            watch.warming_up = goal is not scalar_reward
+            model.learn(share, callback=watch, progress_bar=progress, reset_num_timesteps=goal is goals[0][0])
     finally:
         simulators.close()
     return OnlinePolicy(
@@ -209,6 +217,7 @@ class _Watch(BaseCallback):
         super().__init__()
         self.simulators, self.every, self.report = simulators, every, report
         self.curve: list[dict[str, float]] = []
+        self.warming_up = False
         self._next, self._start = every, time.monotonic()
 
     def _on_step(self) -> bool:
@@ -228,6 +237,8 @@ class _Watch(BaseCallback):
             row = {"steps": self.num_timesteps, **{key: round(float(value), 4) for key, value in row.items()}}
             row["multiplier"] = round(getattr(reward, "multiplier", 0.0), 4)
             row["seconds"] = round(time.monotonic() - self._start, 1)
+            if self.warming_up:
+                row["warm_up"] = 1.0
             self.curve.append(row)
             if self.report is not None:
                 self.report(row)

@@ -19,7 +19,7 @@ from saferule.envs.simulator import make
 from saferule.envs.tasks import Task
 from saferule.errors import SettingsError
 from saferule.files import write_bytes
-from saferule.ppo_settings import adversary_settings
+from saferule.ppo_settings import WarmStarted, adversary_settings
 
 if TYPE_CHECKING:
     from saferule.online import OnlinePolicy
@@ -34,7 +34,8 @@ def train_adversary(
 
     Saves the policy to `folder`, and beside it learning_curve.json: one row per report with the steps so far and,
     over the last 100 episodes, the mean undiscounted ("scalar_return") and discounted ("discounted_return") return
-    of R_z and the true "return" and "cost".
+    of R_z and the true "return" and "cost". Rows of a warm-up (`saferule.ppo_settings.WarmStarted`) have "warm_up", and
+    no discounted return.
     """
     from saferule.online import train_ppo
 
@@ -44,15 +45,22 @@ def train_adversary(
         raise SettingsError(f"An adversary cannot be trained for {steps} steps: ask for at least one.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)  # before the training, which can take hours
+    settings = adversary_settings(task.name, attack)
+    warm_up = round(settings.reward_first * steps) if isinstance(settings, WarmStarted) else 0
     policy = train_ppo(
         task,
         partial(attack_reward, attack),
         steps,
         seed,
-        settings=adversary_settings(task.name),
+        settings=settings,
+        warm_up=(partial(attack_reward, "max_reward"), warm_up),
         report_every=max(1, min(20_000, steps // 20)),
         progress=progress,
     )
+    for row in policy.curve:
+        if row.get("warm_up"):  # R_z is linear in the sums of rewards and costs
+            row["scalar_return"] = attack_reward(attack, row["return"], row["cost"])
+            del row["discounted_return"]
     policy.settings["attack"] = attack
     write_bytes(folder / CURVE_FILE, json.dumps(policy.curve, indent=1).encode())
     policy.save(folder)

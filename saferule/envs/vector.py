@@ -53,6 +53,11 @@ class SimulatorVecEnv(VecEnv):
         self._steps: list[list[tuple]] = [[] for _ in range(count)]
         self._starts: list[np.ndarray] = [np.empty(0)] * count
 
+    def pursue(self, scalar_reward: ScalarReward) -> None:
+        """Pay this from now on. What was finished until then counts no longer; running episodes hold both."""
+        self.scalar_reward = scalar_reward
+        self.finished.clear()
+
     def reset(self) -> np.ndarray:
         for index, simulator in enumerate(self.simulators):
             # Seeded once; later episodes continue the simulator's own random numbers.

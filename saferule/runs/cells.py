@@ -183,7 +183,7 @@ def kind(cell: Cell) -> str:
 def in_force(cell: Cell) -> dict[str, Any]:
     """Settings that the cell takes from the code: a change to them is another run."""
     if isinstance(cell, Adversary):
-        return asdict(adversary_settings(cell.task))
+        return asdict(adversary_settings(cell.task, cell.attack))
     if isinstance(cell, Training):
         return asdict(config(cell))
     if isinstance(cell, Unlearning):

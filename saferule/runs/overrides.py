@@ -9,7 +9,7 @@ from typing import Any
 from saferule.errors import SettingsError
 from saferule.profiles import Profile
 
-FIXED = ("name", "settings")  # what makes the profile the profile
+FIXED = ("name", "settings", "adversary_steps_by_task")  # what makes the profile the profile
 
 
 def _yes_or_no(text: str) -> bool:

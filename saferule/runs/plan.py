@@ -29,7 +29,7 @@ from saferule.unlearn import applicable, supported
 
 def adversary(profile: Profile, task: str, attack: str) -> Adversary:
     """The adversary of an attack on a task."""
-    return Adversary(task, attack, profile.adversary_steps)
+    return Adversary(task, attack, profile.steps_of_adversary(task))
 
 
 def forget_set(profile: Profile, data: Dataset, task: str, attack: str, ratio: float) -> Forget:
@@ -93,7 +93,7 @@ def relearnings(profile: Profile, policies: Sequence[Training | Unlearning]) -> 
         if training.forget and training.forget not in found:
             found.append(training.forget)
     return [
-        Relearning(policy, forget, profile.relearning_steps, profile.snapshots)
+        Relearning(policy, forget, profile.relearning_steps, profile.relearning_snapshots)
         for policy, training in zip(policies, map(origin, policies), strict=True)
         for forget in ([training.forget] if training.forget else kinds[training.task, training.backbone])
     ]

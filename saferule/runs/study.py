@@ -142,6 +142,13 @@ class Study:
             self.engine.unlearn(cells)
         return cells
 
+    def distances(self, repairs: Sequence[Unlearning]) -> pd.DataFrame:
+        """How far the actions of finished repairs are from those of Safe-RULE as it is by default (`runs.actions`)."""
+        from saferule.runs.actions import distances
+
+        default = [cell for cell in repairs if cell.method == "safe-rule" and not cell.readings]
+        return distances(self.engine, repairs, default)
+
     def ablation_policies(self) -> list[Training]:
         """The poisoned policies that the ablations start from (`inventory.ablated`)."""
         return self._train(ablated(self.profile), clean=False)
@@ -212,9 +219,12 @@ class Study:
         p = self.profile
         data = ", ".join(f"{t} `{self.dataset(t).digest()[:12]}` ({len(self.dataset(t))} steps)" for t in p.tasks)
         seeds = ", ".join(map(str, p.seeds))
+        steps = {task: p.steps_of_adversary(task) for task in p.tasks}
+        alike = len(set(steps.values())) == 1
+        adversary = str(steps[p.tasks[0]]) if alike else ", ".join(f"{n} ({task})" for task, n in steps.items())
         lines = [
             f"**Profile {self.name}.** Data: {data}. Training seeds: {seeds}. Gradient steps: {p.training_steps} of "
-            f"training, {p.unlearning_steps} of unlearning. Adversary: {p.adversary_steps} simulator steps. "
+            f"training, {p.unlearning_steps} of unlearning. Adversary: {adversary} simulator steps. "
             f"Evaluation: {p.episodes} episodes per policy ({p.curve_episodes} per snapshot), the same seeds for every "
             f"policy, deterministic, cost limit {TABLE7.kappa:g}.",
         ]
