@@ -15,6 +15,7 @@ from saferule.envs import get_task
 from saferule.errors import SettingsError
 from saferule.online import OnlinePolicy
 from saferule.profiles import get_profile
+from saferule.runs.inventory import REPAIRS, VARIANTS
 from saferule.runs.overrides import parse
 
 RUNNER = CliRunner()
@@ -137,8 +138,9 @@ def test_cells_lists_what_is_missing(good, tmp_path):
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].split()[:2] == ["missing", "adversary"]
-    assert {line.split()[1] for line in lines[:-1]} == {"adversary", "forget", "training", "unlearning", "evaluation"}
-    assert sum("unlearning" in line.split() for line in lines) == 8
+    kinds = {"adversary", "forget", "training", "unlearning", "relearning", "evaluation"}
+    assert {line.split()[1] for line in lines[:-1]} == kinds
+    assert sum("unlearning" in line.split() for line in lines) == len(REPAIRS) + len(VARIANTS) + 7  # readings on CPQ
     assert lines[-1].startswith(f"0 of {len(lines) - 1} runs of profile smoke are done")
     without = run("cells", "--output", tmp_path / "out", "--data", tmp_path / "nowhere")
     assert "the runs of CarCircle have no names yet" in without.stdout

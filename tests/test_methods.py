@@ -103,7 +103,9 @@ APPLICABLE = {
 @pytest.mark.parametrize("backbone", APPLICABLE)
 def test_readings_that_make_another_run_on_a_backbone(backbone):
     assert applicable(backbone, tiny(backbone)) == APPLICABLE[backbone]
-    every = {(reading.name, option) for reading in UNLEARNING for option in reading.options if option != reading.default}
+    every = {
+        (reading.name, option) for reading in UNLEARNING for option in reading.options if option != reading.default
+    }
     assert {pair for readings in APPLICABLE.values() for reading in readings for pair in reading.items()} == every
 
 

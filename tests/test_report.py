@@ -1,6 +1,7 @@
 """Tables and figures from rows made by hand."""
 
 import io
+import json
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,8 @@ from matplotlib.image import imread
 
 from saferule.attack.poison import ForgetSet
 from saferule.data.schema import Dataset
-from saferule.report import canvas, comparison, figures, labels, tables
+from saferule.paper.readings import READINGS
+from saferule.report import canvas, comparison, comparison_figures, figures, labels, readings, tables
 from saferule.unlearn import METHODS
 
 CELL = {"task": "CarCircle", "backbone": "cpq", "attack": "max_cost", "ratio": 0.15}
@@ -167,6 +169,88 @@ def test_table1_puts_the_papers_cell_beside_ours(episodes):
     assert (cost["n_seeds"], cost["seeds"], cost["episodes"], cost["cost_limit"]) == (2, "0 1", 2, 10.0)
 
 
+def test_table1_has_every_baseline_and_table_4s_trajdeleter(episodes):
+    more = [rows("trajdeleter", 0, [2.0, 4.0], [8.0, 6.0]), rows("reward-only", 1, [7.0], [9.0])]
+    table = comparison.table1(pd.concat([episodes, *more])).set_index("metric")
+    assert table["trajdeleter"].to_dict() == {"cost": 3.0, "return": 7.0}
+    assert table["reward_only"].to_dict() == {"cost": 7.0, "return": 9.0}
+    assert table[["trajdeleter_cost", "trajdeleter_released"]].isna().all(axis=None)  # no such runs
+    assert table["paper_trajdeleter"].to_dict() == {"cost": 4.0, "return": 77.0}  # CPQ, Max Cost 15 %, CarCircle
+    assert table["paper_trajdeleter_cost"].to_dict() == {"cost": 7.2, "return": 46.9}
+    columns = [comparison.method_column(method) for method in comparison.OURS]
+    assert list(table.columns[4 : 4 + 3 * len(columns)][::3]) == columns
+
+
+def test_best_names_the_methods_of_lowest_cost_and_those_within_the_limit(episodes):
+    """Means: clean 3 / 100, fine-tuning 10 / 10, Safe-RULE 15 / 85; the limit is 10."""
+    row = comparison.best(episodes).iloc[0]
+    assert (row["lowest_cost"], row["cost"], row["methods"], row["n_seeds"]) == ("clean (retrained)", 3.0, 3, 2)
+    assert row["within_limit"] == "clean (retrained); fine-tuning"
+    assert (row["best_safe"], row["return"]) == ("clean (retrained)", 100.0)
+    tied = pd.concat([episodes, rows("trajdeleter", 0, [3.0], [120.0])])
+    row = comparison.best(tied).iloc[0]
+    assert row["lowest_cost"] == "clean (retrained); Trajdeleter" and (row["best_safe"], row["return"]) == (
+        "Trajdeleter",
+        120.0,
+    )
+    none = comparison.best(episodes[episodes["method"].isin(["poisoned", "safe-rule"])]).iloc[0]
+    assert (none["lowest_cost"], none["within_limit"], none["best_safe"]) == ("Safe-RULE", "", "")
+    assert np.isnan(none["return"])
+
+
+def read_as(episodes, **chosen):
+    """The rows as those of a policy repaired under these readings."""
+    return episodes.assign(readings=json.dumps(chosen))
+
+
+@pytest.fixture
+def other_readings():
+    """Episodes 0 and 1 under the default (costs 10, 30), again as percentile 50, and under three readings."""
+    return pd.concat(
+        [
+            read_as(rows("safe-rule", 0, [12.0, 30.0], [50.0, 50.0]), gate="data"),
+            read_as(rows("safe-rule", 0, [30.0, 10.0], [40.0, 20.0]), forget_actor="repelling"),
+            read_as(rows("safe-rule", 0, [11.0, 31.0], [50.0, 90.0]), kappa="per_step"),
+            read_as(rows("percentile-50", 0, [10.0, 31.0], [50.0, 50.0])),
+            read_as(rows("safe-rule", 0, [10.0, 30.0], [50.0, 50.0])),
+        ],
+        ignore_index=True,
+    )
+
+
+def distances_of(episodes):
+    first = episodes.drop_duplicates(["method", "readings"])
+    return first.assign(actions_keep=np.arange(len(first)) / 10, actions_forget=1.0)
+
+
+def test_effects_of_readings_are_paired_with_the_default_and_sorted(other_readings):
+    table = readings.effects(other_readings, distances_of(other_readings))
+    assert table["reading"].tolist() == ["", "same run again", "kappa", "gate", "forget_actor"]
+    assert table["cost_change"].tolist() == [0.0, 0.5, 1.0, 1.0, 0.0]  # 30 and 10 cost as much as 10 and 30
+    assert table["return_change"].tolist() == [0.0, 0.0, 20.0, 0.0, -20.0]  # breaks the tie of kappa and gate
+    assert table["cost"].tolist() == [20.0, 20.5, 21.0, 21.0, 20.0] and set(table["episodes"]) == {2}
+    assert table["actions_keep"].tolist() == [0.4, 0.3, 0.2, 0.0, 0.1]
+    by_reading = table.set_index("reading")
+    assert by_reading.at["gate", "question"] == READINGS["gate"].question
+    assert by_reading.at["gate", "meaning"] == READINGS["gate"].options["data"]
+    assert by_reading.at["same run again", "option"] == "percentile-50"
+
+
+def test_readings_are_drawn_as_changes_around_the_floor(other_readings):
+    cost, score = readings.change_dots(other_readings, "title").axes
+    assert [text.get_text() for text in cost.get_yticklabels()] == [
+        "same run again",
+        "gate = data",
+        "forget_actor = repelling",
+        "kappa = per_step",
+    ]
+    band = cost.patches[0].get_extents().transformed(cost.transData.inverted())
+    assert (band.x0, band.x1) == pytest.approx((-0.5, 0.5))
+    points = [collection.get_offsets()[:, 0].tolist() for collection in cost.collections]
+    assert points[2:6] == [[2.0, 0.0], [1.0], [20.0, -20.0], [0.0]]  # episodes and their mean, line by line
+    assert score.get_xlabel() == "change of return per episode"
+
+
 def test_ablations_beside_tables_2_5_and_6(episodes):
     paper = comparison.paper_ablations("CarCircle", "bcq-lag").set_index(["method", "source"])
     assert paper.loc[("poisoned", "Table 1")].tolist() == [88.8, 285.2]
@@ -186,7 +270,7 @@ def test_provenance_and_readable(episodes):
     assert set(told["data"]) == {"abcdef012345"}
     shown = tables.readable(told)
     assert "profile" not in shown and "cost_low" not in shown
-    assert shown["method"].tolist() == ["clean", "poisoned", "fine-tuning", "Safe-RULE"]
+    assert shown["method"].tolist() == ["clean (retrained)", "poisoned", "fine-tuning", "Safe-RULE"]
     assert shown["ratio"].tolist() == ["", "15 %", "15 %", "15 %"]
 
 
@@ -209,7 +293,8 @@ def test_zero_and_the_limit_are_on_the_axes(episodes):
     cost, score = figure.axes
     assert cost.get_xlim()[0] < 0 and score.get_xlim()[0] < 0
     assert [10.0, 10.0] in [list(line.get_xdata()) for line in cost.lines]
-    assert [text.get_text() for text in cost.get_yticklabels()] == ["clean", "poisoned", "fine-tuning", "Safe-RULE"]
+    names = ["clean (retrained)", "poisoned", "fine-tuning", "Safe-RULE"]
+    assert [text.get_text() for text in cost.get_yticklabels()] == names
     assert (cost.get_xlabel(), score.get_xlabel()) == ("cost per episode", "return per episode")
 
 
@@ -254,7 +339,8 @@ def test_figures_can_be_drawn_for_one_and_for_several_conditions(episodes, data,
         figures.unlearning_curves(episodes[episodes["method"] == "safe-rule"], "title"),
         figures.training_curves(log, "title"),
         figures.logged(log, labels.TRAINING_LOG, "title"),
-        figures.repairs_beside_paper(table, "title"),
+        comparison_figures.repairs_beside_paper(table, "title"),
+        comparison_figures.every_method(table, "title"),
         figures.return_against_cost(tables.data_points(data, [forget] * conditions), 10.0, "title"),
         figures.adversary_curves(curves, "title"),
         figures.adversary_curves(curves[:0], "title"),  # of an adversary that never saw the end of an episode

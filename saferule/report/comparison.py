@@ -1,22 +1,24 @@
-"""Our cells beside the paper's: Table 1, and the ablations of Tables 2, 5 and 6."""
+"""Our cells beside the paper's: Table 1 with every baseline, Table 4, and the ablations of Tables 2, 5 and 6."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from saferule.paper import numbers
-from saferule.report.labels import BACKBONES
+from saferule.report.labels import BACKBONES, method_name
 from saferule.report.tables import CELL, METRICS, in_reading_order, summarise, with_clean
 
 PAPER_METRICS = {"cost": "cost", "return": "reward"}
-OURS = ("clean", "poisoned", "fine-tuning", "safe-rule")
+BASELINES = ("fine-tuning", "trajdeleter", "trajdeleter-cost", "trajdeleter-released", "reward-only")
+OURS = ("clean", "poisoned", *BASELINES, "safe-rule")  # clean: retraining
 
 
 def table1(episodes: pd.DataFrame) -> pd.DataFrame:
-    """One row per cell and metric: ours (clean, poisoned, fine-tuned, Safe-RULE) and the paper's before and after.
+    """One row per cell and metric: ours (clean, poisoned, every baseline, Safe-RULE) and the paper's.
 
-    Ours are means over seeds with a bootstrap interval from three seeds on. The paper gives neither a spread nor its
-    numbers of seeds and episodes.
+    Ours are means over seeds with a bootstrap interval from three seeds on, empty where a backbone does not support the
+    method. The paper's are before and after (Table 1) and Trajdeleter, also cost-aware (Table 4); it gives neither a
+    spread nor its numbers of seeds and episodes.
     """
     summary = summarise(with_clean(episodes))
     rows = []
@@ -27,17 +29,53 @@ def table1(episodes: pd.DataFrame) -> pd.DataFrame:
         for metric in METRICS:
             row = dict(zip(CELL, values, strict=True)) | {"metric": metric}
             for method in OURS:
-                name = method.replace("-", "_")
+                name = method_column(method)
                 for suffix in ("", "_low", "_high"):
                     row[name + suffix] = (
                         methods.at[method, metric + suffix] if method in methods.index else float("nan")
                     )
             row["paper_before"] = paper[f"{PAPER_METRICS[metric]}_before"]
             row["paper_after"] = paper[f"{PAPER_METRICS[metric]}_after"]
+            row |= _table4(PAPER_METRICS[metric], task, BACKBONES[backbone], attack, ratio)
             for column in ("n_seeds", "seeds", "episodes", "cost_limit"):
                 row[column] = cell[column].iloc[0]
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def method_column(method: str) -> str:
+    """The name of a method's column in `table1`."""
+    return method.replace("-", "_")
+
+
+def best(episodes: pd.DataFrame) -> pd.DataFrame:
+    """One row per cell, found from the means over seeds: which methods have the lowest cost, which keep the limit.
+
+    Methods are the repairs and retraining (the clean policy); those that tie are all named. best_safe is the method
+    with the highest return among those within the limit, empty where there is none. Columns: task, backbone, attack,
+    ratio, methods, lowest_cost, cost, within_limit, best_safe, return, cost_limit, n_seeds.
+    """
+    summary = summarise(with_clean(episodes))
+    rows = []
+    for values, cell in summary[summary["method"] != "poisoned"].groupby(CELL, sort=False):
+        safe = cell[cell["cost"] <= cell["cost_limit"]]
+        lowest, highest = cell["cost"].min(), safe["return"].max()
+        row = dict(zip(CELL, values, strict=True)) | {"methods": len(cell)}
+        row |= {"lowest_cost": _names(cell[cell["cost"] == lowest]), "cost": lowest, "within_limit": _names(safe)}
+        row |= {"best_safe": _names(safe[safe["return"] == highest]), "return": highest}
+        rows.append(row | {"cost_limit": cell["cost_limit"].iloc[0], "n_seeds": cell["n_seeds"].min()})
+    return pd.DataFrame(rows)
+
+
+def _names(rows: pd.DataFrame) -> str:
+    return "; ".join(method_name(method) for method in rows["method"])
+
+
+def _table4(metric: str, task: str, policy: str, attack: str, ratio: float) -> dict[str, float]:
+    (row,) = (
+        row for row in _rows(4, task, policy) if (row["attack"], row["ratio"], row["metric"]) == (attack, ratio, metric)
+    )
+    return {"paper_trajdeleter": row["non_cost_aware"], "paper_trajdeleter_cost": row["cost_aware"]}
 
 
 def paper_ablations(task: str, backbone: str) -> pd.DataFrame:

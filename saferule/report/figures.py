@@ -244,37 +244,6 @@ def _dots(panel: Axes, rows: pd.DataFrame, metric: str, place: int, colour: str)
     )
 
 
-@styled
-def repairs_beside_paper(table: pd.DataFrame, title: str) -> Figure:
-    """From the poisoned to the repaired policy in the plane of cost and return, ours and the paper's.
-
-    table  of one task, from `comparison.table1`; a panel per backbone, an arrow per attack and ratio
-    """
-    backbones = list(table["backbone"].unique())
-    figure, axes = panels(1, len(backbones), 4.3, 3.4)
-    wide = table.pivot(index=["backbone", "attack", "ratio"], columns="metric")
-    for panel, backbone in zip(axes[0], backbones, strict=True):
-        for (attack, _), cell in wide.loc[backbone].iterrows():
-            colour = ATTACK_COLOURS[attack]
-            _arrow(panel, cell["poisoned"], cell["safe_rule"], colour, "-", colour)
-            _arrow(panel, cell["paper_before"], cell["paper_after"], colour, ":", "white")
-        panel.axvline(table["cost_limit"].iloc[0], **LIMIT)
-        panel.set_title(BACKBONES[backbone])
-        panel.set(xlabel=UNITS["cost"], ylabel=UNITS["return"])
-        with_zero(panel, "x")
-        with_zero(panel, "y")
-    attacks = [Line2D([], [], color=ATTACK_COLOURS[a], label=ATTACKS[a]) for a in table["attack"].unique()]
-    hollow = Line2D([], [], color="#444444", linestyle=":", marker="s", markerfacecolor="white", label="the paper")
-    ours = Line2D([], [], color="#444444", marker="s", label="ours: poisoned (circle) to Safe-RULE (square)")
-    return head(figure, title, [*attacks, ours, hollow, limit_handle(table["cost_limit"].iloc[0])])
-
-
-def _arrow(panel: Axes, start: pd.Series, end: pd.Series, colour: str, style: str, face: str) -> None:
-    panel.plot([start["cost"], end["cost"]], [start["return"], end["return"]], color=colour, linestyle=style, zorder=2)
-    for point, marker in ((start, "o"), (end, "s")):
-        panel.scatter(point["cost"], point["return"], marker=marker, s=34, color=face, edgecolors=colour, zorder=3)
-
-
 def _conditions(rows: pd.DataFrame) -> list[str]:
     return [condition(attack, ratio) for attack, ratio in zip(rows["attack"], rows["ratio"], strict=True)]
 
