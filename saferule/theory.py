@@ -132,7 +132,7 @@ class Certificate:
 
 def certified_radius(critic: Network, observations: Tensor, actions: Tensor, kappa: float, sigma: float) -> Certificate:
     """Eq. 23-25 for each forget sample: observations (N, S), actions (N, A); computed in float64."""
-    members = _values(critic, observations, actions)
+    members = member_values(critic, observations, actions)
     rates = action_lipschitz(critic, actions.shape[-1])
     margins, value = (members - kappa).clamp_min(0), members.amin(0)
     tiny = torch.finfo(torch.float64).tiny  # a member that ignores the action: any radius
@@ -190,11 +190,11 @@ def search_violations(
     """
     centre = actions.double()
     radius = radius.double().clamp_max(2 * centre.shape[-1] ** 0.5).unsqueeze(-1)
-    best, lowest = centre, _values(critic, observations, centre).amin(0)
+    best, lowest = centre, member_values(critic, observations, centre).amin(0)
 
     def keep_lower(point: Tensor) -> None:
         nonlocal best, lowest
-        value = _values(critic, observations, point).amin(0)
+        value = member_values(critic, observations, point).amin(0)
         best = torch.where((value < lowest).unsqueeze(-1), point, best)
         lowest = torch.minimum(value, lowest)
 
@@ -212,8 +212,8 @@ def search_violations(
     return Search(lowest, best, lowest < kappa - tolerance * max(1.0, abs(kappa)))
 
 
-def _values(critic: Network, observations: Tensor, actions: Tensor) -> Tensor:
-    """(E, N) in float64."""
+def member_values(critic: Network, observations: Tensor, actions: Tensor) -> Tensor:
+    """Values (E, N) of every member, in float64, without gradient: observations (N, S), actions (N, A)."""
     with torch.no_grad():
         return q_values({k: v.double() for k, v in critic.items()}, observations, actions)
 

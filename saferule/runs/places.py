@@ -11,7 +11,8 @@ from saferule.errors import RunError
 if TYPE_CHECKING:
     from saferule.profiles import Profile
 
-NOTEBOOKS = ("attack", "train", "unlearn", "ablate", "tables")  # in the order in which they build on each other
+# In the order in which they build on each other.
+NOTEBOOKS = ("attack", "train", "unlearn", "ablate", "audit", "theory", "tables")
 
 
 def default_data_folder(profile: Profile) -> Path:

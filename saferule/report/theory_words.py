@@ -1,0 +1,174 @@
+"""Appendix A from the rows of `saferule.runs.theory_checks`: short tables, and what the rows say in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from saferule.report.labels import BACKBONES
+from saferule.report.theory import POLICY
+
+STAGES = ("before", "during", "after")
+SHOWN_LEVELS = (1.0, 10.0)  # of u in Eq. 15, in the short table
+WHERE = ["task", "backbone", "stage"]
+
+
+# Tables
+
+
+def with_tightness(inequalities: pd.DataFrame) -> pd.DataFrame:
+    """The rows with observed / bound: 1 where an inequality is tight, 0 where it is not at all."""
+    return inequalities.assign(tightness=inequalities["observed"] / inequalities["bound"])
+
+
+def short_inequalities(rows: pd.DataFrame) -> pd.DataFrame:
+    """Before and after unlearning, means over the poisoned policies of a task and backbone; Eq. 15 at few levels.
+
+    vacuous and violated count policies. rows: from `with_tightness`.
+    """
+    shown = (rows["inequality"] != "(15)") | rows["u"].isin(SHOWN_LEVELS)
+    ends = rows[shown & (rows["stage"] != "during")].assign(violated=lambda shown: ~shown["holds"])
+    groups = ends.groupby([*WHERE, "inequality", "u"], sort=False, dropna=False)
+    means = groups[["observed", "bound", "sharper", "tightness"]].mean()
+    return means.join(groups[["vacuous", "violated"]].sum()).assign(policies=groups.size()).reset_index()
+
+
+def short_balls(balls: pd.DataFrame) -> pd.DataFrame:
+    """Before and after unlearning, means over the poisoned policies of a task and backbone."""
+    groups = balls[balls["stage"] != "during"].groupby(WHERE, sort=False)
+    columns = ["nonempty", "radius", "printed", "slope_bound", "slope_found", "diameter"]
+    return groups[columns].mean().assign(policies=groups.size()).reset_index()
+
+
+def short_searches(searches: pd.DataFrame) -> pd.DataFrame:
+    """At each stage, sums over the poisoned policies of a task and backbone; lowest is the smallest of all."""
+    groups = searches.groupby([*WHERE, "factor"], sort=False)
+    return groups.agg({"searched": "sum", "violated": "sum", "lowest": "min"}).reset_index()
+
+
+# Words
+
+
+def in_words(inequalities: pd.DataFrame, balls: pd.DataFrame, searches: pd.DataFrame, backbones: Sequence[str]) -> str:
+    """Markdown: what the bounds say in practice, made of the numbers in the rows.
+
+    backbones  all of the profile's, so that those without rows are named
+    """
+    lines = []
+    if left_out := [BACKBONES[b] for b in backbones if b not in set(inequalities["backbone"])]:
+        lines.append(f"{', '.join(left_out)}: no Q critics, so neither lemma applies.")
+    if len(inequalities):
+        lines += [_validity(inequalities), _counted_vacuous(inequalities)]
+        for task, backbone, rows in _by_backbone(inequalities):
+            lines.append(f"**{task}, {BACKBONES[backbone]}**, after unlearning: {_reward(rows)} {_cost(rows)}")
+    if len(balls):
+        lines.append(_searched(searches))
+        for task, backbone, rows in _by_backbone(balls):
+            lines.append(f"**{task}, {BACKBONES[backbone]}**, certified neighbourhood: {_balls(rows)}")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _by_backbone(rows: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+    return [(*names, group) for names, group in rows.groupby(["task", "backbone"], sort=False)]
+
+
+def _validity(rows: pd.DataFrame) -> str:
+    failed, policies = int((~rows["holds"]).sum()), len(rows[["task", "backbone", *POLICY]].drop_duplicates())
+    told = f"{len(rows)} inequalities were evaluated on the critics of {policies} repaired policies"
+    return f"{told}: every one holds." if not failed else f"{told}: **{failed} do not hold, which is an error**."
+
+
+def _counted_vacuous(rows: pd.DataFrame) -> str:
+    cost, parts = rows[rows["inequality"] == "(19)"], []
+    for stage in (s for s in STAGES if s in set(cost["stage"])):
+        here = cost[cost["stage"] == stage]
+        ours = int((here["sharper"] >= 1).sum())
+        parts.append(f"{stage} unlearning for {int(here['vacuous'].sum())} (sharper: {ours}) of {len(here)}")
+    return (
+        f"The bound (19) as printed is vacuous (eps_c >= sigma), and the sharper one is 1 or more: {'; '.join(parts)}."
+    )
+
+
+def _reward(rows: pd.DataFrame) -> str:
+    after = rows[rows["stage"] == "after"]
+    excess, tail = after[after["inequality"] == "(14)"], after[after["inequality"] == "(15)"]
+    before = rows[(rows["stage"] == "before") & (rows["inequality"] == "(14)")]
+    told = (
+        f"eps_r went from {span(before['residual'])} to {span(excess['residual'])}, and the mean excess that it "
+        f"bounds is {span(excess['observed'])}; (15) says nothing below u = eps_r"
+    )
+    useful = tail[~tail["vacuous"]]
+    if useful.empty:
+        return f"{told}, which is above every u tried."
+    first = useful[useful["u"] == useful["u"].min()]
+    return (
+        f"{told}, and at u = {first['u'].iloc[0]:g} it allows {span(first['bound'], percent)} where "
+        f"{span(first['observed'], percent)} are found."
+    )
+
+
+def _cost(rows: pd.DataFrame) -> str:
+    here = rows[(rows["stage"] == "after") & (rows["inequality"] == "(19)")]
+    told = f"eps_c is {span(here['residual'])} with sigma = {here['u'].iloc[0]:g}: "
+    seen = f"{span(here['observed'], percent)} of the forget samples are still called safe"
+    useful = here[~here["vacuous"]]
+    if len(useful) == len(here):
+        said = f"(19) allows {span(here['bound'], percent)}"
+    elif useful.empty:
+        said = "**(19) is vacuous**"
+    else:
+        said = f"**(19) is vacuous for {len(here) - len(useful)} of {len(here)}** and else allows "
+        said += span(useful["bound"], percent)
+    sharper = here[here["sharper"] < 1]["sharper"]
+    ours = "the sharper bound says nothing either" if sharper.empty else f"the sharper bound {span(sharper, percent)}"
+    if 0 < len(sharper) < len(here):
+        ours += f" (vacuous for {len(here) - len(sharper)} of {len(here)})"
+    return f"{told}{said}, {ours}, and {seen}."
+
+
+def _searched(searches: pd.DataFrame) -> str:
+    inside = searches[searches["factor"] == 1]
+    if inside.empty:
+        return "No forget sample has a certified ball at any stage: Eq. 23-25 say nothing here."
+    found = int(inside["violated"].sum())
+    told = f"{int(inside['searched'].sum())} certified balls were searched for an action that Q_c calls safe: "
+    told += "none was found" if not found else f"**{found} were found, which is an error**"
+    wider = []
+    for factor, rows in searches[searches["factor"] > 1].groupby("factor"):
+        name = "at any action of the box" if np.isinf(factor) else f"at {factor:g} times the radius"
+        wider.append(f"{percent(rows['violated'].sum() / rows['searched'].sum())} {name}")
+    return f"{told}. In balls wider than certified the same search finds one in: {', '.join(wider)}."
+
+
+def _balls(rows: pd.DataFrame) -> str:
+    after = rows[rows["stage"] == "after"]
+    share = f"{span(after['nonempty'], percent)} of the poisoned actions have a ball after unlearning"
+    rough = f"the product of spectral norms is {span(after['slope_bound'] / after['slope_found'])} times the steepest "
+    rough += "slope that was found"
+    if not after["radius"].notna().any():
+        return f"{share}: **nothing is certified**; {rough}."
+    size = span((after["radius"] / after["diameter"]).dropna(), percent)
+    printed = span((after["printed"] / after["diameter"]).dropna(), percent)
+    return f"{share}, with a median radius of {size} of the box's diameter (as printed {printed}); {rough}."
+
+
+def number(value: float) -> str:
+    """Three significant digits, none in exponent form: 12345 is 12,300."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}" if abs(rounded) >= 1e-4 or not rounded else "~0"
+
+
+def percent(value: float) -> str:
+    """A share in percent; what would be shown as 0 % or 100 % only after rounding says so."""
+    shown = 100 * value
+    if 0 < shown < 0.1:
+        return "less than 0.1 %"
+    return "more than 99.9 %" if 99.9 < shown < 100 else f"{shown:.3g} %"
+
+
+def span(values: pd.Series, name: Callable[[float], str] = number) -> str:
+    """The value, or the smallest and the largest: "3.2", "0.4 to 3.2"."""
+    low, high = name(values.min()), name(values.max())
+    return low if low == high else f"{low} to {high}"

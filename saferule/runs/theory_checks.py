@@ -1,0 +1,209 @@
+"""Appendix A on the critics of finished repairs: both sides of every inequality before, during and after unlearning.
+
+A stage of a repair is the poisoned policy (before), a snapshot (during) or the repaired policy (after). The critics of
+the lemmas are the smallest member of an ensemble, as in Safe-RULE's gates and actor losses; members and values in
+float64. The samples are a seeded subset of D_f with its poisoned actions, the same for all stages and all policies that
+share a forget set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from saferule import theory
+from saferule.agents.checkpoint import Agent, load_agent
+from saferule.agents.networks import quantile
+from saferule.agents.parts import Nets
+from saferule.data.sampler import TransitionPool
+from saferule.data.schema import Dataset
+from saferule.runs.cells import Unlearning, config
+from saferule.runs.engine import Engine, identity
+from saferule.runs.groups import forget_data
+from saferule.runs.interruptible import LOG, snapshot_path, snapshot_steps
+from saferule.unlearn import coefficients
+from saferule.unlearn.data import reward_targets
+
+SAMPLES = 2048  # of D_f, for the inequalities; as many of D_k for the reward reference
+BALLS = 256  # of these, for the certified neighbourhood
+LEVELS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)  # u of Eq. 15, in units of Q_r
+FACTORS = (1.0, 2.0, 5.0, 20.0, float("inf"))  # of the certified radius; inf: every action of the box
+SLOPE_TRIES = SEARCH_TRIES = 8  # random actions per sample, beside the gradient steps of the search
+
+CELL = ["task", "backbone", "attack", "ratio", "training_seed", "stage", "step"]
+INEQUALITY = ["inequality", "u", "observed", "bound", "sharper", "residual", "vacuous", "holds", "reference", "samples"]
+BALL = ["samples", "nonempty", "radius", "radius_max", "printed", "slope_bound", "slope_found", "diameter"]
+SEARCH = ["factor", "searched", "violated", "lowest"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """observations (N, S) and poisoned actions (N, A) of D_f in random order; keep: transitions of D_k."""
+
+    observations: Tensor
+    actions: Tensor
+    keep: Dataset
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Networks of one agent at one moment of a repair, and the reward reference of Eq. 5 there."""
+
+    name: str  # before, during or after
+    step: int
+    nets: Nets
+    reference: float
+
+
+def has_critics(cell: Unlearning) -> bool:
+    """Whether the lemmas apply: COptiDICE has state values, no Q critics."""
+    return cell.training.backbone != "coptidice"
+
+
+def draw_samples(forget: Dataset, keep: Dataset, count: int = SAMPLES) -> Samples:
+    """``count`` transitions of D_f and of D_k, or all where there are fewer; always the same ones of the same data."""
+    generator = np.random.default_rng(0)
+    rows, of_keep = (generator.permutation(len(data))[:count] for data in (forget, keep))
+    return Samples(
+        torch.from_numpy(forget.observations[rows]), torch.from_numpy(forget.actions[rows]), keep.take(of_keep)
+    )
+
+
+def reward_reference(agent: Agent, keep: Dataset, percentile: float) -> float:
+    """Algorithm 2, line 7, at a complete agent: the percentile (0..1) of its Bellman targets y_r on D_k's samples."""
+    pool = TransitionPool([keep], agent.cfg.reward_scale)
+    return quantile(reward_targets(agent.backbone, agent.nets, agent.cfg, pool, pool.rows_of(0)), percentile).item()
+
+
+def stages(engine: Engine, cell: Unlearning, keep: Dataset) -> Iterator[Stage]:
+    """The stages of a repair in order.
+
+    Snapshots hold no target networks, so there the reference is the one that Safe-RULE logged in that step, of its
+    batch.
+    """
+    percentile = coefficients(cell.method, cell.training.backbone, config(cell.training), dict(cell.readings))[
+        "percentile"
+    ]
+    start = load_agent(snapshot_path(engine.store, cell.training, None))
+    yield Stage("before", 0, start.nets, reward_reference(start, keep, percentile))
+    logged = pd.read_csv(engine.store.folder(cell) / LOG).set_index("step")["reward_reference"]
+    for step in snapshot_steps(engine.store, cell):
+        yield Stage("during", step, load_agent(snapshot_path(engine.store, cell, step)).nets, float(logged[step]))
+    end = load_agent(snapshot_path(engine.store, cell, None))
+    yield Stage("after", end.meta["step"], end.nets, reward_reference(end, keep, percentile))
+
+
+def inequality_rows(stage: Stage, samples: Samples, kappa: float, sigma: float) -> list[dict[str, Any]]:
+    """Eq. 14, Eq. 15 for every level u, and Eq. 19 (u is sigma there) at one stage.
+
+    residual is eps_r or eps_c; holds is about the printed and the sharper bound.
+    """
+    q_r, q_c = (
+        theory.member_values(stage.nets[name], samples.observations, samples.actions).amin(0)
+        for name in ("critic", "cost_critic")
+    )
+    both = theory.combined(q_r, q_c, stage.reference, kappa, sigma)  # Eq. 26 and 27: 14 and 19 on the same samples
+    bounds = [("14", math.nan, both["reward_excess"])]
+    bounds += zip(["15"] * len(LEVELS), LEVELS, theory.reward_tail(q_r, stage.reference, LEVELS), strict=True)
+    bounds += [("19", sigma, both["still_safe"])]
+    return [
+        {
+            "inequality": f"({number})",
+            "u": u,
+            "observed": bound.observed,
+            "bound": bound.bound,
+            "sharper": math.nan if bound.sharper is None else bound.sharper,
+            "residual": bound.residual,
+            "vacuous": bound.vacuous,
+            "holds": bound.holds and (bound.sharper is None or bound.observed <= bound.sharper * (1 + 1e-9)),
+            "reference": math.nan if number == "19" else stage.reference,
+            "samples": len(q_r),
+        }
+        for number, u, bound in bounds
+    ]
+
+
+def ball_rows(
+    stage: Stage, samples: Samples, kappa: float, sigma: float
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Eq. 23-25 on the first `BALLS` samples of one stage: the certificate, and the searches for violations.
+
+    radius and printed are medians over the samples with a nonempty ball (empty where there is none), of our bound per
+    member and of the paper's; radius_max is the largest of ours. slope_bound and slope_found enclose the Lipschitz
+    constant. lowest is the smallest Q_c - kappa found in the balls.
+    """
+    critic = stage.nets["cost_critic"]
+    observations, actions = samples.observations[:BALLS], samples.actions[:BALLS]
+    found = theory.certified_radius(critic, observations, actions, kappa, sigma)
+    inside = found.radius > 0
+    some = bool(inside.any())
+    ball = {
+        "samples": len(observations),
+        "nonempty": inside.double().mean().item(),
+        "radius": found.radius[inside].median().item() if some else math.nan,
+        "radius_max": found.radius.max().item() if some else math.nan,
+        "printed": found.printed[inside].median().item() if some else math.nan,
+        "slope_bound": theory.action_lipschitz(critic, actions.shape[-1]).max().item(),
+        "slope_found": theory.steepest_found(critic, observations, actions, _generator(), SLOPE_TRIES),
+        "diameter": 2 * actions.shape[-1] ** 0.5,
+    }
+    searches = []
+    for factor in FACTORS if some else ():
+        search = theory.search_violations(
+            critic,
+            observations[inside],
+            actions[inside],
+            found.radius[inside] * factor,
+            kappa,
+            _generator(),
+            tries=SEARCH_TRIES,
+        )
+        lowest = (search.lowest - kappa).min().item()
+        violated = int(search.violated.sum())
+        searches.append({"factor": factor, "searched": int(inside.sum()), "violated": violated, "lowest": lowest})
+    return ball, searches
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Tidy rows: every inequality, the certified neighbourhood, the searches for violations.
+
+    Each has the columns `CELL` and its own (`INEQUALITY`, `BALL`, `SEARCH`).
+    """
+
+    inequalities: pd.DataFrame
+    balls: pd.DataFrame
+    searches: pd.DataFrame
+
+
+def check(engine: Engine, repairs: Sequence[Unlearning], with_balls: Sequence[Unlearning]) -> Checks:
+    """All stages of finished repairs; the certified neighbourhood, which takes longer, of those in ``with_balls``.
+
+    Repairs of a backbone without Q critics are left out.
+    """
+    inequalities, balls, searches = [], [], []
+    for cell in filter(has_critics, repairs):
+        root = cell.training
+        values = coefficients(cell.method, root.backbone, config(root), dict(cell.readings))
+        limits = values["kappa"], values["sigma"]
+        samples = draw_samples(forget_data(engine.store, root.forget).dataset, engine.dataset(root.task))
+        for stage in stages(engine, cell, samples.keep):
+            told = {name: identity(cell)[name] for name in CELL[:5]} | {"stage": stage.name, "step": stage.step}
+            inequalities += [told | row for row in inequality_rows(stage, samples, *limits)]
+            if cell in with_balls:
+                ball, found = ball_rows(stage, samples, *limits)
+                balls.append(told | ball)
+                searches += [told | row for row in found]
+    rows = ((inequalities, INEQUALITY), (balls, BALL), (searches, SEARCH))
+    return Checks(*(pd.DataFrame(found, columns=CELL + own) for found, own in rows))
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
