@@ -1,0 +1,272 @@
+"""Tables, sentences and figures of the audit of forgetting. Pure functions of the rows of `saferule.runs.auditing`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from saferule.audit import relearned
+from saferule.report.canvas import LIMIT, dot, head, limit_handle, panels, styled, with_zero
+from saferule.report.labels import BACKBONES, condition, in_order, method_colour, method_name
+from saferule.report.tables import CELL, SMALLEST_SAMPLE, in_reading_order
+
+SIDES = {"forget": "states of D_f", "keep": "states of D"}
+MARKS = {"reward": "o", "cost": "s"}  # of the judge's critics
+
+
+# Tables
+
+
+def relearning_table(curves: pd.DataFrame) -> pd.DataFrame:
+    """One row per suspect and seed: its mean cost before and after relearning, and when the cost was back.
+
+    curves  episodes at step 0 and later (`Study.relearning_curves`), with the clean and the poisoned policy of each
+            seed, whose costs at step 0 make the level that counts as back (`saferule.audit.relearned`)
+    """
+    means = curves.groupby([*CELL, "training_seed", "method", "step"], sort=False)["cost"].mean()
+    rows = []
+    for where, suspects in means.groupby(level=[*CELL, "training_seed"], sort=False):
+        own = {m: cost.droplevel(list(range(6))).sort_index() for m, cost in suspects.groupby(level="method")}
+        if not {"clean", "poisoned"} <= set(own):
+            continue
+        for method, cost in own.items():
+            back = relearned(list(cost.index), list(cost), own["clean"].iloc[0], own["poisoned"].iloc[0])
+            rows.append(
+                dict(zip([*CELL, "training_seed"], where, strict=True))
+                | {"method": method, "cost_start": cost.iloc[0], "cost_end": cost.iloc[-1], "level": back.level}
+                | {"status": back.status, "steps": back.steps, "last_step": int(cost.index[-1])}
+            )
+    return in_reading_order(pd.DataFrame(rows))
+
+
+def over_seeds(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Means of a table's numbers over training seeds, for each method and value of `by`, with the number of seeds."""
+    keys = [*CELL, "method", *by]
+    numbers = [name for name in frame.select_dtypes("number") if name not in (*keys, "training_seed")]
+    grouped = frame.groupby(keys, sort=False)
+    return in_reading_order(grouped[numbers].mean().assign(n_seeds=grouped["training_seed"].nunique()).reset_index())
+
+
+def relearning_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """For each method, how many seeds ended how, and the restricted mean of the steps: a cost that was not back counts
+    with the last step, so it is a lower bound as soon as not_back is not 0.
+    """
+    rows = []
+    for where, group in table.groupby([*CELL, "method"], sort=False):
+        status = group["status"]
+        rows.append(
+            dict(zip([*CELL, "method"], where, strict=True))
+            | {"cost_start": group["cost_start"].mean(), "cost_end": group["cost_end"].mean()}
+            | {"level": group["level"].mean(), "steps": group["steps"].mean(), "last_step": group["last_step"].max()}
+            | {name.replace(" ", "_"): int((status == name).sum()) for name in STATUSES}
+            | {"n_seeds": len(group)}
+        )
+    return in_reading_order(pd.DataFrame(rows))
+
+
+STATUSES = ("back", "not back", "from the start", "no harm")
+
+
+# Sentences
+
+
+def action_sentences(table: pd.DataFrame) -> str:
+    """What the action distances say, a Markdown list with a point per task and backbone."""
+    points = []
+    for name, cell in _cells(over_seeds(table, ["states"])):
+        parts = []
+        for side, words in SIDES.items():
+            rows = cell[cell["states"] == side].set_index("method")
+            floor, poisoned = rows["floor"].iloc[0], rows["distance"].get("poisoned", np.nan)
+            repairs = rows["distance"].drop(["clean", "poisoned"], errors="ignore").sort_values()
+            said = f"on {words} clean policies of other seeds are {floor:.2f} apart (floor), the poisoned policy "
+            said += f"{poisoned:.2f} from them"
+            if poisoned <= floor:
+                said += ", so the poison does not show in these actions at all"
+            nearer = [m for m in repairs.index if repairs[m] < poisoned]
+            said += f"; nearer to them than the poisoned policy: {_listed(repairs, nearer)}"
+            said += f"; at the floor or below: {_listed(repairs, [m for m in repairs.index if repairs[m] <= floor])}"
+            parts.append(said)
+        points.append(f"{name}: {'. '.join(_capital(part) for part in parts)}.")
+    return _points(points)
+
+
+def value_sentences(table: pd.DataFrame, backbones: Sequence[str]) -> str:
+    """What the value sequences say, a Markdown list with a point per task, backbone and critic of the judge.
+
+    backbones  that were asked about; those without a judge are named
+    """
+    judged = set(table["backbone"]) if len(table) else set()
+    points = [
+        f"{BACKBONES[name]} is left out: it has no critics of actions, and no other backbone's are among these runs."
+        for name in backbones
+        if name not in judged
+    ]
+    if not judged:
+        return _points(points)
+    for name, cell in _cells(over_seeds(table, ["judge", "critic"])):
+        for (by, critic), rows in cell.groupby(["judge", "critic"], sort=False):
+            values = rows.set_index("method")
+            scale = [
+                f"{method_name(m)} z = {values['z_forget'][m]:.1f} on D_f, AUC {values['auc'][m]:.2f}"
+                for m in ("poisoned", "clean")
+                if m in values.index
+            ]
+            repairs = values.drop(["clean", "poisoned"], errors="ignore").sort_values("auc", ascending=False)
+            order = ", ".join(f"{method_name(m)} {auc:.2f} (z {z:.1f})" for m, auc, z in _pairs(repairs))
+            points.append(
+                f"{name}, {critic} critic of the poisoned {BACKBONES[by]} policy: the scale is {'; '.join(scale)}. "
+                f"By AUC: {order or 'no repair'}."
+            )
+    return _points(points)
+
+
+def relearning_sentences(table: pd.DataFrame) -> str:
+    """What relearning says, a Markdown list with a point per task and backbone."""
+    points = []
+    for name, cell in _cells(relearning_summary(table)):
+        last, seeds = int(cell["last_step"].max()), int(cell["n_seeds"].max())
+        if (cell["no_harm"] == cell["n_seeds"]).all():
+            points.append(f"{name}: the poisoned policy costs no more than the clean one, there is nothing to relearn.")
+            continue
+        said = f"{name}: back is a mean cost of {cell['level'].iloc[0]:.0f}"
+        for status in STATUSES:
+            column = status.replace(" ", "_")
+            who = cell[(cell[column] > 0) & ~((status == "from the start") & (cell["method"] == "poisoned"))]
+            if len(who):
+                after = f" within {last} steps" if status == "not back" else ""
+                names = [
+                    method_name(m) + (f" after {s:.0f} steps" if status == "back" else "") + _of(n, seeds)
+                    for m, s, n in zip(who["method"], who["steps"], who[column], strict=True)
+                ]
+                said += f"; {status}{after}: {', '.join(names)}"
+        clean = cell[cell["method"] == "clean"]
+        if (clean["not_back"] > 0).any():
+            said += (
+                f". The clean policy did not relearn it within {last} steps either: a method that did not is not told "
+                "from it"
+            )
+        points.append(said + ".")
+    return _points(points)
+
+
+def limits(seeds: int) -> str:
+    """What so many training seeds cannot show."""
+    if seeds >= SMALLEST_SAMPLE:
+        return f"Means over {seeds} training seeds."
+    return (
+        f"**n = {seeds} training seed{'s' * (seeds > 1)}.** The floor is the distance of a single pair of clean "
+        "policies, without a spread. How methods rank, every step count and every AUC may be another with the next "
+        "seed: differences between methods are not evidence here."
+    )
+
+
+def _cells(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    for (task, backbone, attack, ratio), cell in frame.groupby(CELL, sort=False):
+        yield f"{task}, {BACKBONES[backbone]} ({condition(attack, ratio)})", cell
+
+
+def _pairs(rows: pd.DataFrame) -> list[tuple[str, float, float]]:
+    return list(zip(rows.index, rows["auc"], rows["z_forget"], strict=True))
+
+
+def _listed(values: pd.Series, methods: Sequence[str]) -> str:
+    return ", ".join(f"{method_name(m)} {values[m]:.2f}" for m in methods) or "none"
+
+
+def _of(count: int, seeds: int) -> str:
+    return "" if seeds == 1 else f" ({count} of {seeds} seeds)"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _points(points: Sequence[str]) -> str:
+    return "\n".join(f"- {point}" for point in points)
+
+
+# Figures
+
+
+@styled
+def action_figure(table: pd.DataFrame, title: str) -> Figure:
+    """Distance of the actions to the clean policies of other seeds: a row per backbone, columns forget and keep."""
+    cells, methods = list(_cells(table)), in_order(table["method"])
+    figure, axes = panels(len(cells), 2, 4.3, 0.5 + 0.24 * len(methods), sharex=True, sharey=True)
+    for row, (name, cell) in enumerate(cells):
+        for panel, (side, words) in zip(axes[row], SIDES.items(), strict=True):
+            here = cell[cell["states"] == side]
+            _by_method(panel, here, "distance", methods)
+            panel.axvline(here["floor"].mean(), **LIMIT)
+            panel.set_title(f"{name.split(', ')[1]}, {words}")
+            panel.set(xlabel="mean distance of the actions")
+            panel.label_outer()
+    with_zero(axes[0, 0], "x")
+    floor = Line2D([], [], label="floor: clean policies of different seeds", **LIMIT)
+    return head(figure, title, [dot("#444444", "one training seed"), floor])
+
+
+@styled
+def value_figure(table: pd.DataFrame, title: str) -> Figure:
+    """z on forget trajectories and AUC against keep trajectories: a row per backbone."""
+    cells, methods = list(_cells(table)), in_order(table["method"])
+    figure, axes = panels(len(cells), 2, 4.3, 0.5 + 0.24 * len(methods), sharex="col", sharey=True)
+    for row, (name, cell) in enumerate(cells):
+        for panel, column in zip(axes[row], ("z_forget", "auc"), strict=True):
+            for critic, here in cell.groupby("critic", sort=False):
+                _by_method(panel, here, column, methods, MARKS[critic], 0.15 if critic == "cost" else -0.15)
+            panel.axvline(0.5 if column == "auc" else 0.0, **LIMIT)
+            panel.set_title(name.split(", ")[1])
+            panel.label_outer()
+        axes[row, 0].set_xscale("symlog", linthresh=1.0)
+    axes[-1, 0].set_xlabel("z on trajectories of D_f (median; linear below 1)")
+    axes[-1, 1].set_xlabel("AUC of z, D_f against D")
+    axes[0, 1].set_xlim(-0.03, 1.03)
+    marks = [dot("#444444", f"judged by the {critic} critic", mark) for critic, mark in MARKS.items()]
+    nothing = Line2D([], [], label="as the poisoned policy (0), as much on D as on D_f (0.5)", **LIMIT)
+    return head(figure, title, [*marks, nothing])
+
+
+@styled
+def relearning_figure(curves: pd.DataFrame, table: pd.DataFrame, title: str) -> Figure:
+    """Mean cost while policies train on the poisoned data, a panel per backbone; dotted, the level that is "back"."""
+    cells, methods = list(_cells(curves)), in_order(curves["method"])
+    columns = min(2, len(cells))
+    figure, grid = panels(-(-len(cells) // columns), columns, 8.6 / columns, 2.6)
+    levels = dict(_cells(table))
+    for panel, (name, cell) in zip(grid.flat, cells, strict=False):
+        for (method, _), rows in cell.groupby(["method", "training_seed"], sort=False):
+            means = rows.groupby("step")["cost"].mean()
+            panel.plot(means.index, means, color=method_colour(method), marker="o", markersize=3, linewidth=1.3)
+        panel.axhline(cell["cost_limit"].iloc[0], **LIMIT)
+        for level in levels[name]["level"].unique() if name in levels else ():
+            panel.axhline(level, color="#555555", linestyle=":", linewidth=1.1)
+        panel.set_title(name.split(", ")[1])
+        panel.set(xlabel="gradient steps on D and D_f", ylabel="cost per episode")
+        with_zero(panel, "y")
+    for panel in grid.flat[len(cells) :]:
+        panel.remove()
+    handles = [Line2D([], [], color=method_colour(m), marker="o", markersize=3, label=method_name(m)) for m in methods]
+    back = Line2D([], [], color="#555555", linestyle=":", label="back: halfway from clean to poisoned")
+    return head(figure, title, [*handles, back, limit_handle(curves["cost_limit"].iloc[0])])
+
+
+def _by_method(
+    panel: Axes, rows: pd.DataFrame, column: str, methods: Sequence[str], mark: str = "o", shift: float = 0.0
+) -> None:
+    """A line per method, a dot per training seed."""
+    for place, method in enumerate(methods):
+        values = rows.loc[rows["method"] == method, column]
+        heights = [place + shift] * len(values)
+        panel.scatter(
+            values, heights, s=30, marker=mark, color=method_colour(method), linewidths=0, alpha=0.9, zorder=3
+        )
+    panel.set_yticks(range(len(methods)), [method_name(m) for m in methods])
+    panel.set_ylim(len(methods) - 0.4, -0.6)
+    panel.grid(False, axis="y")

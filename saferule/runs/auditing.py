@@ -1,0 +1,158 @@
+"""The audit's statistics (`saferule.audit`) of finished policies, from their files and their data: one row per suspect.
+
+A suspect comes as the run in which it relearns, which names the policy and the forget set that it is asked about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from saferule.agents import get_backbone
+from saferule.agents.checkpoint import load_agent
+from saferule.agents.networks import Network, q_values
+from saferule.audit import DRAWS, NOISE, action_distance, auc, deviation, floor, sample
+from saferule.data.schema import Dataset
+from saferule.runs.actions import STATES, actions
+from saferule.runs.cells import Forget, Relearning, Training, origin
+from saferule.runs.engine import Engine, identity
+from saferule.runs.groups import forget_data
+from saferule.runs.interruptible import snapshot_path
+
+TRAJECTORIES = 20  # of each set, at most, whose value sequences are compared
+SUSPECT_DRAWS = 4  # of noise, for the mean distance of a suspect's sequences
+CRITICS = {"reward": "critic", "cost": "cost_critic"}  # the judge's, by what they estimate
+
+
+def action_distances(engine: Engine, clean: Sequence[Training], suspects: Sequence[Relearning]) -> pd.DataFrame:
+    """Mean action distances of the suspects, one row per suspect and set of states ("keep" or "forget").
+
+    Columns: those of `identity`, states,
+    distance           to the clean policies of all other seeds, averaged over these
+    floor              the same of the clean policy of the suspect's own seed
+    distance_own       to the clean policy of its own seed, which began as the same network and saw the same batches
+    distance_poisoned  to the poisoned policy of its own seed, where a repair began
+    """
+    rows = []
+    for group in _by(suspects, lambda cell: (origin(cell).task, origin(cell).backbone, cell.forget)):
+        root = origin(group[0])
+        peers = [cell for cell in clean if (cell.task, cell.backbone) == (root.task, root.backbone)]
+        seeds = [cell.seed for cell in peers]
+        for name, data in _sets(engine, root.task, group[0].forget).items():
+            states = data.observations[sample(len(data), STATES)]
+            acts = _actions(engine, [*peers, *(cell.policy for cell in group)], states)
+            theirs = [acts[peer] for peer in peers]
+            poisoned = {origin(cell).seed: acts[cell.policy] for cell in group if cell.method == "poisoned"}
+            for cell in group:
+                own, seed = acts[cell.policy], origin(cell).seed
+                others = [a for a, s in zip(theirs, seeds, strict=True) if s != seed]
+                rows.append(
+                    identity(cell)
+                    | {
+                        "states": name,
+                        "distance": float(np.mean([action_distance(own, other) for other in others])),
+                        "floor": floor(theirs, seeds.index(seed)),
+                        "distance_own": action_distance(own, theirs[seeds.index(seed)]),
+                        "distance_poisoned": action_distance(own, poisoned[seed]) if seed in poisoned else np.nan,
+                        "others": len(others),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def judge(suspect: Relearning, suspects: Sequence[Relearning]) -> Training | None:
+    """Whose critics judge a suspect: the poisoned policy of its seed and forget set, which no repair has touched.
+
+    Of the suspect's own backbone, or where that has no critics (COptiDICE) of the first backbone that has; None where
+    there is none.
+    """
+    root = origin(suspect)
+    poisoned = [
+        cell.policy
+        for cell in suspects
+        if cell.method == "poisoned" and (cell.forget, origin(cell).seed) == (suspect.forget, root.seed)
+    ]
+    able = [policy for policy in poisoned if hasattr(get_backbone(policy.backbone), "q_reward")]
+    return next(iter([policy for policy in able if policy.backbone == root.backbone] or able), None)
+
+
+def value_sequences(engine: Engine, suspects: Sequence[Relearning]) -> pd.DataFrame:
+    """The value-sequence audit, one row per suspect and critic of the judge ("reward" or "cost").
+
+    The reference is the poisoned policy of the suspect's own backbone and seed; members are trajectories of D_f, others
+    those of D. Noise and trajectories are the same for all suspects.
+
+    Columns: those of `identity`, judge (backbone), critic, z_forget and z_keep (medians over trajectories), auc (of z
+    on forget against keep trajectories: 0.5 where the policy changed no more on one than on the other).
+    """
+    rows = []
+    for group in _by(suspects, lambda c: (origin(c).task, origin(c).backbone, origin(c).seed, c.forget)):
+        chosen = judge(group[0], suspects)
+        references = [cell.policy for cell in group if cell.method == "poisoned"]
+        if chosen is None or not references:
+            continue
+        critics = load_agent(snapshot_path(engine.store, chosen, None)).nets
+        scores = _deviations(engine, group, references[0], critics)
+        for cell in group:
+            for name in CRITICS:
+                z = {side: scores[cell, name, side] for side in ("keep", "forget")}
+                rows.append(
+                    identity(cell)
+                    | {"judge": chosen.backbone, "critic": name}
+                    | {f"z_{side}": float(np.median(values)) for side, values in z.items()}
+                    | {"auc": auc(z["forget"], z["keep"])}
+                )
+    return pd.DataFrame(rows)
+
+
+def _deviations(
+    engine: Engine, group: Sequence[Relearning], reference: Training, critics: dict[str, Network]
+) -> dict[tuple[Relearning, str, str], list[float]]:
+    """z of each trajectory for each suspect of a group, critic and set."""
+    scores: dict[tuple[Relearning, str, str], list[float]] = {}
+    sets = _sets(engine, reference.task, group[0].forget)
+    scale = NOISE * sets["keep"].observations.std(axis=0)
+    for side, data in sets.items():
+        generator = np.random.default_rng(0)
+        episodes = data.episodes()
+        chosen = [data.observations[episodes[i]] for i in sample(len(episodes), TRAJECTORIES)]
+        ends = np.cumsum([len(states) for states in chosen])[:-1]
+        acts = _actions(engine, [reference, *(cell.policy for cell in group)], np.concatenate(chosen))
+        parts = {policy: np.split(all_of_them, ends) for policy, all_of_them in acts.items()}
+        for i, states in enumerate(chosen):
+            noise = generator.standard_normal((DRAWS + SUSPECT_DRAWS, *states.shape))
+            noised = torch.from_numpy(states + scale * noise).float()
+            for name, net in CRITICS.items():
+                own = _values(critics[net], noised[:DRAWS], parts[reference][i])
+                for cell in group:
+                    z = deviation(own, _values(critics[net], noised[DRAWS:], parts[cell.policy][i]))
+                    scores.setdefault((cell, name, side), []).append(z)
+    return scores
+
+
+@torch.no_grad()
+def _values(critic: Network, observations: torch.Tensor, actions: np.ndarray) -> np.ndarray:
+    """The critic's values (K, T), averaged over its ensemble, of actions (T, A) at K noised sequences (K, T, S)."""
+    count, steps, _ = observations.shape
+    repeated = torch.from_numpy(actions).float().expand(count, steps, -1)
+    values = q_values(critic, observations.flatten(0, 1), repeated.flatten(0, 1)).mean(0)
+    return values.unflatten(0, (count, steps)).double().numpy()
+
+
+def _actions(engine: Engine, policies: Sequence[Any], states: np.ndarray) -> dict[Any, np.ndarray]:
+    return {cell: actions(snapshot_path(engine.store, cell, None), states) for cell in dict.fromkeys(policies)}
+
+
+def _sets(engine: Engine, task: str, forget: Forget) -> dict[str, Dataset]:
+    return {"keep": engine.dataset(task), "forget": forget_data(engine.store, forget).dataset}
+
+
+def _by(suspects: Sequence[Relearning], key: Any) -> Iterator[list[Relearning]]:
+    groups: dict[Any, list[Relearning]] = {}
+    for cell in suspects:
+        groups.setdefault(key(cell), []).append(cell)
+    yield from groups.values()
