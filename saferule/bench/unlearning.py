@@ -52,7 +52,7 @@ PAPER_NAMES = {  # in Table 3, which is about CPQ
     "safe-rule": "Safe Unlearning",
 }
 PAPER_BACKBONE = "cpq"
-EXCLUDED = "evaluation, reading the data, warm-up, log and saving are not included"
+EXCLUDED = "evaluation, reading the data, warm-up, log and saving are not in the times"
 Row = dict[str, Any]
 
 

@@ -30,6 +30,15 @@ def table(rows: Sequence[Row], machine: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(machine=machine["device"], threads=machine["threads"])
 
 
+def made_on(machine: Mapping[str, Any]) -> str:
+    """One line about the machine, the settings and what was measured."""
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    return (
+        f"Measured in this run: one agent on {machine['device']}, {threads}, torch {machine['torch']}; settings: "
+        f"{machine['settings']}; medians of {machine['rounds']} alternating blocks; {machine['excluded']}."
+    )
+
+
 def shown(times: pd.DataFrame) -> pd.DataFrame:
     """The table for the notebook: durations in words, without what is the same in all rows."""
     frame = times.drop(columns=["machine", "threads", "profile", "data", "share"], errors="ignore")
