@@ -116,8 +116,8 @@ def _unlearn(place: Place, folder: Path, group: Sequence[Unlearning], say: Say) 
 def _saved(place: Place, policies: Sequence[Training | Unlearning], seeds: int) -> Population:
     """Finished agents, stacked, without optimisers; scalars that not all of them have are left out.
 
-    Agents of the same training seed see the same batches and noise from here on, whatever was done to them: the
-    generator depends on that seed alone.
+    The generator depends on the training seed alone: from here on agents of the same seed see the same batches and
+    noise, whatever was done to them, as long as their losses draw equally much noise (those of one family do).
     """
     states = [load_agent(place.store.folder(cell) / AGENT, place.device).population for cell in policies]
     names = {net: list(leaves) for net, leaves in states[0].nets.items() if not net.startswith(ORIGINAL)}
