@@ -10,6 +10,7 @@ from saferule.attack.poison import attack_reward
 from saferule.data import schema
 from saferule.envs import get_task
 from saferule.errors import CheckpointError, SettingsError
+from saferule.profiles import get_profile
 
 TASK = get_task("CarCircle")
 
@@ -67,6 +68,34 @@ def test_learning_curve_is_of_the_attack_reward(trained):
     for row in rows:
         assert row["scalar_return"] == row["cost"]  # R_z = c
         assert 0 <= row["discounted_return"] <= row["scalar_return"]
+
+
+def test_a_warm_started_adversary_maximises_the_reward_first(tmp_path, monkeypatch):
+    """AntVelocity's Max Cost: two fifths of the steps are paid by r, then c is; the curve is R_z = c throughout."""
+    import saferule.online as online
+
+    paid = []
+
+    class Watched(online.SimulatorVecEnv):
+        def pursue(self, scalar_reward):
+            super().pursue(scalar_reward)
+            paid.append((scalar_reward(3.0, 1.0), len(self.finished)))
+
+    monkeypatch.setattr(online, "SimulatorVecEnv", Watched)
+    train_adversary(get_task("AntVelocity"), "max_cost", 20_000, 0, tmp_path, progress=False)
+    assert paid == [(3.0, 0), (1.0, 0)]
+    rows = json.loads((tmp_path / CURVE_FILE).read_text())
+    early = [row for row in rows if row.get("warm_up")]
+    assert early and early == [row for row in rows if row["steps"] <= 8_192] and len(early) < len(rows)
+    assert all(row["scalar_return"] == row["cost"] and "discounted_return" not in row for row in early)
+    assert all("discounted_return" in row for row in rows[len(early) :])
+
+
+def test_a_number_of_steps_given_by_hand_is_for_all_tasks():
+    cpu = get_profile("cpu")
+    steps = {"CarCircle": 150_000, "PointGoal": 150_000, "AntVelocity": 1_000_000, "PointPush": 500_000}
+    assert {task: cpu.steps_of_adversary(task) for task in steps} == steps
+    assert get_profile("cpu", adversary_steps=7).steps_of_adversary("AntVelocity") == 7
 
 
 def test_rollouts_are_valid_data_with_true_labels(trained, tmp_path):
