@@ -181,6 +181,9 @@ def test_conclusions_are_arithmetic_on_the_rows():
     assert "0.80 times as long as one of Trajdeleter here, 1.39 times in the paper" in paper
     only = [row for row in ROWS if row["backbone"] == "coptidice"]
     assert len(timing.conclusions(only)) == 1
+    pair = [(timed("retraining", 1_000_000), 0.1), (timed("safe-rule", 5_000), 0.1)]
+    (table7,) = timing.conclusions(bench.rows_of("CarCircle", "coptidice", pair))
+    assert table7.endswith("200 / 1.00 = 200 times faster than retraining.")  # nothing to convert
 
 
 def test_figure_places_every_method_at_its_share(measured):
