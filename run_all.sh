@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is needed and runs the five notebooks in order: data, attack, training, unlearning, tables.
+# Installs what is needed and runs the notebooks in order, from data and attack to the tables.
 set -euo pipefail
 
 usage() {

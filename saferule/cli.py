@@ -61,7 +61,7 @@ PAPER_PARAMETERS = ("tasks", "backbones", "attacks", "ratios", "seeds")  # those
 @app.command()
 def run(
     profile: ProfileOption = "smoke",
-    notebooks: Annotated[str, typer.Option(help="Which, with commas [all five, in order].")] = "",
+    notebooks: Annotated[str, typer.Option(help="Which, with commas [all, in order].")] = "",
     output: OutputOption = None,
     data: DataFolderOption = None,
     changes: SetOption = [],  # noqa: B006  typer wants a list

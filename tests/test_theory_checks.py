@@ -242,11 +242,12 @@ def test_words_for_a_bound_that_says_something():
     told = words.in_words(*by_hand(10.0), ["cpq", "coptidice"])
     assert "COptiDICE: no Q critics" in told
     assert "22 inequalities were evaluated on the critics of 1 repaired policies: every one holds." in told
-    assert "before unlearning for 1 (sharper: 1) of 1; after unlearning for 0 (sharper: 0) of 1" in told
-    assert "at u = 2 it allows 53.3 % where 25 % are found" in told  # eps_r = 1.07
-    assert "eps_c is 0.453 with sigma = 0.5: (19) allows 90.6 %, the sharper bound 46.5 %, and 25 %" in told
+    assert "vacuous (eps_c >= sigma) for 1 of 1 before, 0 of 1 after unlearning" in told
+    assert "the sharper one for 1 of 1 before, 0 of 1 after." in told and "says nothing about any" not in told
+    assert "at u = 2 it allows 53.3 % (sharper: 50.1 %) where 25 % are found" in told  # eps_r = 1.07
+    assert "eps_c is 0.453 with sigma = 0.5: (19) allows 90.6 %, the sharper bound allows 46.5 %, and 25 %" in told
     assert "3 certified balls were searched for an action that Q_c calls safe: none was found" in told
-    assert "66.7 % at 2 times the radius" in told and "66.7 % at any action of the box" in told
+    assert "66.7 % of those 2 times as wide" in told and "66.7 % of those as wide as the action box" in told
     assert "75 % of the poisoned actions have a ball after unlearning, with a median radius of 88.4 %" in told
 
 
@@ -255,6 +256,7 @@ def test_words_for_bounds_that_say_nothing():
     assert "**(19) is vacuous**, the sharper bound says nothing either, and 100 %" in told
     assert "No forget sample has a certified ball at any stage: Eq. 23-25 say nothing here." in told
     assert "**nothing is certified**" in told
+    assert "**Lemma A.2 as printed says nothing about any repaired policy here.**" in told
     assert "COptiDICE" not in told
 
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from saferule.report.canvas import head, panels, styled
+from saferule.report.canvas import head, panels, styled, with_zero
 from saferule.report.labels import BACKBONES
 
 OBSERVED = {"color": "#000000", "label": "observed"}
@@ -63,21 +63,22 @@ def bounds_during_unlearning(rows: pd.DataFrame, title: str) -> Figure:
     """Both sides of Eq. 14 and 19 against the step: a row per backbone, a line per poisoned policy."""
     backbones = list(rows["backbone"].unique())
     figure, axes = panels(len(backbones), 2, 4.6, 2.4, sharex=True)
-    columns = {"(14)": "mean excess of $Q_r$ over its reference", "(19)": "share of $D_f$ still called safe"}
+    columns = {"(14)": "mean excess of $Q_r$", "(19)": "share still called safe"}
     for line, backbone in enumerate(backbones):
         for panel, (number, label) in zip(axes[line], columns.items(), strict=True):
             here = rows[(rows["backbone"] == backbone) & (rows["inequality"] == number)]
             for _, policy in here.groupby(POLICY, sort=False):
                 _three(panel, policy, "step")
-            panel.set(xlabel="gradient step", ylabel=label, title=f"{BACKBONES[backbone]}, {number}", yscale="symlog")
-            panel.set_yticks([0, 1, 10, 100])
-            panel.set_yticklabels(["0", "1", "10", "100"])
-            top = 1.4 * max(here[["observed", "bound"]].max().max(), 1.0)
-            panel.set(ylim=(-0.05, top))
+            panel.set(ylabel=label, title=f"{BACKBONES[backbone]}, Eq. {number[1:-1]}")
             if number == "(19)":
+                panel.set_yscale("symlog", linthresh=2)
+                panel.set_yticks([0, 0.5, 1, 10, 100], ["0", "0.5", "1", "10", "100"])
+                panel.set_ylim(-0.05, 1.4 * max(here["bound"].max(), 1.0))
                 panel.axhline(1, **ONE)
-            panel.label_outer()
-            panel.tick_params(labelleft=True)
+            else:
+                with_zero(panel, "y")
+            panel.tick_params(labelbottom=line == len(backbones) - 1)
+            panel.set_xlabel("gradient step" if line == len(backbones) - 1 else "")
     return head(figure, title, [*_handles(OBSERVED, PRINTED, SHARPER), VACUOUS])
 
 
@@ -93,8 +94,9 @@ def tails(rows: pd.DataFrame, title: str) -> Figure:
             for _, policy in here.groupby(POLICY, sort=False):
                 _three(panel, policy, "u")
             panel.axhline(1, **ONE)
-            panel.set(xscale="log", ylim=(-0.05, 2), title=f"{BACKBONES[backbone]}, {stage} unlearning")
+            panel.set(xscale="log", ylim=(-0.05, 1.5), title=f"{BACKBONES[backbone]}, {stage} unlearning")
             panel.set(xlabel="$u$, in units of $Q_r$", ylabel="share with $Q_r \\geq$ reference $+ u$")
+            panel.xaxis.set_major_formatter("{x:g}")
             panel.label_outer()
     return head(figure, title, [*_handles(OBSERVED, PRINTED, SHARPER), VACUOUS])
 
@@ -127,11 +129,13 @@ def neighbourhood(balls: pd.DataFrame, searches: pd.DataFrame, title: str) -> Fi
             found.text(0.5, 0.5, "no ball to search", ha="center", transform=found.transAxes, color="#555555")
         found.set_xticks(range(len(factors)), ["all" if np.isinf(f) else f"{f:g}x" for f in factors])
         share.set(title=f"{BACKBONES[backbone]}: samples with a ball", ylabel="share", ylim=(-0.05, 1.05))
-        radius.set(title="median radius", ylabel="share of the box's diameter", yscale="log")
-        slope.set(title="Lipschitz constant of $Q_c$", ylabel="$Q_c$ per unit of action", yscale="log")
+        radius.set(title="median radius", ylabel="share of the box's diameter")
+        slope.set(title="Lipschitz constant of $Q_c$", ylabel="$Q_c$ per unit of action")
         found.set(title="balls with a violation, after", ylabel="share", ylim=(-0.05, 1.05), xlabel="radius searched")
         for panel in (share, radius, slope):
             panel.set(xlabel="gradient step", xlim=(-0.02 * here["step"].max(), 1.05 * here["step"].max()))
+        for panel in (radius, slope):
+            with_zero(panel, "y")
     looks = (
         {"color": OBSERVED["color"], "label": "observed, found"},
         {"color": PRINTED["color"], "label": "as printed; product of spectral norms"},

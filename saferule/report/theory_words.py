@@ -81,13 +81,14 @@ def _validity(rows: pd.DataFrame) -> str:
 
 
 def _counted_vacuous(rows: pd.DataFrame) -> str:
-    cost, parts = rows[rows["inequality"] == "(19)"], []
-    for stage in (s for s in STAGES if s in set(cost["stage"])):
-        here = cost[cost["stage"] == stage]
-        ours = int((here["sharper"] >= 1).sum())
-        parts.append(f"{stage} unlearning for {int(here['vacuous'].sum())} (sharper: {ours}) of {len(here)}")
-    return (
-        f"The bound (19) as printed is vacuous (eps_c >= sigma), and the sharper one is 1 or more: {'; '.join(parts)}."
+    cost = rows[rows["inequality"] == "(19)"]
+    stages = [(stage, cost[cost["stage"] == stage]) for stage in STAGES if stage in set(cost["stage"])]
+    printed = ", ".join(f"{int(here['vacuous'].sum())} of {len(here)} {stage}" for stage, here in stages)
+    ours = ", ".join(f"{int((here['sharper'] >= 1).sum())} of {len(here)} {stage}" for stage, here in stages)
+    _, after = stages[-1]
+    told = f"The printed bound (19) is vacuous (eps_c >= sigma) for {printed} unlearning; the sharper one for {ours}."
+    return told + (
+        " **Lemma A.2 as printed says nothing about any repaired policy here.**" if after["vacuous"].all() else ""
     )
 
 
@@ -104,8 +105,8 @@ def _reward(rows: pd.DataFrame) -> str:
         return f"{told}, which is above every u tried."
     first = useful[useful["u"] == useful["u"].min()]
     return (
-        f"{told}, and at u = {first['u'].iloc[0]:g} it allows {span(first['bound'], percent)} where "
-        f"{span(first['observed'], percent)} are found."
+        f"{told}, and at u = {first['u'].iloc[0]:g} it allows {span(first['bound'], percent)} (sharper: "
+        f"{span(first['sharper'], percent)}) where {span(first['observed'], percent)} are found."
     )
 
 
@@ -122,7 +123,11 @@ def _cost(rows: pd.DataFrame) -> str:
         said = f"**(19) is vacuous for {len(here) - len(useful)} of {len(here)}** and else allows "
         said += span(useful["bound"], percent)
     sharper = here[here["sharper"] < 1]["sharper"]
-    ours = "the sharper bound says nothing either" if sharper.empty else f"the sharper bound {span(sharper, percent)}"
+    ours = (
+        "the sharper bound says nothing either"
+        if sharper.empty
+        else f"the sharper bound allows {span(sharper, percent)}"
+    )
     if 0 < len(sharper) < len(here):
         ours += f" (vacuous for {len(here) - len(sharper)} of {len(here)})"
     return f"{told}{said}, {ours}, and {seen}."
@@ -137,9 +142,9 @@ def _searched(searches: pd.DataFrame) -> str:
     told += "none was found" if not found else f"**{found} were found, which is an error**"
     wider = []
     for factor, rows in searches[searches["factor"] > 1].groupby("factor"):
-        name = "at any action of the box" if np.isinf(factor) else f"at {factor:g} times the radius"
-        wider.append(f"{percent(rows['violated'].sum() / rows['searched'].sum())} {name}")
-    return f"{told}. In balls wider than certified the same search finds one in: {', '.join(wider)}."
+        name = "as wide as the action box" if np.isinf(factor) else f"{factor:g} times as wide"
+        wider.append(f"{percent(rows['violated'].sum() / rows['searched'].sum())} of those {name}")
+    return f"{told}. The same search finds one in wider balls: in {', '.join(wider)}."
 
 
 def _balls(rows: pd.DataFrame) -> str:
