@@ -12,6 +12,7 @@ from saferule.attack.poison import ForgetSet
 from saferule.data.schema import Dataset
 from saferule.paper.readings import READINGS
 from saferule.report import canvas, comparison, comparison_figures, figures, labels, readings, tables
+from saferule.runs.inventory import REPAIRS
 from saferule.unlearn import METHODS
 
 CELL = {"task": "CarCircle", "backbone": "cpq", "attack": "max_cost", "ratio": 0.15}
@@ -312,6 +313,16 @@ def test_unlearning_curve_is_the_mean_of_the_episodes_at_each_step():
     assert cost.lines[0].get_xydata().tolist() == [[0.0, 50.0], [100.0, 5.0]]
     assert score.lines[0].get_xydata().tolist() == [[0.0, 2.0], [100.0, 5.0]]
     assert cost.lines[0].get_color() == labels.METHOD_COLOURS["safe-rule"]
+
+
+def test_no_two_repairs_look_the_same_during_unlearning():
+    frame = pd.concat([rows(method, 0, [1.0], [1.0]) for method in REPAIRS])
+    figure = figures.unlearning_curves(frame, "title")
+    drawn = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines[: len(REPAIRS)]]
+    assert len(set(drawn)) == len(REPAIRS)
+    assert [text.get_text() for text in figure.legends[0].texts][:-1] == [
+        labels.method_name(method) for method in labels.in_order(REPAIRS)
+    ]
 
 
 def test_inside_safe_rule_draws_the_target():

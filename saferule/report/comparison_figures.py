@@ -36,7 +36,7 @@ def every_method(table: pd.DataFrame, title: str) -> Figure:
             for place, method in enumerate(methods):
                 for _, row in rows.iterrows():
                     look = {"marker": RATIO_MARKERS[ratios.index(row["ratio"]) % 4], "s": 30, "linewidths": 1.1}
-                    colour = ATTACK_COLOURS[row["attack"]]
+                    colour = ATTACK_COLOURS["clean" if method == "clean" else row["attack"]]
                     panel.scatter(row[method_column(method)], place - 0.1, color=colour, zorder=3, **look)
                     if method in PAPERS:
                         panel.scatter(row[PAPERS[method]], place + 0.2, color="white", edgecolors=colour, **look)

@@ -24,6 +24,7 @@ from saferule.report.labels import (
     in_order,
     method_colour,
     method_name,
+    method_style,
 )
 from saferule.report.tables import with_clean
 
@@ -153,9 +154,10 @@ def unlearning_curves(episodes: pd.DataFrame, title: str) -> Figure:
     """
     labelled = episodes.assign(condition=_conditions(episodes))
     methods = in_order(episodes["method"])
-    handles = [Line2D([], [], color=method_colour(m), label=method_name(m)) for m in methods]
+    look = {method: (method_colour(method), method_style(method)) for method in methods}
+    handles = [Line2D([], [], color=c, linestyle=s, label=method_name(m)) for m, (c, s) in look.items()]
     names = ["method", "training_seed"]
-    return _curves(labelled, "condition", str, names, lambda key: (method_colour(key[0]), "-"), handles, title)
+    return _curves(labelled, "condition", str, names, lambda key: look[key[0]], handles, title)
 
 
 def _curves(

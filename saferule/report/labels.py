@@ -89,6 +89,11 @@ def method_name(method: str) -> str:
     return METHODS.get(method, method)
 
 
+def method_style(method: str) -> str:
+    """The line style of a method: Trajdeleter's variants are dashed, as their colours are near each other's."""
+    return "--" if method.startswith("trajdeleter") else "-"
+
+
 def method_colour(method: str) -> str:
     """The colour of a method; dark grey for one that has none of its own."""
     return METHOD_COLOURS.get(method, "#444444")
