@@ -134,7 +134,7 @@ def test_relearning_table_and_summary():
     assert summary.loc["safe-rule", ["back", "not_back", "steps", "n_seeds"]].tolist() == [1, 1, 100, 2]
     assert summary.loc["fine-tuning", ["back", "from_the_start", "steps"]].tolist() == [1, 1, 50]
     said = report.relearning_sentences(table)
-    assert "back: fine-tuning after 50 steps (1 of 2 seeds), Safe-RULE after 100 steps (1 of 2 seeds)" in said
+    assert ". Back: fine-tuning after 50 steps (1 of 2 seeds); Safe-RULE after 100 steps (1 of 2 seeds). " in said
     assert "The clean policy did not relearn it within 100 steps either" in said
     assert isinstance(report.relearning_figure(pd.concat([one, two]), table, "title"), Figure)
 
@@ -157,9 +157,13 @@ def test_action_sentences_and_figure():
         for side in ("forget", "keep")
     ]
     said = report.action_sentences(pd.DataFrame(rows))
-    assert "On states of D_f clean policies of other seeds are 0.20 apart (floor)" in said
-    assert "nearer to them than the poisoned policy: Trajdeleter 0.15, Safe-RULE 0.50; at the floor or below: " in said
-    assert "at the floor or below: Trajdeleter 0.15." in said and "fine-tuning" not in said
+    assert said.startswith("- **CarCircle, CPQ, Max Cost 15 %.** On states of D_f the floor is 0.20 and the poisoned ")
+    told = "at the floor: Trajdeleter (0.15); between: Safe-RULE (0.50); no nearer: fine-tuning (1.10)."
+    assert said.count(told) == 2
+    means = report.over_seeds(pd.DataFrame(rows), ["states"])
+    wide = report.side_by_side(means, "states", ["distance", "floor"])
+    assert list(wide.columns[-4:]) == ["distance, forget", "distance, keep", "floor, forget", "floor, keep"]
+    assert wide["method"].tolist()[:2] == ["clean", "poisoned"] and (wide["floor, keep"] == 0.2).all()
     assert isinstance(report.action_figure(pd.DataFrame(rows), "title"), Figure)
 
 
@@ -171,8 +175,8 @@ def test_value_sentences_and_figure():
     ]
     said = report.value_sentences(pd.DataFrame(rows), ["cpq", "coptidice"])
     assert said.startswith("- COptiDICE is left out")
-    assert "reward critic of the poisoned BCQ-Lag policy: the scale is poisoned z = 0.1 on D_f, AUC 0.50" in said
-    assert "By AUC: Safe-RULE 0.80 (z 12.0)." in said
+    assert "reward critic of the poisoned BCQ-Lag policy. The scale: poisoned z 0.1, AUC 0.50; clean" in said
+    assert "first: Safe-RULE (z 12.0, AUC 0.80)." in said
     assert isinstance(report.value_figure(pd.DataFrame(rows), "title"), Figure)
     assert report.value_sentences(pd.DataFrame(), ["coptidice"]).count("\n") == 0
 

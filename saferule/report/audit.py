@@ -52,6 +52,16 @@ def over_seeds(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return in_reading_order(grouped[numbers].mean().assign(n_seeds=grouped["training_seed"].nunique()).reset_index())
 
 
+def side_by_side(means: pd.DataFrame, by: str, columns: Sequence[str]) -> pd.DataFrame:
+    """One row per method of a table of `over_seeds`, the columns of each value of `by` next to each other."""
+    keys = ["task", "backbone", "method"]
+    values = list(dict.fromkeys(means[by]))
+    wide = means.pivot(index=[*keys, "n_seeds"], columns=by, values=list(columns))
+    wide.columns = [f"{column}, {value}" for column, value in wide.columns]
+    ordered = wide[[f"{column}, {value}" for column in columns for value in values]].reset_index()
+    return in_reading_order(ordered)
+
+
 def relearning_summary(table: pd.DataFrame) -> pd.DataFrame:
     """For each method, how many seeds ended how, and the restricted mean of the steps: a cost that was not back counts
     with the last step, so it is a lower bound as soon as not_back is not 0.
@@ -84,15 +94,16 @@ def action_sentences(table: pd.DataFrame) -> str:
             rows = cell[cell["states"] == side].set_index("method")
             floor, poisoned = rows["floor"].iloc[0], rows["distance"].get("poisoned", np.nan)
             repairs = rows["distance"].drop(["clean", "poisoned"], errors="ignore").sort_values()
-            said = f"on {words} clean policies of other seeds are {floor:.2f} apart (floor), the poisoned policy "
-            said += f"{poisoned:.2f} from them"
+            said = f"On {words} the floor is {floor:.2f} and the poisoned policy at {poisoned:.2f}"
             if poisoned <= floor:
                 said += ", so the poison does not show in these actions at all"
-            nearer = [m for m in repairs.index if repairs[m] < poisoned]
-            said += f"; nearer to them than the poisoned policy: {_listed(repairs, nearer)}"
-            said += f"; at the floor or below: {_listed(repairs, [m for m in repairs.index if repairs[m] <= floor])}"
+            between = [m for m in repairs.index if floor < repairs[m] < poisoned]
+            reached = [m for m in repairs.index if repairs[m] <= floor]
+            beyond = [m for m in repairs.index if repairs[m] >= max(poisoned, floor)]
+            for what, methods in (("at the floor", reached), ("between", between), ("no nearer", beyond)):
+                said += f"; {what}: {_listed(repairs, methods)}" if methods else ""
             parts.append(said)
-        points.append(f"{name}: {'. '.join(_capital(part) for part in parts)}.")
+        points.append(f"**{name}.** {'. '.join(parts)}.")
     return _points(points)
 
 
@@ -113,15 +124,18 @@ def value_sentences(table: pd.DataFrame, backbones: Sequence[str]) -> str:
         for (by, critic), rows in cell.groupby(["judge", "critic"], sort=False):
             values = rows.set_index("method")
             scale = [
-                f"{method_name(m)} z = {values['z_forget'][m]:.1f} on D_f, AUC {values['auc'][m]:.2f}"
+                f"{method_name(m)} z {_tenths(values['z_forget'][m])}, AUC {values['auc'][m]:.2f}"
                 for m in ("poisoned", "clean")
                 if m in values.index
             ]
-            repairs = values.drop(["clean", "poisoned"], errors="ignore").sort_values("auc", ascending=False)
-            order = ", ".join(f"{method_name(m)} {auc:.2f} (z {z:.1f})" for m, auc, z in _pairs(repairs))
+            repairs = values.drop(["clean", "poisoned"], errors="ignore").sort_values("z_forget", ascending=False)
+            order = [
+                f"{method_name(m)} (z {_tenths(z)}, AUC {auc:.2f})"
+                for m, z, auc in zip(repairs.index, repairs["z_forget"], repairs["auc"], strict=True)
+            ]
             points.append(
-                f"{name}, {critic} critic of the poisoned {BACKBONES[by]} policy: the scale is {'; '.join(scale)}. "
-                f"By AUC: {order or 'no repair'}."
+                f"**{name}**, {critic} critic of the poisoned {BACKBONES[by]} policy. The scale: {'; '.join(scale)}. "
+                f"Farthest from the poisoned policy first: {'; '.join(order) or 'no repair'}."
             )
     return _points(points)
 
@@ -132,9 +146,11 @@ def relearning_sentences(table: pd.DataFrame) -> str:
     for name, cell in _cells(relearning_summary(table)):
         last, seeds = int(cell["last_step"].max()), int(cell["n_seeds"].max())
         if (cell["no_harm"] == cell["n_seeds"]).all():
-            points.append(f"{name}: the poisoned policy costs no more than the clean one, there is nothing to relearn.")
+            points.append(
+                f"**{name}**: the poisoned policy costs no more than the clean one, there is nothing to relearn."
+            )
             continue
-        said = f"{name}: back is a mean cost of {cell['level'].iloc[0]:.0f}"
+        said = f"**{name}**: back is a mean cost of {cell['level'].iloc[0]:.0f}"
         for status in STATUSES:
             column = status.replace(" ", "_")
             who = cell[(cell[column] > 0) & ~((status == "from the start") & (cell["method"] == "poisoned"))]
@@ -144,7 +160,7 @@ def relearning_sentences(table: pd.DataFrame) -> str:
                     method_name(m) + (f" after {s:.0f} steps" if status == "back" else "") + _of(n, seeds)
                     for m, s, n in zip(who["method"], who["steps"], who[column], strict=True)
                 ]
-                said += f"; {status}{after}: {', '.join(names)}"
+                said += f". {status.capitalize()}{after}: {'; '.join(names)}"
         clean = cell[cell["method"] == "clean"]
         if (clean["not_back"] > 0).any():
             said += (
@@ -168,23 +184,19 @@ def limits(seeds: int) -> str:
 
 def _cells(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     for (task, backbone, attack, ratio), cell in frame.groupby(CELL, sort=False):
-        yield f"{task}, {BACKBONES[backbone]} ({condition(attack, ratio)})", cell
-
-
-def _pairs(rows: pd.DataFrame) -> list[tuple[str, float, float]]:
-    return list(zip(rows.index, rows["auc"], rows["z_forget"], strict=True))
+        yield f"{task}, {BACKBONES[backbone]}, {condition(attack, ratio)}", cell
 
 
 def _listed(values: pd.Series, methods: Sequence[str]) -> str:
-    return ", ".join(f"{method_name(m)} {values[m]:.2f}" for m in methods) or "none"
+    return ", ".join(f"{method_name(m)} ({values[m]:.2f})" for m in methods)
 
 
 def _of(count: int, seeds: int) -> str:
     return "" if seeds == 1 else f" ({count} of {seeds} seeds)"
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _tenths(value: float) -> str:
+    return f"{round(value, 1) + 0.0:.1f}"  # no minus before a zero
 
 
 def _points(points: Sequence[str]) -> str:
@@ -197,14 +209,14 @@ def _points(points: Sequence[str]) -> str:
 @styled
 def action_figure(table: pd.DataFrame, title: str) -> Figure:
     """Distance of the actions to the clean policies of other seeds: a row per backbone, columns forget and keep."""
-    cells, methods = list(_cells(table)), in_order(table["method"])
-    figure, axes = panels(len(cells), 2, 4.3, 0.5 + 0.24 * len(methods), sharex=True, sharey=True)
+    cells = list(_cells(table))
+    figure, axes = panels(len(cells), 2, 4.3, _height(table), sharex=True, sharey="row")
     for row, (name, cell) in enumerate(cells):
         for panel, (side, words) in zip(axes[row], SIDES.items(), strict=True):
             here = cell[cell["states"] == side]
-            _by_method(panel, here, "distance", methods)
+            _by_method(panel, here, "distance")
             panel.axvline(here["floor"].mean(), **LIMIT)
-            panel.set_title(f"{name.split(', ')[1]}, {words}")
+            panel.set_title(f"{_panel_title(name)}: {words}")
             panel.set(xlabel="mean distance of the actions")
             panel.label_outer()
     with_zero(axes[0, 0], "x")
@@ -215,14 +227,14 @@ def action_figure(table: pd.DataFrame, title: str) -> Figure:
 @styled
 def value_figure(table: pd.DataFrame, title: str) -> Figure:
     """z on forget trajectories and AUC against keep trajectories: a row per backbone."""
-    cells, methods = list(_cells(table)), in_order(table["method"])
-    figure, axes = panels(len(cells), 2, 4.3, 0.5 + 0.24 * len(methods), sharex="col", sharey=True)
+    cells = list(_cells(table))
+    figure, axes = panels(len(cells), 2, 4.3, _height(table), sharex="col", sharey="row")
     for row, (name, cell) in enumerate(cells):
-        for panel, column in zip(axes[row], ("z_forget", "auc"), strict=True):
+        for panel, column, what in zip(axes[row], ("z_forget", "auc"), ("z on D_f", "AUC"), strict=True):
             for critic, here in cell.groupby("critic", sort=False):
-                _by_method(panel, here, column, methods, MARKS[critic], 0.15 if critic == "cost" else -0.15)
+                _by_method(panel, here, column, MARKS[critic], 0.15 if critic == "cost" else -0.15)
             panel.axvline(0.5 if column == "auc" else 0.0, **LIMIT)
-            panel.set_title(name.split(", ")[1])
+            panel.set_title(f"{_panel_title(name)}: {what}")
             panel.label_outer()
         axes[row, 0].set_xscale("symlog", linthresh=1.0)
     axes[-1, 0].set_xlabel("z on trajectories of D_f (median; linear below 1)")
@@ -245,9 +257,10 @@ def relearning_figure(curves: pd.DataFrame, table: pd.DataFrame, title: str) -> 
             means = rows.groupby("step")["cost"].mean()
             panel.plot(means.index, means, color=method_colour(method), marker="o", markersize=3, linewidth=1.3)
         panel.axhline(cell["cost_limit"].iloc[0], **LIMIT)
-        for level in levels[name]["level"].unique() if name in levels else ():
+        known = levels[name] if name in levels else pd.DataFrame(columns=["status", "level"])
+        for level in known.loc[known["status"] != "no harm", "level"].unique():
             panel.axhline(level, color="#555555", linestyle=":", linewidth=1.1)
-        panel.set_title(name.split(", ")[1])
+        panel.set_title(_panel_title(name))
         panel.set(xlabel="gradient steps on D and D_f", ylabel="cost per episode")
         with_zero(panel, "y")
     for panel in grid.flat[len(cells) :]:
@@ -257,10 +270,17 @@ def relearning_figure(curves: pd.DataFrame, table: pd.DataFrame, title: str) -> 
     return head(figure, title, [*handles, back, limit_handle(curves["cost_limit"].iloc[0])])
 
 
-def _by_method(
-    panel: Axes, rows: pd.DataFrame, column: str, methods: Sequence[str], mark: str = "o", shift: float = 0.0
-) -> None:
+def _height(table: pd.DataFrame) -> float:
+    return 0.5 + 0.24 * table["method"].nunique()
+
+
+def _panel_title(name: str) -> str:
+    return name.split(", ", 1)[1]
+
+
+def _by_method(panel: Axes, rows: pd.DataFrame, column: str, mark: str = "o", shift: float = 0.0) -> None:
     """A line per method, a dot per training seed."""
+    methods = in_order(rows["method"])
     for place, method in enumerate(methods):
         values = rows.loc[rows["method"] == method, column]
         heights = [place + shift] * len(values)

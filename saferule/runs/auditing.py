@@ -23,8 +23,8 @@ from saferule.runs.engine import Engine, identity
 from saferule.runs.groups import forget_data
 from saferule.runs.interruptible import snapshot_path
 
-TRAJECTORIES = 20  # of each set, at most, whose value sequences are compared
-SUSPECT_DRAWS = 4  # of noise, for the mean distance of a suspect's sequences
+TRAJECTORIES = 10  # of each set, at most, whose value sequences are compared
+SUSPECT_DRAWS = 2  # of noise, for the mean distance of a suspect's sequences
 CRITICS = {"reward": "critic", "cost": "cost_critic"}  # the judge's, by what they estimate
 
 
