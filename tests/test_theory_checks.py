@@ -15,6 +15,7 @@ from saferule.attack.poison import save_forget_set
 from saferule.data.schema import save
 from saferule.report import theory as report
 from saferule.report import theory_words as words
+from saferule.runs import theory_checks
 from saferule.runs.cells import Adversary, Forget, Training, Unlearning, settings
 from saferule.runs.engine import Engine
 from saferule.runs.interruptible import AGENT
@@ -205,6 +206,15 @@ def test_during_unlearning_the_reference_is_the_logged_one(repaired, checks):
     rows = checks.inequalities
     row = rows[(rows["backbone"] == "bcq-lag") & (rows["stage"] == "during")].iloc[0]
     assert row["reference"] == log[STEPS // 2]
+
+
+def test_many_repairs_are_checked_in_other_processes(repaired, checks, monkeypatch):
+    engine, repairs = repaired
+    monkeypatch.setattr(theory_checks, "FEW", 0)
+    found = check(engine, repairs[:2], repairs[:2])
+    expected = checks.inequalities[checks.inequalities["backbone"] != "cpq"]
+    pd.testing.assert_frame_equal(found.inequalities, expected)
+    pd.testing.assert_frame_equal(found.balls, checks.balls)
 
 
 def test_without_snapshots_before_and_after_are_left(repaired):

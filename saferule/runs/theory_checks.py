@@ -22,12 +22,14 @@ from saferule import theory
 from saferule.agents.checkpoint import Agent, load_agent
 from saferule.agents.networks import quantile
 from saferule.agents.parts import Nets
+from saferule.data.clean import clean_data
 from saferule.data.sampler import TransitionPool
 from saferule.data.schema import Dataset
 from saferule.runs.cells import Unlearning, config
 from saferule.runs.engine import Engine, identity
-from saferule.runs.groups import forget_data
+from saferule.runs.groups import Place, forget_data
 from saferule.runs.interruptible import LOG, snapshot_path, snapshot_steps
+from saferule.runs.store import Store
 from saferule.unlearn import coefficients
 from saferule.unlearn.data import reward_targets
 
@@ -35,6 +37,7 @@ SAMPLES = 2048  # of D_f, for the inequalities; as many of D_k for the reward re
 BALLS = 256  # of these, for the certified neighbourhood
 LEVELS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)  # u of Eq. 15, in units of Q_r
 FACTORS = (1.0, 2.0, 5.0, 20.0, float("inf"))  # of the certified radius; inf: every action of the box
+FEW = 8  # repairs that are checked in this process
 SLOPE_TRIES = SEARCH_TRIES = 8  # random actions per sample, beside the gradient steps of the search
 
 CELL = ["task", "backbone", "attack", "ratio", "training_seed", "stage", "step"]
@@ -82,7 +85,7 @@ def reward_reference(agent: Agent, keep: Dataset, percentile: float) -> float:
     return quantile(reward_targets(agent.backbone, agent.nets, agent.cfg, pool, pool.rows_of(0)), percentile).item()
 
 
-def stages(engine: Engine, cell: Unlearning, keep: Dataset) -> Iterator[Stage]:
+def stages(store: Store, cell: Unlearning, keep: Dataset) -> Iterator[Stage]:
     """The stages of a repair in order.
 
     Snapshots hold no target networks, so there the reference is the one that Safe-RULE logged in that step, of its
@@ -91,12 +94,12 @@ def stages(engine: Engine, cell: Unlearning, keep: Dataset) -> Iterator[Stage]:
     percentile = coefficients(cell.method, cell.training.backbone, config(cell.training), dict(cell.readings))[
         "percentile"
     ]
-    start = load_agent(snapshot_path(engine.store, cell.training, None))
+    start = load_agent(snapshot_path(store, cell.training, None))
     yield Stage("before", 0, start.nets, reward_reference(start, keep, percentile))
-    logged = pd.read_csv(engine.store.folder(cell) / LOG).set_index("step")["reward_reference"]
-    for step in snapshot_steps(engine.store, cell):
-        yield Stage("during", step, load_agent(snapshot_path(engine.store, cell, step)).nets, float(logged[step]))
-    end = load_agent(snapshot_path(engine.store, cell, None))
+    logged = pd.read_csv(store.folder(cell) / LOG).set_index("step")["reward_reference"]
+    for step in snapshot_steps(store, cell):
+        yield Stage("during", step, load_agent(snapshot_path(store, cell, step)).nets, float(logged[step]))
+    end = load_agent(snapshot_path(store, cell, None))
     yield Stage("after", end.meta["step"], end.nets, reward_reference(end, keep, percentile))
 
 
@@ -188,21 +191,31 @@ def check(engine: Engine, repairs: Sequence[Unlearning], with_balls: Sequence[Un
 
     Repairs of a backbone without Q critics are left out.
     """
-    inequalities, balls, searches = [], [], []
-    for cell in filter(has_critics, repairs):
-        root = cell.training
-        values = coefficients(cell.method, root.backbone, config(root), dict(cell.readings))
-        limits = values["kappa"], values["sigma"]
-        samples = draw_samples(forget_data(engine.store, root.forget).dataset, engine.dataset(root.task))
-        for stage in stages(engine, cell, samples.keep):
-            told = {name: identity(cell)[name] for name in CELL[:5]} | {"stage": stage.name, "step": stage.step}
-            inequalities += [told | row for row in inequality_rows(stage, samples, *limits)]
-            if cell in with_balls:
-                ball, found = ball_rows(stage, samples, *limits)
-                balls.append(told | ball)
-                searches += [told | row for row in found]
-    rows = ((inequalities, INEQUALITY), (balls, BALL), (searches, SEARCH))
-    return Checks(*(pd.DataFrame(found, columns=CELL + own) for found, own in rows))
+    cells = [cell for cell in repairs if has_critics(cell)]
+    run = engine.workers.map if len(cells) > FEW else map  # for a few, starting processes takes longer
+    found = list(run(_check, [engine.place] * len(cells), cells, [cell in with_balls for cell in cells]))
+    frames = (
+        pd.DataFrame([row for rows in found for row in rows[kind]], columns=CELL + own)
+        for kind, own in enumerate((INEQUALITY, BALL, SEARCH))
+    )
+    return Checks(*frames)
+
+
+def _check(place: Place, cell: Unlearning, with_balls: bool) -> tuple[list[dict[str, Any]], ...]:
+    """Rows of the inequalities, balls and searches of one repair."""
+    root, inequalities, balls, searches = cell.training, [], [], []
+    values = coefficients(cell.method, root.backbone, config(root), dict(cell.readings))
+    limits = values["kappa"], values["sigma"]
+    forget = forget_data(place.store, root.forget).dataset
+    samples = draw_samples(forget, clean_data(place.data_folder, root.task))
+    for stage in stages(place.store, cell, samples.keep):
+        told = {name: identity(cell)[name] for name in CELL[:5]} | {"stage": stage.name, "step": stage.step}
+        inequalities += [told | row for row in inequality_rows(stage, samples, *limits)]
+        if with_balls:
+            ball, found = ball_rows(stage, samples, *limits)
+            balls.append(told | ball)
+            searches += [told | row for row in found]
+    return inequalities, balls, searches
 
 
 def _generator() -> torch.Generator:
