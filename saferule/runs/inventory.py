@@ -68,12 +68,14 @@ def _cells(profile: Profile, path: Path, task: str) -> list[Cell]:
     repairs = [*plan.unlearnings(profile, policies, REPAIRS), *plan.unlearnings(profile, chosen, VARIANTS)]
     clean = [c for b in profile.backbones for c in plan.clean_policies(profile, data, task, b)]
     suspects = audited(profile, clean, chosen, plan.unlearnings(profile, chosen, REPAIRS))
-    repairs += plan.readings(profile, chosen)
+    readings = plan.readings(profile, chosen)
     return [
         *(plan.adversary(profile, task, attack) for attack in profile.attacks),
         *(plan.forget_set(profile, data, task, a, r) for a, r in product(profile.attacks, profile.ratios)),
         *dict.fromkeys([*policies, *clean]),
         *repairs,
+        *readings,
         *plan.relearnings(profile, suspects),
         *plan.evaluations(profile, [*policies, *repairs]),
+        *plan.curve(profile, readings, [None]),
     ]
