@@ -85,10 +85,10 @@ def evaluate_file(
     """Episodes of the agent in a safetensors file that saferule wrote."""
     import torch
 
-    from saferule.agents.checkpoint import load_agent
+    from saferule.agents.checkpoint import load_networks
 
     torch.set_num_threads(1)
-    agent = load_agent(path)
+    agent = load_networks(path)
     task = get_task(agent.task)
     rows = roll_out(task, agent_policy(agent.backbone, agent.cfg, agent.nets, seeds, deterministic), seeds)
     return normalised(rows, task, cost_limit)

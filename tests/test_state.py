@@ -7,7 +7,7 @@ import torch
 from helpers import EXISTING, Sampled, assert_same_state, frozen, tiny
 
 from saferule.agents import get_backbone
-from saferule.agents.checkpoint import load_agent, save_acting, save_agent, save_networks, save_tensors
+from saferule.agents.checkpoint import load_agent, load_networks, save_acting, save_agent, save_networks, save_tensors
 from saferule.agents.parts import originals
 from saferule.agents.population import create, draw_noise, training, update
 from saferule.agents.state import read, restore, take, write
@@ -73,6 +73,14 @@ def test_agent_files(name, tmp_path):
     expected = {n: v if n.endswith("/step") else v[1:2] for n, v in frozen(population).items()}
     assert_same_state(expected, frozen(agent.population))
     assert agent.population.step == 3
+    alone = load_networks(tmp_path / "agent.safetensors")
+    assert (
+        alone.population is None
+        and alone.meta == agent.meta
+        and alone.cfg == cfg
+        and set(alone.nets) == set(agent.nets)
+    )
+    assert all(torch.equal(alone.nets[n][k], leaf) for n, net in agent.nets.items() for k, leaf in net.items())
     save_acting(population, 1, tmp_path / "acting.safetensors", "CarCircle", name, cfg)
     acting = load_agent(tmp_path / "acting.safetensors")
     assert acting.population is None and acting.meta["step"] == 3

@@ -1,6 +1,7 @@
 """Appendix A on finished repairs: rows by hand, on real small agents, and what is drawn and said about them."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -105,6 +106,11 @@ def test_certified_balls_by_hand():
     assert [(s["searched"], s["violated"]) for s in searches] == [(3, 0), *[(3, 2)] * (len(FACTORS) - 1)]
     assert searches[0]["lowest"] == pytest.approx(0.0, abs=1e-3)  # the certificate is tight for a linear critic
     assert searches[1]["lowest"] == pytest.approx(-0.5, abs=1e-3)
+
+
+def test_during_unlearning_only_the_certified_balls_are_searched():
+    during = replace(stage(linear((0.0, 1.0, 10.0))), name="during")
+    assert [search["factor"] for search in ball_rows(during, four_samples(), KAPPA, SIGMA)[1]] == [1.0]
 
 
 def test_no_ball_where_the_critic_calls_everything_safe():

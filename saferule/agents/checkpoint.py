@@ -25,7 +25,7 @@ SNAPSHOTS = ("acting_only", "networks_only")  # what a snapshot's description sa
 
 @dataclass
 class Agent:
-    """A saved agent; ``population`` is None for a snapshot, of which only some networks were kept."""
+    """A saved agent; ``population`` is None where only networks were kept (a snapshot) or read (`load_networks`)."""
 
     task: str
     backbone: ModuleType
@@ -79,18 +79,27 @@ def _save_some(
 
 def load_agent(path: str | Path, device: str = "cpu") -> Agent:
     """Read an agent. CheckpointError when the file is not a whole saferule checkpoint."""
+    agent, tensors = _read_networks(path, device)
+    if not any(agent.meta.get(kind) for kind in SNAPSHOTS):
+        agent.population = restore(tensors, agent.cfg.learning_rates, agent.meta["step"])
+        agent.nets = {n: {k: v[0].detach() for k, v in net.items()} for n, net in agent.population.nets.items()}
+    return agent
+
+
+def load_networks(path: str | Path, device: str = "cpu") -> Agent:
+    """Read the networks of a complete agent or of a snapshot; what training goes on with stays in the file."""
+    return _read_networks(path, device)[0]
+
+
+def _read_networks(path: str | Path, device: str) -> tuple[Agent, dict[str, Tensor]]:
     tensors, meta = read(path, device)
     if "backbone" not in meta:
         raise CheckpointError(f"{path}: the state of a population, expected one agent: give an agent.safetensors")
     backbone = get_backbone(meta["backbone"])
     saved = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["settings"].items()}
-    cfg = backbone.Config(**saved)
-    if any(meta.get(kind) for kind in SNAPSHOTS):
-        nets: Nets = {}
-        for name, value in tensors.items():
-            _, net, leaf = name.split("/")
-            nets.setdefault(net, {})[leaf] = value[0]
-        return Agent(meta["task"], backbone, cfg, nets, None, meta)
-    population = restore(tensors, cfg.learning_rates, meta["step"])
-    nets = {net: {k: v[0].detach() for k, v in leaves.items()} for net, leaves in population.nets.items()}
-    return Agent(meta["task"], backbone, cfg, nets, population, meta)
+    nets: Nets = {}
+    for name, value in tensors.items():
+        kind, *names = name.split("/")
+        if kind == "nets":
+            nets.setdefault(names[0], {})[names[1]] = value[0]
+    return Agent(meta["task"], backbone, backbone.Config(**saved), nets, None, meta), tensors

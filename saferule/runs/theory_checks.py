@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from saferule import theory
-from saferule.agents.checkpoint import Agent, load_agent
+from saferule.agents.checkpoint import Agent, load_networks
 from saferule.agents.networks import quantile
 from saferule.agents.parts import Nets
 from saferule.data.clean import clean_data
@@ -36,7 +36,7 @@ from saferule.unlearn.data import reward_targets
 SAMPLES = 2048  # of D_f, for the inequalities; as many of D_k for the reward reference
 BALLS = 256  # of these, for the certified neighbourhood
 LEVELS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)  # u of Eq. 15, in units of Q_r
-FACTORS = (1.0, 2.0, 5.0, 20.0, float("inf"))  # of the certified radius; inf: every action of the box
+FACTORS = (1.0, 2.0, 5.0, 20.0, math.inf)  # of the certified radius; inf: a ball that holds the action box
 FEW = 8  # repairs that are checked in this process
 SLOPE_TRIES = SEARCH_TRIES = 8  # random actions per sample, beside the gradient steps of the search
 
@@ -94,12 +94,12 @@ def stages(store: Store, cell: Unlearning, keep: Dataset) -> Iterator[Stage]:
     percentile = coefficients(cell.method, cell.training.backbone, config(cell.training), dict(cell.readings))[
         "percentile"
     ]
-    start = load_agent(snapshot_path(store, cell.training, None))
+    start = load_networks(snapshot_path(store, cell.training, None))
     yield Stage("before", 0, start.nets, reward_reference(start, keep, percentile))
     logged = pd.read_csv(store.folder(cell) / LOG).set_index("step")["reward_reference"]
     for step in snapshot_steps(store, cell):
-        yield Stage("during", step, load_agent(snapshot_path(store, cell, step)).nets, float(logged[step]))
-    end = load_agent(snapshot_path(store, cell, None))
+        yield Stage("during", step, load_networks(snapshot_path(store, cell, step)).nets, float(logged[step]))
+    end = load_networks(snapshot_path(store, cell, None))
     yield Stage("after", end.meta["step"], end.nets, reward_reference(end, keep, percentile))
 
 
@@ -140,7 +140,7 @@ def ball_rows(
 
     radius and printed are medians over the samples with a nonempty ball (empty where there is none), of our bound per
     member and of the paper's; radius_max is the largest of ours. slope_bound and slope_found enclose the Lipschitz
-    constant. lowest is the smallest Q_c - kappa found in the balls.
+    constant. lowest is the smallest Q_c - kappa found in the balls; during unlearning no wider ones are searched.
     """
     critic = stage.nets["cost_critic"]
     observations, actions = samples.observations[:BALLS], samples.actions[:BALLS]
@@ -158,7 +158,8 @@ def ball_rows(
         "diameter": 2 * actions.shape[-1] ** 0.5,
     }
     searches = []
-    for factor in FACTORS if some else ():
+    factors = FACTORS[:1] if stage.name == "during" else FACTORS
+    for factor in factors if some else ():
         search = theory.search_violations(
             critic,
             observations[inside],
