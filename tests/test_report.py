@@ -178,6 +178,9 @@ def test_table1_has_every_baseline_and_table_4s_trajdeleter(episodes):
     assert table[["trajdeleter_cost", "trajdeleter_released"]].isna().all(axis=None)  # no such runs
     assert table["paper_trajdeleter"].to_dict() == {"cost": 4.0, "return": 77.0}  # CPQ, Max Cost 15 %, CarCircle
     assert table["paper_trajdeleter_cost"].to_dict() == {"cost": 7.2, "return": 46.9}
+    shown = comparison.shown(table.reset_index())
+    assert shown["paper, Trajdeleter"].tolist() == [4.0, 77.0] and shown["Trajdeleter"].tolist() == [3.0, 7.0]
+    assert "Trajdeleter, released code" not in shown and "clean (retrained)" in shown
     columns = [comparison.method_column(method) for method in comparison.OURS]
     assert list(table.columns[4 : 4 + 3 * len(columns)][::3]) == columns
 
@@ -235,6 +238,16 @@ def test_effects_of_readings_are_paired_with_the_default_and_sorted(other_readin
     assert by_reading.at["gate", "question"] == READINGS["gate"].question
     assert by_reading.at["gate", "meaning"] == READINGS["gate"].options["data"]
     assert by_reading.at["same run again", "option"] == "percentile-50"
+
+
+def test_effects_are_shown_with_small_distances_and_explained_in_words(other_readings):
+    table = readings.effects(other_readings, distances_of(other_readings).assign(actions_keep=4e-08))
+    assert set(readings.shown(table)["actions_keep"]) == {"4.0e-08"}
+    lines = readings.explained(table).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| gate", "| kappa", "| forget_actor"]  # the paper's order
+    gate = READINGS["gate"]
+    assert gate.question in lines[2] and "**data**: " + gate.options["data"] in lines[2]
+    assert "**policy**: " + gate.options["policy"] in lines[2]
 
 
 def test_readings_are_drawn_as_changes_around_the_floor(other_readings):

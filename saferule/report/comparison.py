@@ -6,7 +6,7 @@ import pandas as pd
 
 from saferule.paper import numbers
 from saferule.report.labels import BACKBONES, method_name
-from saferule.report.tables import CELL, METRICS, in_reading_order, summarise, with_clean
+from saferule.report.tables import CELL, METRICS, in_reading_order, readable, summarise, with_clean
 
 PAPER_METRICS = {"cost": "cost", "return": "reward"}
 BASELINES = ("fine-tuning", "trajdeleter", "trajdeleter-cost", "trajdeleter-released", "reward-only")
@@ -41,6 +41,18 @@ def table1(episodes: pd.DataFrame) -> pd.DataFrame:
                 row[column] = cell[column].iloc[0]
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """`table1` for the notebook: names as they are written, without bounds and what the notebook's head states."""
+    papers = {
+        "paper_before": "paper, poisoned",
+        "paper_after": "paper, Safe-RULE",
+        "paper_trajdeleter": "paper, Trajdeleter",
+        "paper_trajdeleter_cost": "paper, Trajdeleter cost-aware",
+    }
+    names = {method_column(method): method_name(method) for method in OURS} | papers
+    return readable(table[[*CELL, "metric", *names]]).rename(columns=names)
 
 
 def method_column(method: str) -> str:

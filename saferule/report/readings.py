@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from saferule.paper.readings import READINGS
 from saferule.report.canvas import UNITS, dot, head, panels, styled, with_zero
 from saferule.report.labels import BACKBONES, method_colour
-from saferule.report.tables import CELL, METRICS, in_reading_order
+from saferule.report.tables import CELL, METRICS, in_reading_order, readable
 
 DEFAULT, FLOOR = "safe-rule", "percentile-50"  # the same method under two names, run in two populations
 POLICY = [*CELL, "training_seed"]
@@ -53,6 +53,24 @@ def effects(episodes: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     kind = table["reading"].map({"": 0, SAME_RUN: 1}).fillna(2)
     ranks = pd.DataFrame({"kind": kind} | {m: -table[f"{m}_change"].abs() for m in METRICS})
     return in_reading_order(table.loc[ranks.sort_values(list(ranks), kind="stable").index])
+
+
+def shown(effects: pd.DataFrame) -> pd.DataFrame:
+    """`effects` for the notebook: without the words, which `explained` gives, and with small distances legible."""
+    names = ["backbone", "reading", "option", "cost", "return", "cost_change", "return_change"]
+    distances = {name: effects[name].map("{:.1e}".format) for name in ("actions_keep", "actions_forget")}
+    return readable(effects[names].assign(**distances))
+
+
+def explained(effects: pd.DataFrame) -> str:
+    """The readings in a table of effects in words, as a Markdown table: question, default, and the option tried."""
+    tried = effects[effects["reading"].isin(READINGS)][["reading", "option"]].drop_duplicates()
+    lines = ["| reading | question | default | tried here |", "|---|---|---|---|"]
+    for reading, option in sorted(tried.itertuples(index=False), key=lambda pair: list(READINGS).index(pair[0])):
+        about = READINGS[reading]
+        cells = (reading, about.question, *(f"**{o}**: {about.options[o]}" for o in (about.default, option)))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def _reading_and_option(rows: pd.DataFrame) -> dict[str, list[str]]:
