@@ -96,8 +96,8 @@ def stages(store: Store, cell: Unlearning, keep: Dataset) -> Iterator[Stage]:
     ]
     start = load_networks(snapshot_path(store, cell.training, None))
     yield Stage("before", 0, start.nets, reward_reference(start, keep, percentile))
-    logged = pd.read_csv(store.folder(cell) / LOG).set_index("step")["reward_reference"]
     for step in snapshot_steps(store, cell):
+        logged = pd.read_csv(store.folder(cell) / LOG).set_index("step")["reward_reference"]
         yield Stage("during", step, load_networks(snapshot_path(store, cell, step)).nets, float(logged[step]))
     end = load_networks(snapshot_path(store, cell, None))
     yield Stage("after", end.meta["step"], end.nets, reward_reference(end, keep, percentile))
