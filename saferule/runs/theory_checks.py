@@ -91,9 +91,7 @@ def stages(store: Store, cell: Unlearning, keep: Dataset) -> Iterator[Stage]:
     Snapshots hold no target networks, so there the reference is the one that Safe-RULE logged in that step, of its
     batch.
     """
-    percentile = coefficients(cell.method, cell.training.backbone, config(cell.training), dict(cell.readings))[
-        "percentile"
-    ]
+    percentile = _coefficients(cell)["percentile"]
     start = load_networks(snapshot_path(store, cell.training, None))
     yield Stage("before", 0, start.nets, reward_reference(start, keep, percentile))
     for step in snapshot_steps(store, cell):
@@ -205,7 +203,7 @@ def check(engine: Engine, repairs: Sequence[Unlearning], with_balls: Sequence[Un
 def _check(place: Place, cell: Unlearning, with_balls: bool) -> tuple[list[dict[str, Any]], ...]:
     """Rows of the inequalities, balls and searches of one repair."""
     root, inequalities, balls, searches = cell.training, [], [], []
-    values = coefficients(cell.method, root.backbone, config(root), dict(cell.readings))
+    values = _coefficients(cell)
     limits = values["kappa"], values["sigma"]
     forget = forget_data(place.store, root.forget).dataset
     samples = draw_samples(forget, clean_data(place.data_folder, root.task))
@@ -217,6 +215,10 @@ def _check(place: Place, cell: Unlearning, with_balls: bool) -> tuple[list[dict[
             balls.append(told | ball)
             searches += [told | row for row in found]
     return inequalities, balls, searches
+
+
+def _coefficients(cell: Unlearning) -> dict[str, float]:
+    return coefficients(cell.method, cell.training.backbone, config(cell.training), dict(cell.readings))
 
 
 def _generator() -> torch.Generator:
