@@ -181,6 +181,7 @@ def test_table1_has_every_baseline_and_table_4s_trajdeleter(episodes):
     shown = comparison.shown(table.reset_index())
     assert shown["paper, Trajdeleter"].tolist() == [4.0, 77.0] and shown["Trajdeleter"].tolist() == [3.0, 7.0]
     assert "Trajdeleter, released code" not in shown and "clean (retrained)" in shown
+    assert shown["condition"].tolist() == ["Max Cost 15 %"] * 2 and shown.index.tolist() == ["CarCircle"] * 2
     columns = [comparison.method_column(method) for method in comparison.OURS]
     assert list(table.columns[4 : 4 + 3 * len(columns)][::3]) == columns
 
@@ -286,6 +287,8 @@ def test_provenance_and_readable(episodes):
     assert "profile" not in shown and "cost_low" not in shown
     assert shown["method"].tolist() == ["clean (retrained)", "poisoned", "fine-tuning", "Safe-RULE"]
     assert shown["ratio"].tolist() == ["", "15 %", "15 %", "15 %"]
+    shown = tables.readable(pd.DataFrame({"paper_ratio": [0.05, np.nan], "gain": [-0.04, 1.26]}))
+    assert shown["paper_ratio"].tolist() == ["5 %", ""] and list(map(str, shown["gain"])) == ["0.0", "1.3"]
 
 
 def test_every_method_has_a_name_and_a_colour():

@@ -155,8 +155,8 @@ UNLEARNING = (
         name="weight_update",
         question="Is beta_f updated before or after the actor's step?",
         options={
-            "before": "before: the step uses the new weight (Algorithm 2 lines 15-16)",
-            "after": "after: the step uses the weight of the step before",
+            "before": "the step uses the new weight (Algorithm 2 lines 15-16)",
+            "after": "the step uses the weight of the step before",
         },
         default="before",
         reason="The order of the lines of Algorithm 2.",

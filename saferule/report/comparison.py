@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from saferule.paper import numbers
-from saferule.report.labels import BACKBONES, method_name
+from saferule.report.labels import BACKBONES, condition, method_name
 from saferule.report.tables import CELL, METRICS, in_reading_order, readable, summarise, with_clean
 
 PAPER_METRICS = {"cost": "cost", "return": "reward"}
@@ -44,15 +44,20 @@ def table1(episodes: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """`table1` for the notebook: names as they are written, without bounds and what the notebook's head states."""
+    """`table1` for the notebook: names as they are written, without bounds and what the notebook's head states.
+
+    The attack and its ratio are one column; the task is the index.
+    """
     papers = {
         "paper_before": "paper, poisoned",
         "paper_after": "paper, Safe-RULE",
         "paper_trajdeleter": "paper, Trajdeleter",
-        "paper_trajdeleter_cost": "paper, Trajdeleter cost-aware",
+        "paper_trajdeleter_cost": "paper, cost-aware",
     }
     names = {method_column(method): method_name(method) for method in OURS} | papers
-    return readable(table[[*CELL, "metric", *names]]).rename(columns=names)
+    attacks = [condition(attack, ratio) for attack, ratio in zip(table["attack"], table["ratio"], strict=True)]
+    chosen = table[["task", "backbone"]].assign(condition=attacks, **table[["metric", *names]])
+    return readable(chosen).rename(columns=names).set_index("task")
 
 
 def method_column(method: str) -> str:

@@ -193,11 +193,11 @@ def readable(frame: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
             shown[column] = shown[column].map(lambda name, names=names: names.get(name, name))
     if "method" in shown:
         shown["method"] = shown["method"].map(method_name)
-    for column in ("ratio", "share", "safe_share"):
+    for column in ("ratio", "share", "safe_share", "paper_ratio"):
         if column in shown:
             shown[column] = shown[column].map(lambda share: "" if pd.isna(share) else f"{100 * share:.3g} %")
     if "ratio" in shown:
         shown["ratio"] = shown["ratio"].replace("0 %", "")  # of clean policies
     numbers = shown.select_dtypes("float").columns
-    shown[numbers] = shown[numbers].round(digits)
+    shown[numbers] = shown[numbers].round(digits) + 0.0  # no -0.0
     return shown.fillna("")

@@ -33,14 +33,14 @@ def distances(engine: Engine, cells: Sequence[Unlearning], references: Sequence[
     [-1, 1], over at most STATES states of D and of D_f). Cells without a reference are left out.
     """
     by_policy = {reference.training: reference for reference in references}
-    rows = []
-    for cell in (cell for cell in cells if cell.training in by_policy):
-        root = cell.training
+    cells = [cell for cell in cells if cell.training in by_policy]
+    rows = {cell: identity(cell) for cell in cells}
+    for root in dict.fromkeys(cell.training for cell in cells):
         sets = {"keep": engine.dataset(root.task), "forget": forget_data(engine.store, root.forget).dataset}
-        row = identity(cell)
         for name, data in sets.items():
             states = data.observations[sample(len(data), STATES)]
-            both = [actions(snapshot_path(engine.store, c, None), states) for c in (cell, by_policy[root])]
-            row[f"actions_{name}"] = action_distance(*both)
-        rows.append(row)
-    return pd.DataFrame(rows)
+            reference = actions(snapshot_path(engine.store, by_policy[root], None), states)
+            for cell in (cell for cell in cells if cell.training == root):
+                own = actions(snapshot_path(engine.store, cell, None), states)
+                rows[cell][f"actions_{name}"] = action_distance(own, reference)
+    return pd.DataFrame(rows.values())
