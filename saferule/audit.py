@@ -98,6 +98,11 @@ def auc(members: ArrayLike, others: ArrayLike) -> float:
     return float(((members > others) + 0.5 * (members == others)).mean())
 
 
+def auc_chance(members: int, others: int) -> float:
+    """Standard deviation of the AUC of so many values where members are no different from others (Mann-Whitney)."""
+    return ((members + others + 1) / (12 * members * others)) ** 0.5
+
+
 # Relearning
 
 

@@ -10,6 +10,7 @@ from scipy.stats import wasserstein_distance
 
 from saferule import audit
 from saferule.report import audit as report
+from saferule.report import audit_figures
 
 RNG = np.random.default_rng(0)
 CELL = {"task": "CarCircle", "backbone": "cpq", "attack": "max_cost", "ratio": 0.15, "training_seed": 0}
@@ -87,6 +88,12 @@ def test_auc_counts_ties_half():
     assert audit.auc([5, math.inf], [1]) == 1.0
 
 
+def test_auc_of_equals_has_the_spread_of_mann_whitney():
+    assert audit.auc_chance(1, 1) == 0.5
+    drawn = [audit.auc(*RNG.normal(size=(2, 10))) for _ in range(2000)]
+    assert audit.auc_chance(10, 10) == pytest.approx(np.std(drawn), abs=0.01)
+
+
 # Relearning
 
 
@@ -114,7 +121,9 @@ def test_nothing_to_relearn():
 def curves(seed=0, **costs):
     """Two episodes, 2 apart, at steps 0, 50 and 100 for each method."""
     rows = [
-        CELL | {"training_seed": seed, "method": method.replace("_", "-"), "step": step, "cost": cost + shift}
+        CELL
+        | {"training_seed": seed, "method": method.replace("_", "-"), "step": step}
+        | {"cost": cost + shift, "seed": shift}
         for method, values in costs.items()
         for step, cost in zip((0, 50, 100), values, strict=True)
         for shift in (-1, 1)
@@ -135,8 +144,19 @@ def test_relearning_table_and_summary():
     assert summary.loc["fine-tuning", ["back", "from_the_start", "steps"]].tolist() == [1, 1, 50]
     said = report.relearning_sentences(table)
     assert ". Back: fine-tuning after 50 steps (1 of 2 seeds); Safe-RULE after 100 steps (1 of 2 seeds). " in said
-    assert "The clean policy did not relearn it within 100 steps either" in said
-    assert isinstance(report.relearning_figure(pd.concat([one, two]), table, "title"), Figure)
+    assert "The clean policy was not back within 100 steps: " in said
+    assert "costs 30 ± 0 more than the clean one; back is a mean cost of 20" in said  # seeds: 40 and 20 more
+    assert isinstance(audit_figures.relearning(pd.concat([one, two]), table, "title"), Figure)
+
+
+def test_harm_within_the_noise_of_the_episodes_is_said_so():
+    noisy = curves(clean=(10, 12, 14), poisoned=(20, 20, 20))
+    noisy.loc[(noisy["method"] == "poisoned") & (noisy["step"] == 0), "cost"] = [5, 35]  # 9 - 13, 11 + 13
+    table = report.relearning_table(noisy)
+    assert (table["harm"] == 10).all() and table["harm_error"].to_numpy() == pytest.approx(14.0)  # of -4 and 24
+    assert "costs 10 ± 14 more than the clean one (standard error over episodes: **not told" in (
+        report.relearning_sentences(table)
+    )
 
 
 def test_a_poison_that_costs_nothing_is_said_so():
@@ -164,12 +184,13 @@ def test_action_sentences_and_figure():
     wide = report.side_by_side(means, "states", ["distance", "floor"])
     assert list(wide.columns[-4:]) == ["distance, forget", "distance, keep", "floor, forget", "floor, keep"]
     assert wide["method"].tolist()[:2] == ["clean", "poisoned"] and (wide["floor, keep"] == 0.2).all()
-    assert isinstance(report.action_figure(pd.DataFrame(rows), "title"), Figure)
+    assert isinstance(audit_figures.actions(pd.DataFrame(rows), "title"), Figure)
 
 
 def test_value_sentences_and_figure():
     rows = [
-        CELL | {"method": m, "judge": "bcq-lag", "critic": c, "z_forget": z, "z_keep": 1.0, "auc": auc}
+        CELL
+        | {"method": m, "judge": "bcq-lag", "critic": c, "z_forget": z, "z_keep": 1.0, "auc": auc, "auc_chance": 0.1}
         for m, z, auc in (("clean", 30.0, 0.9), ("poisoned", 0.1, 0.5), ("safe-rule", 12.0, 0.8))
         for c in ("reward", "cost")
     ]
@@ -177,7 +198,7 @@ def test_value_sentences_and_figure():
     assert said.startswith("- COptiDICE is left out")
     assert "reward critic of the poisoned BCQ-Lag policy. The scale: poisoned z 0.1, AUC 0.50; clean" in said
     assert "first: Safe-RULE (z 12.0, AUC 0.80)." in said
-    assert isinstance(report.value_figure(pd.DataFrame(rows), "title"), Figure)
+    assert isinstance(audit_figures.values(pd.DataFrame(rows), "title"), Figure)
     assert report.value_sentences(pd.DataFrame(), ["coptidice"]).count("\n") == 0
 
 

@@ -210,11 +210,10 @@ def test_action_distances_of_real_policies(made, car_data, data_folder):
     assert rows.loc[("safe-rule", 0), "distance_poisoned"] > 0 and (rows["others"] == 1).all()
 
 
-def test_value_sequences_of_real_policies(made, car_data, data_folder, monkeypatch):
-    monkeypatch.setattr(auditing, "TRAJECTORIES", 3)
+def test_value_sequences_of_real_policies(made, car_data, data_folder):
     digest = car_data.digest()
     dice, cells = relearnings(digest, "coptidice"), relearnings(digest, "cpq")
-    table = auditing.value_sequences(engine(made, data_folder), [*dice, *cells])
+    table = auditing.value_sequences(engine(made, data_folder), [*dice, *cells], trajectories=3)
     assert (table["judge"] == "cpq").all() and set(table["critic"]) == {"reward", "cost"}
     rows = table[table["backbone"] == "coptidice"].set_index(["method", "training_seed", "critic"])
     scores = rows.loc[(slice(None), 0, "reward"), "z_forget"]
@@ -222,4 +221,6 @@ def test_value_sequences_of_real_policies(made, car_data, data_folder, monkeypat
     assert table["auc"].between(0, 1).all()
     assert auditing.judge(dice[0], [*dice, *cells]) == cells[1].policy  # of its seed
     assert auditing.judge(cells[3], [*dice, *cells]) == cells[3].policy
-    assert auditing.judge(dice[0], dice) is None and not len(auditing.value_sequences(engine(made, data_folder), dice))
+    assert auditing.judge(dice[0], dice) is None and not len(
+        auditing.value_sequences(engine(made, data_folder), dice, 3)
+    )

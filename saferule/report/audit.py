@@ -1,4 +1,4 @@
-"""Tables, sentences and figures of the audit of forgetting. Pure functions of the rows of `saferule.runs.auditing`."""
+"""Tables and sentences of the audit of forgetting. Pure functions of the rows of `saferule.runs.auditing`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from saferule.audit import relearned
-from saferule.report.canvas import LIMIT, dot, head, limit_handle, panels, styled, with_zero
-from saferule.report.labels import BACKBONES, condition, in_order, method_colour, method_name
+from saferule.report.labels import BACKBONES, condition, method_name
 from saferule.report.tables import CELL, SMALLEST_SAMPLE, in_reading_order
 
 SIDES = {"forget": "states of D_f", "keep": "states of D"}
-MARKS = {"reward": "o", "cost": "s"}  # of the judge's critics
 
 
 # Tables
@@ -24,6 +19,9 @@ MARKS = {"reward": "o", "cost": "s"}  # of the judge's critics
 
 def relearning_table(curves: pd.DataFrame) -> pd.DataFrame:
     """One row per suspect and seed: its mean cost before and after relearning, and when the cost was back.
+
+    harm is the poisoned policy's mean cost less the clean one's, harm_error its standard error over the episodes, which
+    have the same seeds for both.
 
     curves  episodes at step 0 and later (`Study.relearning_curves`), with the clean and the poisoned policy of each
             seed, whose costs at step 0 make the level that counts as back (`saferule.audit.relearned`)
@@ -34,14 +32,23 @@ def relearning_table(curves: pd.DataFrame) -> pd.DataFrame:
         own = {m: cost.droplevel(list(range(6))).sort_index() for m, cost in suspects.groupby(level="method")}
         if not {"clean", "poisoned"} <= set(own):
             continue
+        harm = _harm(curves, where)
         for method, cost in own.items():
             back = relearned(list(cost.index), list(cost), own["clean"].iloc[0], own["poisoned"].iloc[0])
             rows.append(
                 dict(zip([*CELL, "training_seed"], where, strict=True))
                 | {"method": method, "cost_start": cost.iloc[0], "cost_end": cost.iloc[-1], "level": back.level}
                 | {"status": back.status, "steps": back.steps, "last_step": int(cost.index[-1])}
+                | {"harm": harm.mean(), "harm_error": harm.sem()}
             )
     return in_reading_order(pd.DataFrame(rows))
+
+
+def _harm(curves: pd.DataFrame, where: tuple) -> pd.Series:
+    """Cost of the poisoned less that of the clean policy in each evaluation episode before relearning."""
+    starts = curves[(curves["step"] == 0) & (curves[[*CELL, "training_seed"]] == list(where)).all(axis=1)]
+    costs = starts.pivot(index="seed", columns="method", values="cost")
+    return costs["poisoned"] - costs["clean"]
 
 
 def over_seeds(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -72,6 +79,7 @@ def relearning_summary(table: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             dict(zip([*CELL, "method"], where, strict=True))
             | {"cost_start": group["cost_start"].mean(), "cost_end": group["cost_end"].mean()}
+            | {"harm": group["harm"].mean(), "harm_error": (group["harm_error"] ** 2).sum() ** 0.5 / len(group)}
             | {"level": group["level"].mean(), "steps": group["steps"].mean(), "last_step": group["last_step"].max()}
             | {name.replace(" ", "_"): int((status == name).sum()) for name in STATUSES}
             | {"n_seeds": len(group)}
@@ -88,7 +96,7 @@ STATUSES = ("back", "not back", "from the start", "no harm")
 def action_sentences(table: pd.DataFrame) -> str:
     """What the action distances say, a Markdown list with a point per task and backbone."""
     points = []
-    for name, cell in _cells(over_seeds(table, ["states"])):
+    for name, cell in by_cell(over_seeds(table, ["states"])):
         parts = []
         for side, words in SIDES.items():
             rows = cell[cell["states"] == side].set_index("method")
@@ -120,7 +128,7 @@ def value_sentences(table: pd.DataFrame, backbones: Sequence[str]) -> str:
     ]
     if not judged:
         return _points(points)
-    for name, cell in _cells(over_seeds(table, ["judge", "critic"])):
+    for name, cell in by_cell(over_seeds(table, ["judge", "critic"])):
         for (by, critic), rows in cell.groupby(["judge", "critic"], sort=False):
             values = rows.set_index("method")
             scale = [
@@ -143,14 +151,18 @@ def value_sentences(table: pd.DataFrame, backbones: Sequence[str]) -> str:
 def relearning_sentences(table: pd.DataFrame) -> str:
     """What relearning says, a Markdown list with a point per task and backbone."""
     points = []
-    for name, cell in _cells(relearning_summary(table)):
+    for name, cell in by_cell(relearning_summary(table)):
         last, seeds = int(cell["last_step"].max()), int(cell["n_seeds"].max())
         if (cell["no_harm"] == cell["n_seeds"]).all():
             points.append(
                 f"**{name}**: the poisoned policy costs no more than the clean one, there is nothing to relearn."
             )
             continue
-        said = f"**{name}**: back is a mean cost of {cell['level'].iloc[0]:.0f}"
+        harm, error = cell["harm"].iloc[0], cell["harm_error"].iloc[0]
+        said = f"**{name}**: the poisoned policy costs {harm:.0f} ± {error:.0f} more than the clean one"
+        if harm < 2 * error:
+            said += " (standard error over episodes: **not told from noise, and so is nothing of what follows**)"
+        said += f"; back is a mean cost of {cell['level'].iloc[0]:.0f}"
         for status in STATUSES:
             column = status.replace(" ", "_")
             who = cell[(cell[column] > 0) & ~((status == "from the start") & (cell["method"] == "poisoned"))]
@@ -164,8 +176,8 @@ def relearning_sentences(table: pd.DataFrame) -> str:
         clean = cell[cell["method"] == "clean"]
         if (clean["not_back"] > 0).any():
             said += (
-                f". The clean policy did not relearn it within {last} steps either: a method that did not is not told "
-                "from it"
+                f". The clean policy was not back within {last} steps: a method that was not cannot be told from "
+                "it, one that was relearned sooner than a policy that never saw D_f"
             )
         points.append(said + ".")
     return _points(points)
@@ -182,7 +194,8 @@ def limits(seeds: int) -> str:
     )
 
 
-def _cells(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+def by_cell(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each task, backbone, attack and ratio, named, such as "CarCircle, CPQ, Max Cost 5 %"."""
     for (task, backbone, attack, ratio), cell in frame.groupby(CELL, sort=False):
         yield f"{task}, {BACKBONES[backbone]}, {condition(attack, ratio)}", cell
 
@@ -201,92 +214,3 @@ def _tenths(value: float) -> str:
 
 def _points(points: Sequence[str]) -> str:
     return "\n".join(f"- {point}" for point in points)
-
-
-# Figures
-
-
-@styled
-def action_figure(table: pd.DataFrame, title: str) -> Figure:
-    """Distance of the actions to the clean policies of other seeds: a row per backbone, columns forget and keep."""
-    cells = list(_cells(table))
-    figure, axes = panels(len(cells), 2, 4.3, _height(table), sharex=True, sharey="row")
-    for row, (name, cell) in enumerate(cells):
-        for panel, (side, words) in zip(axes[row], SIDES.items(), strict=True):
-            here = cell[cell["states"] == side]
-            _by_method(panel, here, "distance")
-            panel.axvline(here["floor"].mean(), **LIMIT)
-            panel.set_title(f"{_panel_title(name)}: {words}")
-            panel.set(xlabel="mean distance of the actions")
-            panel.label_outer()
-    with_zero(axes[0, 0], "x")
-    floor = Line2D([], [], label="floor: clean policies of different seeds", **LIMIT)
-    return head(figure, title, [dot("#444444", "one training seed"), floor])
-
-
-@styled
-def value_figure(table: pd.DataFrame, title: str) -> Figure:
-    """z on forget trajectories and AUC against keep trajectories: a row per backbone."""
-    cells = list(_cells(table))
-    figure, axes = panels(len(cells), 2, 4.3, _height(table), sharex="col", sharey="row")
-    for row, (name, cell) in enumerate(cells):
-        for panel, column, what in zip(axes[row], ("z_forget", "auc"), ("z on D_f", "AUC"), strict=True):
-            for critic, here in cell.groupby("critic", sort=False):
-                _by_method(panel, here, column, MARKS[critic], 0.15 if critic == "cost" else -0.15)
-            panel.axvline(0.5 if column == "auc" else 0.0, **LIMIT)
-            panel.set_title(f"{_panel_title(name)}: {what}")
-            panel.label_outer()
-        axes[row, 0].set_xscale("symlog", linthresh=1.0)
-    axes[-1, 0].set_xlabel("z on trajectories of D_f (median; linear below 1)")
-    axes[-1, 1].set_xlabel("AUC of z, D_f against D")
-    axes[0, 1].set_xlim(-0.03, 1.03)
-    marks = [dot("#444444", f"judged by the {critic} critic", mark) for critic, mark in MARKS.items()]
-    nothing = Line2D([], [], label="as the poisoned policy (0), as much on D as on D_f (0.5)", **LIMIT)
-    return head(figure, title, [*marks, nothing])
-
-
-@styled
-def relearning_figure(curves: pd.DataFrame, table: pd.DataFrame, title: str) -> Figure:
-    """Mean cost while policies train on the poisoned data, a panel per backbone; dotted, the level that is "back"."""
-    cells, methods = list(_cells(curves)), in_order(curves["method"])
-    columns = min(2, len(cells))
-    figure, grid = panels(-(-len(cells) // columns), columns, 8.6 / columns, 2.6)
-    levels = dict(_cells(table))
-    for panel, (name, cell) in zip(grid.flat, cells, strict=False):
-        for (method, _), rows in cell.groupby(["method", "training_seed"], sort=False):
-            means = rows.groupby("step")["cost"].mean()
-            panel.plot(means.index, means, color=method_colour(method), marker="o", markersize=3, linewidth=1.3)
-        panel.axhline(cell["cost_limit"].iloc[0], **LIMIT)
-        known = levels[name] if name in levels else pd.DataFrame(columns=["status", "level"])
-        for level in known.loc[known["status"] != "no harm", "level"].unique():
-            panel.axhline(level, color="#555555", linestyle=":", linewidth=1.1)
-        panel.set_title(_panel_title(name))
-        panel.set(xlabel="gradient steps on D and D_f", ylabel="cost per episode")
-        with_zero(panel, "y")
-    for panel in grid.flat[len(cells) :]:
-        panel.remove()
-    handles = [Line2D([], [], color=method_colour(m), marker="o", markersize=3, label=method_name(m)) for m in methods]
-    back = Line2D([], [], color="#555555", linestyle=":", label="back: halfway from clean to poisoned")
-    return head(figure, title, [*handles, back, limit_handle(curves["cost_limit"].iloc[0])])
-
-
-def _height(table: pd.DataFrame) -> float:
-    return 0.5 + 0.24 * table["method"].nunique()
-
-
-def _panel_title(name: str) -> str:
-    return name.split(", ", 1)[1]
-
-
-def _by_method(panel: Axes, rows: pd.DataFrame, column: str, mark: str = "o", shift: float = 0.0) -> None:
-    """A line per method, a dot per training seed."""
-    methods = in_order(rows["method"])
-    for place, method in enumerate(methods):
-        values = rows.loc[rows["method"] == method, column]
-        heights = [place + shift] * len(values)
-        panel.scatter(
-            values, heights, s=30, marker=mark, color=method_colour(method), linewidths=0, alpha=0.9, zorder=3
-        )
-    panel.set_yticks(range(len(methods)), [method_name(m) for m in methods])
-    panel.set_ylim(len(methods) - 0.4, -0.6)
-    panel.grid(False, axis="y")

@@ -15,7 +15,7 @@ import torch
 from saferule.agents import get_backbone
 from saferule.agents.checkpoint import load_agent
 from saferule.agents.networks import Network, q_values
-from saferule.audit import DRAWS, NOISE, action_distance, auc, deviation, floor, sample
+from saferule.audit import DRAWS, NOISE, action_distance, auc, auc_chance, deviation, floor, sample
 from saferule.data.schema import Dataset
 from saferule.runs.actions import STATES, actions
 from saferule.runs.cells import Forget, Relearning, Training, origin
@@ -23,7 +23,6 @@ from saferule.runs.engine import Engine, identity
 from saferule.runs.groups import forget_data
 from saferule.runs.interruptible import snapshot_path
 
-TRAJECTORIES = 10  # of each set, at most, whose value sequences are compared
 SUSPECT_DRAWS = 2  # of noise, for the mean distance of a suspect's sequences
 CRITICS = {"reward": "critic", "cost": "cost_critic"}  # the judge's, by what they estimate
 
@@ -80,14 +79,15 @@ def judge(suspect: Relearning, suspects: Sequence[Relearning]) -> Training | Non
     return next(iter([policy for policy in able if policy.backbone == root.backbone] or able), None)
 
 
-def value_sequences(engine: Engine, suspects: Sequence[Relearning]) -> pd.DataFrame:
+def value_sequences(engine: Engine, suspects: Sequence[Relearning], trajectories: int) -> pd.DataFrame:
     """The value-sequence audit, one row per suspect and critic of the judge ("reward" or "cost").
 
     The reference is the poisoned policy of the suspect's own backbone and seed; members are trajectories of D_f, others
-    those of D. Noise and trajectories are the same for all suspects.
+    those of D, at most ``trajectories`` of each. Noise and trajectories are the same for all suspects.
 
     Columns: those of `identity`, judge (backbone), critic, z_forget and z_keep (medians over trajectories), auc (of z
-    on forget against keep trajectories: 0.5 where the policy changed no more on one than on the other).
+    on forget against keep trajectories: 0.5 where the policy changed no more on one than on the other), auc_chance (its
+    standard deviation there).
     """
     rows = []
     for group in _by(suspects, lambda c: (origin(c).task, origin(c).backbone, origin(c).seed, c.forget)):
@@ -96,7 +96,7 @@ def value_sequences(engine: Engine, suspects: Sequence[Relearning]) -> pd.DataFr
         if chosen is None or not references:
             continue
         critics = load_agent(snapshot_path(engine.store, chosen, None)).nets
-        scores = _deviations(engine, group, references[0], critics)
+        scores = _deviations(engine, group, references[0], critics, trajectories)
         for cell in group:
             for name in CRITICS:
                 z = {side: scores[cell, name, side] for side in ("keep", "forget")}
@@ -105,12 +105,13 @@ def value_sequences(engine: Engine, suspects: Sequence[Relearning]) -> pd.DataFr
                     | {"judge": chosen.backbone, "critic": name}
                     | {f"z_{side}": float(np.median(values)) for side, values in z.items()}
                     | {"auc": auc(z["forget"], z["keep"])}
+                    | {"auc_chance": auc_chance(len(z["forget"]), len(z["keep"]))}
                 )
     return pd.DataFrame(rows)
 
 
 def _deviations(
-    engine: Engine, group: Sequence[Relearning], reference: Training, critics: dict[str, Network]
+    engine: Engine, group: Sequence[Relearning], reference: Training, critics: dict[str, Network], trajectories: int
 ) -> dict[tuple[Relearning, str, str], list[float]]:
     """z of each trajectory for each suspect of a group, critic and set."""
     scores: dict[tuple[Relearning, str, str], list[float]] = {}
@@ -119,7 +120,7 @@ def _deviations(
     for side, data in sets.items():
         generator = np.random.default_rng(0)
         episodes = data.episodes()
-        chosen = [data.observations[episodes[i]] for i in sample(len(episodes), TRAJECTORIES)]
+        chosen = [data.observations[episodes[i]] for i in sample(len(episodes), trajectories)]
         ends = np.cumsum([len(states) for states in chosen])[:-1]
         acts = _actions(engine, [reference, *(cell.policy for cell in group)], np.concatenate(chosen))
         parts = {policy: np.split(all_of_them, ends) for policy, all_of_them in acts.items()}

@@ -1,0 +1,107 @@
+"""Figures of the audit of forgetting (`saferule.report.audit`): rows in, a matplotlib Figure out."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from saferule.report.audit import SIDES, by_cell
+from saferule.report.canvas import LIMIT, dot, head, limit_handle, panels, styled, with_zero
+from saferule.report.labels import in_order, method_colour, method_name
+
+MARKS = {"reward": "o", "cost": "s"}  # of the judge's critics
+CHANCE = "#EEEEEE"
+BACK = {"color": "#555555", "linestyle": ":"}
+
+
+@styled
+def actions(table: pd.DataFrame, title: str) -> Figure:
+    """Distance of the actions to the clean policies of other seeds: a row per backbone, columns forget and keep."""
+    cells = list(by_cell(table))
+    figure, axes = panels(len(cells), 2, 4.3, _height(table), sharex=True, sharey="row")
+    for row, (name, cell) in enumerate(cells):
+        for panel, (side, words) in zip(axes[row], SIDES.items(), strict=True):
+            here = cell[cell["states"] == side]
+            _by_method(panel, here, "distance")
+            panel.axvline(here["floor"].mean(), **LIMIT)
+            panel.set_title(f"{_panel_title(name)}: {words}")
+            panel.set(xlabel="mean distance of the actions")
+            panel.label_outer()
+    with_zero(axes[0, 0], "x")
+    floor = Line2D([], [], label="floor: clean policies of different seeds", **LIMIT)
+    return head(figure, title, [dot("#444444", "one training seed"), floor])
+
+
+@styled
+def values(table: pd.DataFrame, title: str) -> Figure:
+    """z on forget trajectories and AUC against keep trajectories: a row per backbone."""
+    cells = list(by_cell(table))
+    figure, axes = panels(len(cells), 2, 4.3, _height(table), sharex="col", sharey="row")
+    for row, (name, cell) in enumerate(cells):
+        for panel, column, what in zip(axes[row], ("z_forget", "auc"), ("z on D_f", "AUC"), strict=True):
+            for critic, here in cell.groupby("critic", sort=False):
+                _by_method(panel, here, column, MARKS[critic], 0.15 if critic == "cost" else -0.15)
+            panel.axvline(0.5 if column == "auc" else 0.0, **LIMIT)
+            if column == "auc":
+                chance = 2 * cell["auc_chance"].max()
+                panel.axvspan(0.5 - chance, 0.5 + chance, color=CHANCE, zorder=0)
+            panel.set_title(f"{_panel_title(name)}: {what}")
+            panel.label_outer()
+        axes[row, 0].set_xscale("symlog", linthresh=1.0)
+    axes[-1, 0].set_xlabel("z on trajectories of D_f (median; linear below 1)")
+    axes[-1, 1].set_xlabel("AUC of z, D_f against D")
+    axes[0, 1].set_xlim(-0.03, 1.03)
+    marks = [dot("#444444", f"judged by the {critic} critic", mark) for critic, mark in MARKS.items()]
+    nothing = Line2D([], [], label="as the poisoned policy (0), as much on D as on D_f (0.5)", **LIMIT)
+    chance = Patch(color=CHANCE, label="chance, two standard deviations")
+    return head(figure, title, [*marks, nothing, chance])
+
+
+@styled
+def relearning(curves: pd.DataFrame, table: pd.DataFrame, title: str) -> Figure:
+    """Mean cost while policies train on the poisoned data, a panel per backbone; dotted, the level that is "back"."""
+    cells, methods = list(by_cell(curves)), in_order(curves["method"])
+    columns = min(2, len(cells))
+    figure, grid = panels(-(-len(cells) // columns), columns, 8.6 / columns, 2.6)
+    levels = dict(by_cell(table))
+    for panel, (name, cell) in zip(grid.flat, cells, strict=False):
+        for (method, _), rows in cell.groupby(["method", "training_seed"], sort=False):
+            means = rows.groupby("step")["cost"].mean()
+            panel.plot(means.index, means, color=method_colour(method), marker="o", markersize=3, linewidth=1.3)
+        panel.axhline(cell["cost_limit"].iloc[0], **LIMIT)
+        known = levels[name] if name in levels else pd.DataFrame(columns=["status", "level"])
+        for level in known.loc[known["status"] != "no harm", "level"].unique():
+            panel.axhline(level, linewidth=1.1, **BACK)
+        panel.set_title(_panel_title(name))
+        panel.set(xlabel="gradient steps on D and D_f", ylabel="cost per episode")
+        with_zero(panel, "y")
+    for panel in grid.flat[len(cells) :]:
+        panel.remove()
+    handles = [Line2D([], [], color=method_colour(m), marker="o", markersize=3, label=method_name(m)) for m in methods]
+    back = Line2D([], [], **BACK, label="back: halfway from clean to poisoned")
+    return head(figure, title, [*handles, back, limit_handle(curves["cost_limit"].iloc[0])])
+
+
+def _height(table: pd.DataFrame) -> float:
+    return 0.5 + 0.24 * table["method"].nunique()
+
+
+def _panel_title(name: str) -> str:
+    return name.split(", ", 1)[1]
+
+
+def _by_method(panel: Axes, rows: pd.DataFrame, column: str, mark: str = "o", shift: float = 0.0) -> None:
+    """A line per method, a dot per training seed."""
+    methods = in_order(rows["method"])
+    for place, method in enumerate(methods):
+        values = rows.loc[rows["method"] == method, column]
+        heights = [place + shift] * len(values)
+        panel.scatter(
+            values, heights, s=30, marker=mark, color=method_colour(method), linewidths=0, alpha=0.9, zorder=3
+        )
+    panel.set_yticks(range(len(methods)), [method_name(m) for m in methods])
+    panel.set_ylim(len(methods) - 0.4, -0.6)
+    panel.grid(False, axis="y")
