@@ -34,6 +34,7 @@ class Profile:
     unlearning_steps: int
     relearning_steps: int  # of training repaired policies on the poisoned data, for the audit
     relearning_snapshots: int
+    relearning_episodes: int  # evaluation episodes per snapshot of these
     episodes: int  # evaluation episodes per policy
     snapshots: int  # policies kept on the way, for curves
     curve_episodes: int  # evaluation episodes per snapshot
@@ -68,6 +69,7 @@ PROFILES: dict[str, Profile] = {
             unlearning_steps=200,
             relearning_steps=100,
             relearning_snapshots=1,
+            relearning_episodes=3,
             episodes=10,
             snapshots=2,
             curve_episodes=5,
@@ -88,6 +90,7 @@ PROFILES: dict[str, Profile] = {
             unlearning_steps=1_000,
             relearning_steps=2_000,
             relearning_snapshots=3,
+            relearning_episodes=5,
             episodes=20,
             snapshots=4,
             curve_episodes=5,
@@ -106,6 +109,7 @@ PROFILES: dict[str, Profile] = {
             unlearning_steps=TABLE7.unlearning_steps,
             relearning_steps=10_000,
             relearning_snapshots=9,
+            relearning_episodes=10,
             episodes=20,
             snapshots=10,
             curve_episodes=10,

@@ -161,7 +161,7 @@ def relearning_sentences(table: pd.DataFrame) -> str:
         harm, error = cell["harm"].iloc[0], cell["harm_error"].iloc[0]
         said = f"**{name}**: the poisoned policy costs {harm:.0f} ± {error:.0f} more than the clean one"
         if harm < 2 * error:
-            said += " (standard error over episodes: **not told from noise, and so is nothing of what follows**)"
+            said += " (standard error over episodes: **not told from noise, nor is anything that follows**)"
         said += f"; back is a mean cost of {cell['level'].iloc[0]:.0f}"
         for status in STATUSES:
             column = status.replace(" ", "_")

@@ -55,8 +55,8 @@ def values(table: pd.DataFrame, title: str) -> Figure:
     axes[-1, 1].set_xlabel("AUC of z, D_f against D")
     axes[0, 1].set_xlim(-0.03, 1.03)
     marks = [dot("#444444", f"judged by the {critic} critic", mark) for critic, mark in MARKS.items()]
-    nothing = Line2D([], [], label="as the poisoned policy (0), as much on D as on D_f (0.5)", **LIMIT)
-    chance = Patch(color=CHANCE, label="chance, two standard deviations")
+    nothing = Line2D([], [], label="no change (z), no difference (AUC)", **LIMIT)
+    chance = Patch(color=CHANCE, label="chance (2 sd)")
     return head(figure, title, [*marks, nothing, chance])
 
 

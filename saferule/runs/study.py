@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,7 +203,7 @@ class Study:
 
     def relearning_curves(self, cells: Sequence[Relearning]) -> pd.DataFrame:
         """Episodes while policies relearn, the same few seeds at every step; step 0 is the policy itself."""
-        profile = self.profile
+        profile = replace(self.profile, curve_episodes=self.profile.relearning_episodes)
         later = [e for c in cells for e in plan.curve(profile, [c], [*snapshot_steps(self.store, c), None])]
         starts = plan.evaluations(profile, [cell.policy for cell in cells])
         with self.store.lock():
