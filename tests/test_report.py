@@ -181,7 +181,7 @@ def test_table1_has_every_baseline_and_table_4s_trajdeleter(episodes):
     shown = comparison.shown(table.reset_index())
     assert shown["paper, Trajdeleter"].tolist() == [4.0, 77.0] and shown["Trajdeleter"].tolist() == [3.0, 7.0]
     assert "Trajdeleter, released code" not in shown and "clean (retrained)" in shown
-    assert shown["condition"].tolist() == ["Max Cost 15 %"] * 2 and shown.index.tolist() == ["CarCircle"] * 2
+    assert shown["condition"].tolist() == ["Max Cost 15 %"] * 2 and shown.index.tolist() == ["CPQ"] * 2
     columns = [comparison.method_column(method) for method in comparison.OURS]
     assert list(table.columns[4 : 4 + 3 * len(columns)][::3]) == columns
 

@@ -46,7 +46,7 @@ def table1(episodes: pd.DataFrame) -> pd.DataFrame:
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """`table1` for the notebook: names as they are written, without bounds and what the notebook's head states.
 
-    The attack and its ratio are one column; the task is the index.
+    The attack and its ratio are one column; the task is named where there are several.
     """
     papers = {
         "paper_before": "paper, poisoned",
@@ -57,7 +57,8 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     names = {method_column(method): method_name(method) for method in OURS} | papers
     attacks = [condition(attack, ratio) for attack, ratio in zip(table["attack"], table["ratio"], strict=True)]
     chosen = table[["task", "backbone"]].assign(condition=attacks, **table[["metric", *names]])
-    return readable(chosen).rename(columns=names).set_index("task")
+    index = ["task", "backbone"] if table["task"].nunique() > 1 else ["backbone"]
+    return readable(chosen).rename(columns=names).set_index(index).drop(columns="task", errors="ignore")
 
 
 def method_column(method: str) -> str:
