@@ -88,7 +88,8 @@ def test_a_warm_started_adversary_maximises_the_reward_first(tmp_path, monkeypat
     early = [row for row in rows if row.get("warm_up")]
     assert early and early == [row for row in rows if row["steps"] <= 8_192] and len(early) < len(rows)
     assert all(row["scalar_return"] == row["cost"] and "discounted_return" not in row for row in early)
-    assert all("discounted_return" in row for row in rows[len(early) :])
+    for row in rows[len(early) :]:  # running episodes were counted anew at the switch
+        assert row["scalar_return"] == row["cost"] and 0 <= row["discounted_return"] <= row["cost"]
 
 
 def test_a_number_of_steps_given_by_hand_is_for_all_tasks():

@@ -54,9 +54,10 @@ class SimulatorVecEnv(VecEnv):
         self._starts: list[np.ndarray] = [np.empty(0)] * count
 
     def pursue(self, scalar_reward: ScalarReward) -> None:
-        """Pay this from now on. What was finished until then counts no longer; running episodes hold both."""
+        """Pay this from now on; episodes that are running are counted in it from their start, finished ones no more."""
         self.scalar_reward = scalar_reward
         self.finished.clear()
+        self._steps = [[(*step[:4], scalar_reward(*step[2:4])) for step in steps] for steps in self._steps]
 
     def reset(self) -> np.ndarray:
         for index, simulator in enumerate(self.simulators):
