@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from helpers import assert_same_state
@@ -24,6 +25,7 @@ from saferule.runs.cells import Relearning, Unlearning, origin
 from saferule.runs.engine import identity
 from saferule.runs.inventory import audited
 from saferule.runs.store import Store
+from saferule.runs.study import Study
 
 BACKBONES = ("cpq", "coptidice")
 SHORT, KEPT, KILLED_IN = 12, 6, 9
@@ -168,6 +170,24 @@ def test_a_relearned_policy_is_named_after_what_it_relearned(made, car_data):
     assert clean.label.endswith("clean-seed0-relearning-max_cost-0.15")
     halfway = load_agent(interruptible.snapshot_path(Store(made), clean, SHORT // 2))
     assert halfway.population is None and halfway.meta["step"] == SHORT // 2
+
+
+def test_a_relearning_curve_has_the_same_episodes_at_every_step(made, car_data, tmp_path, monkeypatch):
+    """Also at step 0, the final evaluation of the policy itself, of which there are more."""
+    study = Study("smoke", output=tmp_path, data=tmp_path)
+    study.store = Store(made)
+    cells = relearnings(car_data.digest(), "cpq")[:2]
+
+    def episodes(evaluations):
+        rows = [(cell, seed) for cell in evaluations for seed in cell.seeds]
+        named = [identity(cell.policy) | {"seed": seed, "step": cell.step or SHORT} for cell, seed in rows]
+        return pd.DataFrame(named)
+
+    monkeypatch.setattr(study.engine, "evaluate", episodes)
+    rows = study.relearning_curves(cells)
+    few = study.profile.evaluation_seeds[: study.profile.relearning_episodes]
+    assert rows.groupby(["method", "step"])["seed"].agg(tuple).tolist() == [few] * 6
+    assert set(rows["step"]) == {0, SHORT // 2, SHORT} and (rows["attack"] == "max_cost").all()
 
 
 # The plan

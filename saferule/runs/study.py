@@ -184,10 +184,11 @@ class Study:
 
     def side_by_side(self, others: Sequence[Unlearning], usual: Sequence[Unlearning]) -> pd.DataFrame:
         """Final episodes of ``others``, as few as of a snapshot, and those of ``usual`` on the same seeds."""
-        few = plan.curve(self.profile, others, [None])
+        profile = self.profile
+        few = plan.curve(profile, others, [None])
         with self.store.lock():
-            rows = self.engine.evaluate([*plan.evaluations(self.profile, usual), *few])
-        return self._few(rows)
+            rows = self.engine.evaluate([*plan.evaluations(profile, usual), *few])
+        return _few(rows, profile)
 
     def curves(self, policies: Sequence[Training | Unlearning]) -> pd.DataFrame:
         """Episodes of the snapshots and of the final policy, on the same seeds; for a repair also of its start."""
@@ -199,7 +200,7 @@ class Study:
             if isinstance(policy, Unlearning):
                 parts.append(self.episodes([policy.training]).assign(method=policy.method, step=0))
         rows = pd.concat(parts, ignore_index=True)
-        return self._few(rows)
+        return _few(rows, profile)
 
     def relearning_curves(self, cells: Sequence[Relearning]) -> pd.DataFrame:
         """Episodes while policies relearn, the same few seeds at every step; step 0 is the policy itself."""
@@ -211,14 +212,7 @@ class Study:
             parts = [self.engine.evaluate(later)]
             for cell, start in zip(cells, starts, strict=True):
                 parts.append(self.engine.evaluate([start]).assign(**identity(cell), step=0))
-        rows = pd.concat(parts, ignore_index=True)
-        return self._few(rows)
-
-    def _few(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """The episodes on the seeds on which snapshots are evaluated."""
-        return rows[rows["seed"].isin(self.profile.evaluation_seeds[: self.profile.curve_episodes])].reset_index(
-            drop=True
-        )
+        return _few(pd.concat(parts, ignore_index=True), profile)
 
     def logs(self, policies: Sequence[Training | Unlearning]) -> pd.DataFrame:
         """What the losses reported."""
@@ -276,6 +270,11 @@ class Study:
         from saferule.report.videos import as_html
 
         display(HTML(as_html(films)))
+
+
+def _few(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """The episodes on the seeds on which snapshots are evaluated."""
+    return rows[rows["seed"].isin(profile.evaluation_seeds[: profile.curve_episodes])].reset_index(drop=True)
 
 
 def _plain(value: Any) -> str:
