@@ -55,7 +55,7 @@ def adversary_settings(task: str, attack: str) -> PPOSettings:
     """
     settings = replace(behaviour_settings(task), gamma=TABLE7.gamma)
     if (task, attack) == ("AntVelocity", "max_cost"):
-        # Fresh ones under seven settings tried for 600,000 steps tumbled for 100 steps and reached a cost of 21.
+        # Fresh ones tumble until they fall: the best of six settings tried reached a cost of 21 after 600,000 steps.
         return WarmStarted(**asdict(settings))
     if task == "PointPush":
         return PPOSettings(gamma=TABLE7.gamma)
