@@ -155,7 +155,8 @@ def relearning_sentences(table: pd.DataFrame) -> str:
         last, seeds = int(cell["last_step"].max()), int(cell["n_seeds"].max())
         if (cell["no_harm"] == cell["n_seeds"]).all():
             points.append(
-                f"**{name}**: in these episodes the poisoned policy costs no more than the clean one, there is nothing to relearn."
+                f"**{name}**: in these episodes the poisoned policy costs no more than the clean one, there is "
+                "nothing to relearn."
             )
             continue
         harm, error = cell["harm"].iloc[0], cell["harm_error"].iloc[0]
