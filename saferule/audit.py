@@ -2,7 +2,7 @@
 
 Action distance      How far a policy's actions are from those of clean policies, on keep and on forget states. The
                      floor is what clean policies of different seeds differ by.
-Value sequences      What one fixed judge, a critic that is never the suspect's own, gives the suspect's actions along
+Value sequences      What one fixed judge, a critic that is never a repair's own, gives the suspect's actions along
                      trajectories, against what it gives the poisoned policy's actions.
 Relearning           After how many steps of training on the poisoned data the cost is back.
 
