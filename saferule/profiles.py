@@ -38,6 +38,7 @@ class Profile:
     episodes: int  # evaluation episodes per policy
     snapshots: int  # policies kept on the way, for curves
     curve_episodes: int  # evaluation episodes per snapshot
+    block_seconds: float = 1.0  # of a block of the measurement of Table 3
     settings: Settings = ()  # changes to the backbones' Config
     captured: bool = False  # on a GPU, replay training steps as CUDA graphs
     videos: bool = True  # film the adversaries where the machine can draw
@@ -73,6 +74,7 @@ PROFILES: dict[str, Profile] = {
             episodes=10,
             snapshots=2,
             curve_episodes=5,
+            block_seconds=0.05,
             settings=settings(hidden=(128, 128), vae_hidden=128, batch_size=128),
         ),
         Profile(

@@ -14,6 +14,7 @@ from saferule.profiles import get_profile
 from saferule.report import timing
 from saferule.runs.cells import settings
 from saferule.runs.inventory import REPAIRS
+from saferule.runs.places import project_root
 from saferule.unlearn import supported, unlearning
 
 TINY = replace(
@@ -52,12 +53,13 @@ def test_phases_count_by_their_share_of_the_steps():
     # Keep and forget blocks take turns for four fifths of the steps.
     assert bench.shares(unlearning("trajdeleter-released", backbone, cfg, 5000), 5000) == (0.4, 0.4, 0.2)
     assert bench.shares(unlearning("safe-rule", backbone, cfg, 5000), 5000) == (1.0,)
-    assert timed("trajdeleter", 5000, (0.8, 0.2)).seconds_per_step([0.010, 0.020]) == pytest.approx(0.012)
+    blocks = timed("trajdeleter", 5000, (0.8, 0.2)).seconds_per_step([[0.010, 0.020], [0.020, 0.030]])
+    assert blocks == pytest.approx([0.012, 0.022])
 
 
 def test_totals_and_factors():
     start, repair = timed("retraining", 1_000_000, start_s=2.0), timed("safe-rule", 5_000)
-    rows = bench.rows_of("CarCircle", "cpq", [(start, 0.010), (repair, 0.016)])
+    rows = bench.rows_of("CarCircle", "cpq", [(start, [0.010]), (repair, [0.016])])
     # 10^6 x 10 ms = 10,000 s; 5,000 x 16 ms = 80 s; 10,000 / 80 = 125 = 200 / 1.6.
     assert rows[0]["seconds"] == pytest.approx(10_000) and rows[1]["seconds"] == pytest.approx(80)
     assert rows[0]["factor"] == rows[0]["share"] == rows[0]["relative_step"] == 1 and rows[0]["start_s"] == 2.0
@@ -68,8 +70,18 @@ def test_totals_and_factors():
     assert rows[1]["paper_factor"] == pytest.approx(30.011, abs=1e-3)
 
 
+def test_medians_and_ranges_over_the_blocks():
+    """The ratio's range is of the blocks of a round: a machine that is slow in one round is so for both."""
+    start, repair = timed("retraining", 100), timed("safe-rule", 10)
+    _, row = bench.rows_of("CarCircle", "cpq", [(start, [0.010, 0.020, 0.012]), (repair, [0.011, 0.024, 0.012])])
+    assert row["ms_per_step"] == pytest.approx(12) and row["relative_step"] == pytest.approx(1.0)
+    assert (row["ms_per_step_low"], row["ms_per_step_high"]) == pytest.approx((11, 24))
+    assert (row["relative_step_low"], row["relative_step_high"]) == pytest.approx((1.0, 1.2))
+    assert row["factor"] == pytest.approx(10) and row["seconds"] == pytest.approx(0.12)
+
+
 def test_the_papers_times_stand_beside_cpq_only():
-    pair = [(timed("retraining", 10), 1.0), (timed("trajdeleter-cost", 10), 1.0)]
+    pair = [(timed("retraining", 10), [1.0]), (timed("trajdeleter-cost", 10), [1.0])]
     assert [row["paper_minutes"] for row in bench.rows_of("PointGoal", "bcq-lag", pair)] == [None, None]
     assert [row["paper_minutes"] for row in bench.rows_of("PointGoal", "cpq", pair)] == [132.0, None]
     expected = {"retraining": 132.0, "safe-rule": 5.5, "trajdeleter": 3.1, "reward-only": 3.1, "fine-tuning": 3.6}
@@ -89,6 +101,7 @@ def test_the_last_trajectories_stand_in_for_the_forget_set():
 
 def test_every_backbone_has_retraining_and_every_method_that_it_supports(measured):
     rows, machine = measured
+    assert machine["block_seconds"] == 0.0 and machine["rounds"] == 1
     assert machine["threads"] == 1 and machine["profile"] == "smoke" and "evaluation" in machine["excluded"]
     for backbone in BACKBONES:
         here = [row for row in rows if row["backbone"] == backbone]
@@ -134,14 +147,16 @@ ROWS = [
         "CarCircle",
         "cpq",
         [
-            (timed("retraining", 2000), 0.010),
-            (timed("fine-tuning", 200), 0.011),
-            (timed("trajdeleter", 200), 0.020),
-            (timed("safe-rule", 200), 0.016),
+            (timed("retraining", 2000), [0.010]),
+            (timed("fine-tuning", 200), [0.011]),
+            (timed("trajdeleter", 200), [0.020]),
+            (timed("safe-rule", 200), [0.016]),
         ],
     ),
-    *bench.rows_of("CarCircle", "coptidice", [(timed("retraining", 2000), 0.1), (timed("safe-rule", 200), 0.25)]),
+    *bench.rows_of("CarCircle", "coptidice", [(timed("retraining", 2000), [0.1]), (timed("safe-rule", 200), [0.25])]),
 ]
+BLOCKS = [(timed("retraining", 2000), [0.01, 0.01, 0.01]), (timed("safe-rule", 200), [0.01234, 0.0121, 0.0149])]
+NOISY_ROWS = bench.rows_of("CarCircle", "coptidice", BLOCKS)  # 1.234, from 1.21 to 1.49
 
 
 def test_markdown_has_a_line_per_method_and_a_column_per_backbone():
@@ -155,6 +170,30 @@ def test_markdown_has_a_line_per_method_and_a_column_per_backbone():
 def test_the_table_renders_from_the_file(tmp_path):
     write_json(tmp_path / "deep" / "unlearning.json", ROWS, {"device": "abacus"})
     assert timing.markdown(timing.read(tmp_path / "deep" / "unlearning.json")) == timing.markdown(ROWS)
+
+
+def test_rows_measured_before_there_were_ranges_still_render():
+    """As artifacts/bench/unlearning.json has them."""
+    old = [{name: value for name, value in row.items() if not name.endswith(("_low", "_high"))} for row in ROWS]
+    assert timing.markdown(old) == timing.markdown(ROWS)
+    assert [sentence.replace(" (1.60 to 1.60 over the blocks)", "") for sentence in timing.conclusions(ROWS)][0] == (
+        timing.conclusions(old)[0]
+    )
+    frame = timing.table(old, {"device": "abacus", "threads": 1})
+    assert set(timing.shown(frame)["range"]) == {""} and len(timing.shares_of_retraining(frame, "time").axes) == 2
+    committed = timing.read(project_root() / "artifacts" / "bench" / "unlearning.json")
+    assert len(timing.markdown(committed).splitlines()) == 2 + 4 * 7
+
+
+def test_noisy_values_have_two_digits():
+    assert timing.digits(NOISY_ROWS[0]) == 3 and timing.digits(NOISY_ROWS[1]) == 2
+    assert "12 ms, 2.5 s, 8.1x" in timing.markdown(NOISY_ROWS)  # 12.34, 2.468 and 8.104
+    (said,) = timing.conclusions(NOISY_ROWS)
+    assert "as long as 1.2 training steps (1.21 to 1.49 over the blocks)" in said
+    assert "10 / 1.2 = 8.1 times faster" in said and "it would be 160 times" in said
+    shown = timing.shown(timing.table(NOISY_ROWS, {"device": "abacus", "threads": 1}))
+    assert shown["range"].tolist() == ["", "1.21 to 1.49"] and shown["total"].tolist() == ["20 s", "2.5 s"]
+    assert shown["relative_step"].tolist() == ["1", "1.2"] and shown["factor"].tolist() == ["1", "8.1"]
 
 
 def test_durations():
@@ -172,18 +211,18 @@ def test_durations():
 
 def test_conclusions_are_arithmetic_on_the_rows():
     cpq, coptidice, paper = timing.conclusions(ROWS)
-    assert "takes as long as 1.60 training steps" in cpq and "10 / 1.60 = 6.25 times faster" in cpq
+    assert "takes as long as 1.6 training steps" in cpq and "10 / 1.6 = 6.25 times faster" in cpq
     assert "it would be 125 times" in cpq
-    assert "10 / 2.50 = 4 times faster" in coptidice and "it would be 80 times" in coptidice
+    assert "10 / 2.5 = 4 times faster" in coptidice and "it would be 80 times" in coptidice
     # 276.1 / 9.2 = 30.0; 200 x 9.2 / 276.1 = 6.7; 200 x 7.0 / 276.1 = 5.1; 9.2 / 6.6 = 1.39; 16 / 20 = 0.8
-    for number in ("retraining takes 30.0 times", "as long as 6.7 training steps, here 1.60", "5.1 of them, here 1.10"):
+    for number in ("retraining takes 30.0 times", "as long as 6.7 training steps, here 1.6", "5.1 of them, here 1.1"):
         assert number in paper
-    assert "0.80 times as long as one of Trajdeleter here, 1.39 times in the paper" in paper
+    assert "0.8 times as long as one of Trajdeleter here, 1.39 times in the paper" in paper
     only = [row for row in ROWS if row["backbone"] == "coptidice"]
     assert len(timing.conclusions(only)) == 1
-    pair = [(timed("retraining", 1_000_000), 0.1), (timed("safe-rule", 5_000), 0.1)]
+    pair = [(timed("retraining", 1_000_000), [0.1]), (timed("safe-rule", 5_000), [0.1])]
     (table7,) = timing.conclusions(bench.rows_of("CarCircle", "coptidice", pair))
-    assert table7.endswith("200 / 1.00 = 200 times faster than retraining.")  # nothing to convert
+    assert table7.endswith("200 / 1 = 200 times faster than retraining.")  # nothing to convert
 
 
 def test_figure_places_every_method_at_its_share(measured):

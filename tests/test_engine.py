@@ -18,13 +18,13 @@ from saferule.agents import training
 from saferule.agents.checkpoint import load_agent
 from saferule.agents.state import read
 from saferule.attack.poison import save_forget_set
-from saferule.data.schema import save
 from saferule.errors import DataError
 from saferule.runs import interruptible
 from saferule.runs.cells import Adversary, Evaluation, Forget, Training, Unlearning, settings
 from saferule.runs.engine import Engine
 from saferule.runs.interruptible import AGENT, InterruptibleRun, snapshot_path, snapshot_steps
 from saferule.runs.store import Store
+from saferule.runs.study import Study
 
 BACKBONES = ("cpq", "bcq-lag")
 SETTINGS = settings(hidden=(8, 8), vae_hidden=8, batch_size=8, samples=3)
@@ -51,14 +51,6 @@ def unlearnings(digest: str, backbone: str) -> list[Unlearning]:
 @pytest.fixture(autouse=True)
 def _log_often(monkeypatch):
     monkeypatch.setattr(training, "LOG_ROWS", STEPS // LOG_EVERY)
-
-
-@pytest.fixture(scope="module")
-def data_folder(tmp_path_factory, car_data) -> Path:
-    """The clean data where the engine looks for them."""
-    folder = tmp_path_factory.mktemp("data")
-    save(car_data, folder / "CarCircle.hdf5")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +287,30 @@ def test_an_agent_that_is_not_finite_is_kept_with_its_last_good_state(empty_stor
     before = files(root)
     engine(root, data_folder).train(cells)
     assert files(root) == before
+
+
+def test_a_run_that_stopped_is_shown_at_the_step_of_the_state_that_was_kept(
+    reference, data_folder, car_data, tmp_path, monkeypatch
+):
+    root, (_, poisoned, _) = tmp_path / "store", trainings(car_data.digest(), "cpq")
+    shutil.copytree(reference, root)
+    repair, update = Unlearning(poisoned, "fine-tuning", STEPS, snapshots=1), training.update
+
+    def update_that_breaks(population, *arguments):
+        if population.step == KILLED_IN:
+            population.nets["actor"]["w0"].data.fill_(math.nan)
+        return update(population, *arguments)
+
+    monkeypatch.setattr(training, "update", update_that_breaks)
+    study = Study("smoke", output=tmp_path, data=data_folder, changes={"episodes": 2, "curve_episodes": 1})
+    study.store, study.engine = Store(root), engine(root, data_folder)
+    study.engine.unlearn([repair])
+    (sentence,) = study.stopped([repair])
+    assert f"state of step {KEPT} was kept" in sentence
+    rows = study.episodes([repair, poisoned])
+    assert rows["step"].tolist() == [KEPT] * 2 + [STEPS] * 2
+    assert study.curves([repair])["step"].tolist() == [SNAPSHOT, KEPT, 0]
+    study.engine.workers.shutdown()
 
 
 @pytest.mark.parametrize("backbone", ["bear-lag", "coptidice"])

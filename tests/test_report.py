@@ -11,6 +11,7 @@ from matplotlib.image import imread
 from saferule.attack.poison import ForgetSet
 from saferule.data.schema import Dataset
 from saferule.paper.readings import READINGS
+from saferule.profiles import get_profile
 from saferule.report import canvas, comparison, comparison_figures, figures, labels, readings, tables
 from saferule.runs.inventory import REPAIRS
 from saferule.unlearn import METHODS
@@ -243,6 +244,7 @@ def test_effects_of_readings_are_paired_with_the_default_and_sorted(other_readin
 
 def test_effects_are_shown_with_small_distances_and_explained_in_words(other_readings):
     table = readings.effects(other_readings, distances_of(other_readings).assign(actions_keep=4e-08))
+    assert not table["same_policy"].any()  # actions_forget is 1
     assert set(readings.shown(table)["actions_keep"]) == {"4.0e-08"}
     lines = readings.explained(table).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| gate", "| kappa", "| forget_actor"]  # the paper's order
@@ -252,7 +254,8 @@ def test_effects_are_shown_with_small_distances_and_explained_in_words(other_rea
 
 
 def test_readings_are_drawn_as_changes_around_the_floor(other_readings):
-    cost, score = readings.change_dots(other_readings, "title").axes
+    effects = readings.effects(other_readings, distances_of(other_readings))
+    cost, score = readings.change_dots(other_readings, effects, "title").axes
     assert [text.get_text() for text in cost.get_yticklabels()] == [
         "same run again",
         "gate = data",
@@ -264,6 +267,71 @@ def test_readings_are_drawn_as_changes_around_the_floor(other_readings):
     points = [collection.get_offsets()[:, 0].tolist() for collection in cost.collections]
     assert points[2:6] == [[2.0, 0.0], [1.0], [20.0, -20.0], [0.0]]  # episodes and their mean, line by line
     assert score.get_xlabel() == "change of return per episode"
+
+
+def test_a_change_of_what_is_one_policy_up_to_rounding_widens_the_floor(other_readings):
+    """kappa = per_step changes the cost by 1 and the return by 20, with actions that are nearly the default's."""
+    distances = distances_of(other_readings)
+    near = distances["readings"].str.contains("kappa")
+    distances.loc[near, ["actions_keep", "actions_forget"]] = 5.6e-8
+    effects = readings.effects(other_readings, distances)
+    assert effects.set_index("reading")["same_policy"].to_dict() == {
+        "": False,  # so far from itself only in distances_of
+        "same run again": False,
+        "kappa": True,
+        "gate": False,
+        "forget_actor": False,
+    }
+    assert readings.same_policies(effects).endswith("on D and on D_f): CPQ: kappa = per_step.")
+    assert readings.same_policies(effects.assign(same_policy=False)).endswith("D_f): none.")
+    figure = readings.change_dots(other_readings, effects, "title")
+    for panel, floor in zip(figure.axes, (1.0, 20.0), strict=True):  # same run again: 0.5 and 0
+        band = panel.patches[0].get_extents().transformed(panel.transData.inverted())
+        assert (band.x0, band.x1) == pytest.approx((-floor, floor))
+        hollow = [dots.get_facecolor()[0].tolist() == [1, 1, 1, 1] for dots in panel.collections]
+        assert hollow == [False] * 7 + [True]  # episodes and mean of four lines, kappa's mean is the last
+    assert any("rounding" in text.get_text() for text in figure.legends[0].get_texts())
+
+
+def test_ratios_that_the_paper_does_not_have_leave_its_cells_empty(episodes):
+    ours = episodes.assign(ratio=0.1)
+    table = comparison.table1(ours)
+    assert table[["paper_before", "paper_after", "paper_trajdeleter", "paper_trajdeleter_cost"]].isna().all(axis=None)
+    assert table.set_index("metric").loc["cost", ["clean", "poisoned", "safe_rule"]].tolist() == [3.0, 45.0, 15.0]
+    assert comparison.shown(table)["condition"].tolist() == ["Max Cost 10 %"] * 2
+    for draw in (comparison_figures.every_method, comparison_figures.repairs_beside_paper):
+        figure = draw(table, "title")
+        assert canvas.png(figure) and "the paper" not in [t.get_text() for t in figure.legends[0].get_texts()]
+    both = comparison.table1(pd.concat([episodes, ours[ours["attack"] != "clean"]])).set_index(["ratio", "metric"])
+    assert both.loc[(0.15, "cost"), "paper_before"] == 195.9 and np.isnan(both.loc[(0.1, "cost"), "paper_before"])
+
+
+def test_what_is_ablated_is_told_from_the_profile():
+    def told(**changes):
+        return comparison.what_is_ablated(get_profile("smoke", **changes))
+
+    assert told() == (
+        "The poisoned policies here are those of Max Cost 15 %. "
+        "The paper's ablations are of Max Cost 5 %, another ratio of the same attack."
+    )
+    both = told(attacks=["min_reward", "max_cost"], ratios=[0.15, 0.05])
+    assert both == "The poisoned policies here are those of Max Cost 5 %. So are the paper's ablations."
+    assert told(attacks=["min_reward"]) == (
+        "The poisoned policies here are those of Min Reward 15 %. "
+        "The paper's ablations are of Max Cost 5 %, another attack, so its cells are empty."
+    )
+
+
+def test_the_papers_ablations_stand_beside_max_cost_only(episodes):
+    variant = rows("no-critic", 0, [1.0], [2.0])
+    both = pd.concat([frame.assign(attack=a) for a in ("min_reward", "max_cost") for frame in (episodes, variant)])
+    joined = comparison.ablations(both)
+    other = joined[joined["attack"] == "min_reward"]
+    assert other[["source", "paper_cost", "paper_return", "paper_ratio"]].isna().all(axis=None)
+    assert other["method"].tolist() == ["clean", "poisoned", "fine-tuning", "safe-rule", "no-critic"]  # once each
+    same = joined[joined["attack"] == "max_cost"].set_index(["method", "source"])
+    assert same.loc[("no-critic", "Table 5"), "paper_ratio"] == 0.05
+    assert "paper_cost" not in tables.readable(comparison.ablations(both[both["attack"] == "min_reward"]))
 
 
 def test_ablations_beside_tables_2_5_and_6(episodes):

@@ -27,6 +27,16 @@ def side_by_side(
     synchronise: Callable = lambda: None,
 ) -> list[float]:
     """Median rate in calls per second of each function, run in turn (A B A B ...) in blocks of about equal time."""
+    return [1.0 / median(t) for t in block_times(functions, rounds, block_seconds, synchronise)]
+
+
+def block_times(
+    functions: Sequence[Callable[[], Any]],
+    rounds: int,
+    block_seconds: float = 1.0,
+    synchronise: Callable = lambda: None,
+) -> list[list[float]]:
+    """Seconds per call of each function in each round, run in turn (A B A B ...) in blocks of about equal time."""
 
     def synchronised(function: Callable[[], Any]) -> Callable[[], None]:
         def call() -> None:
@@ -43,7 +53,7 @@ def side_by_side(
     for _ in range(rounds):
         for i, call in enumerate(timed):
             times[i].append(seconds_per_call(call, calls[i]))
-    return [1.0 / median(t) for t in times]
+    return times
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

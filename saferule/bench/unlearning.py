@@ -1,9 +1,10 @@
 """``saferule bench unlearning``: how long retraining, Safe-RULE and its baselines take (Table 3), in one process.
 
 Timed is one step end to end, by the code of the training loop: drawing the batches, drawing the noise, the update of
-one agent. All steps of a backbone, training and every method, are measured in alternating blocks, warm, and the median
-counts. A method with phases is timed phase by phase and weighted by their shares of its steps. Seconds per step times
-the profile's gradient steps are the wall-clock of the method.
+one agent. All steps of a backbone, training and every method, are measured in alternating blocks, warm; the median
+over the blocks counts, their range says how far it is to be trusted. A method with phases is timed phase by phase and
+weighted by their shares of its steps. Seconds per step times the profile's gradient steps are the wall-clock of the
+method.
 
 Not in these times: evaluation in the simulator, reading the data, starting up and warming up, the log with its checks,
 saving. What a method does once is given beside its total: ``start_s`` (frozen copies of the corrupted networks, cold
@@ -24,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,7 @@ from saferule.agents import get_backbone
 from saferule.agents.population import Algorithm, Phases, Population, create, member, stack, training, update
 from saferule.agents.training import inputs, keep_freed_memory
 from saferule.attack.poison import split
-from saferule.bench import processor, seconds_per_call, side_by_side
+from saferule.bench import block_times, processor, seconds_per_call
 from saferule.data.sampler import TransitionPool, draw_rows
 from saferule.data.schema import Dataset
 from saferule.paper import numbers
@@ -71,9 +73,9 @@ class Timed:
     start_s: float
     reference_s: float | None = None
 
-    def seconds_per_step(self, seconds: Sequence[float]) -> float:
-        """The mean over all steps of the method, from the seconds of one step of each part."""
-        return sum(s * share for s, share in zip(seconds, self.shares, strict=True))
+    def seconds_per_step(self, seconds: Sequence[Sequence[float]]) -> list[float]:
+        """The mean over all steps of the method for each block, from the blocks' seconds of one step of each part."""
+        return [sum(s * share for s, share in zip(b, self.shares, strict=True)) for b in zip(*seconds, strict=True)]
 
 
 class Bench:
@@ -176,7 +178,7 @@ def measure(
                 bench = Bench(task, backbone, dataset, profile, device)
                 timed = [bench.retraining(), *(bench.repair(m) for m in REPAIRS if supported(m, backbone))]
                 functions = [function for t in timed for function in t.functions]
-                seconds = iter([1 / rate for rate in side_by_side(functions, rounds, block_seconds, synchronise)])
+                seconds = iter(block_times(functions, rounds, block_seconds, synchronise))
                 rows = rows_of(
                     task, backbone, [(t, t.seconds_per_step([next(seconds) for _ in t.shares])) for t in timed]
                 )
@@ -189,6 +191,7 @@ def measure(
         "profile": profile.name,
         "settings": ", ".join(f"{name} {value}" for name, value in profile.settings) or "osrl-lib's",
         "rounds": rounds,
+        "block_seconds": block_seconds,
         "excluded": EXCLUDED,
     }
     return found, machine
@@ -205,27 +208,37 @@ def torch_threads(count: int):
         torch.set_num_threads(before)
 
 
-def rows_of(task: str, backbone: str, timed: Sequence[tuple[Timed, float]]) -> list[Row]:
-    """One row per method from the seconds of one of its steps; the first is retraining.
+def rows_of(task: str, backbone: str, timed: Sequence[tuple[Timed, Sequence[float]]]) -> list[Row]:
+    """One row per method from the seconds of one of its steps in each block; the first is retraining.
+
+    What is computed from a step's time is computed from its median over the blocks.
 
     steps          gradient steps of the whole method
     ms_per_step    wall-clock of one step
     relative_step  the same in training steps
+    ..._low, ..._high  of these two the least and the greatest over the blocks; a ratio is of the same round's blocks
     seconds        of the whole method: steps times the time of one
     share, factor  of the time of retraining; retraining takes ``factor`` times as long
     start_s, reference_s         what is done once, not in ``seconds`` (head of this file)
     paper_minutes, paper_factor  Table 3, which is about CPQ only, or None
     """
-    training_step, paper = timed[0][1], paper_minutes(task) if backbone == PAPER_BACKBONE else {}
-    whole = timed[0][0].steps * training_step
-    return [
-        {
+    paper = paper_minutes(task) if backbone == PAPER_BACKBONE else {}
+    training_steps, training_blocks = timed[0][0].steps, timed[0][1]
+    whole = training_steps * median(training_blocks)
+    rows = []
+    for t, blocks in timed:
+        seconds, ratios = median(blocks), [b / start for b, start in zip(blocks, training_blocks, strict=True)]
+        row = {
             "task": task,
             "backbone": backbone,
             "method": t.method,
             "steps": t.steps,
             "ms_per_step": 1000 * seconds,
-            "relative_step": seconds / training_step,
+            "ms_per_step_low": 1000 * min(blocks),
+            "ms_per_step_high": 1000 * max(blocks),
+            "relative_step": seconds / median(training_blocks),
+            "relative_step_low": min(ratios),
+            "relative_step_high": max(ratios),
             "seconds": t.steps * seconds,
             "share": t.steps * seconds / whole,
             "factor": whole / (t.steps * seconds),
@@ -234,8 +247,8 @@ def rows_of(task: str, backbone: str, timed: Sequence[tuple[Timed, float]]) -> l
             "paper_minutes": paper.get(t.method),
             "paper_factor": paper[RETRAINING] / paper[t.method] if t.method in paper else None,
         }
-        for t, seconds in timed
-    ]
+        rows.append(row)
+    return rows
 
 
 def paper_minutes(task: str) -> dict[str, float]:

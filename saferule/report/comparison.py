@@ -5,12 +5,15 @@ from __future__ import annotations
 import pandas as pd
 
 from saferule.paper import numbers
+from saferule.profiles import Profile
 from saferule.report.labels import BACKBONES, condition, method_name
 from saferule.report.tables import CELL, METRICS, in_reading_order, readable, summarise, with_clean
+from saferule.runs.inventory import ablated
 
 PAPER_METRICS = {"cost": "cost", "return": "reward"}
 BASELINES = ("fine-tuning", "trajdeleter", "trajdeleter-cost", "trajdeleter-released", "reward-only")
 OURS = ("clean", "poisoned", *BASELINES, "safe-rule")  # clean: retraining
+ABLATED_ATTACK, ABLATED_RATIO = "max_cost", 0.05  # of the paper's ablations (its Table 6 states neither)
 
 
 def table1(episodes: pd.DataFrame) -> pd.DataFrame:
@@ -18,14 +21,13 @@ def table1(episodes: pd.DataFrame) -> pd.DataFrame:
 
     Ours are means over seeds with a bootstrap interval from three seeds on, empty where a backbone does not support the
     method. The paper's are before and after (Table 1) and Trajdeleter, also cost-aware (Table 4); it gives neither a
-    spread nor its numbers of seeds and episodes.
+    spread nor its numbers of seeds and episodes. They are empty for a ratio that the paper does not have.
     """
     summary = summarise(with_clean(episodes))
     rows = []
     for values, cell in summary.groupby(CELL, sort=False):
         task, backbone, attack, ratio = values
         methods = cell.set_index("method")
-        paper = numbers.cell(backbone, attack, task, ratio)._asdict()
         for metric in METRICS:
             row = dict(zip(CELL, values, strict=True)) | {"metric": metric}
             for method in OURS:
@@ -34,9 +36,7 @@ def table1(episodes: pd.DataFrame) -> pd.DataFrame:
                     row[name + suffix] = (
                         methods.at[method, metric + suffix] if method in methods.index else float("nan")
                     )
-            row["paper_before"] = paper[f"{PAPER_METRICS[metric]}_before"]
-            row["paper_after"] = paper[f"{PAPER_METRICS[metric]}_after"]
-            row |= _table4(PAPER_METRICS[metric], task, BACKBONES[backbone], attack, ratio)
+            row |= _papers(PAPER_METRICS[metric], task, BACKBONES[backbone], attack, ratio)
             for column in ("n_seeds", "seeds", "episodes", "cost_limit"):
                 row[column] = cell[column].iloc[0]
             rows.append(row)
@@ -89,11 +89,33 @@ def _names(rows: pd.DataFrame) -> str:
     return "; ".join(method_name(method) for method in rows["method"])
 
 
-def _table4(metric: str, task: str, policy: str, attack: str, ratio: float) -> dict[str, float]:
-    (row,) = (
-        row for row in _rows(4, task, policy) if (row["attack"], row["ratio"], row["metric"]) == (attack, ratio, metric)
-    )
-    return {"paper_trajdeleter": row["non_cost_aware"], "paper_trajdeleter_cost": row["cost_aware"]}
+def _papers(metric: str, task: str, policy: str, attack: str, ratio: float) -> dict[str, float]:
+    """The paper's columns of `table1`, from its Tables 1 and 4; NaN where these have no such attack or ratio."""
+    columns = {
+        "paper_before": (1, "before"),
+        "paper_after": (1, "after"),
+        "paper_trajdeleter": (4, "non_cost_aware"),
+        "paper_trajdeleter_cost": (4, "cost_aware"),
+    }
+    found = {}
+    for number in (1, 4):
+        for row in _rows(number, task, policy):
+            if (row["attack"], row["ratio"], row["metric"]) == (attack, ratio, metric):
+                found[number] = row
+    return {name: found[n][column] if n in found else float("nan") for name, (n, column) in columns.items()}
+
+
+def what_is_ablated(profile: Profile) -> str:
+    """Which policies the variants start from (`inventory.ablated`), and of which the paper's do, in two sentences."""
+    chosen = ablated(profile)
+    ours, papers = condition(chosen.attacks[0], chosen.ratios[0]), condition(ABLATED_ATTACK, ABLATED_RATIO)
+    if chosen.attacks[0] != ABLATED_ATTACK:
+        beside = f"The paper's ablations are of {papers}, another attack, so its cells are empty"
+    elif chosen.ratios[0] != ABLATED_RATIO:
+        beside = f"The paper's ablations are of {papers}, another ratio of the same attack"
+    else:
+        beside = "So are the paper's ablations"
+    return f"The poisoned policies here are those of {ours}. {beside}."
 
 
 def paper_ablations(task: str, backbone: str) -> pd.DataFrame:
@@ -103,7 +125,7 @@ def paper_ablations(task: str, backbone: str) -> pd.DataFrame:
     tables that should agree and do not always.
     """
     policy = BACKBONES[backbone]
-    start = numbers.cell(backbone, "max_cost", task, 0.05)
+    start = numbers.cell(backbone, ABLATED_ATTACK, task, ABLATED_RATIO)
     rows = [("poisoned", "Table 1", start.cost_before, start.reward_before)]
     rows.append(("safe-rule", "Table 1", start.cost_after, start.reward_after))
     names = {"adaptive": "safe-rule", "fixed_1": "fixed-weight"}
@@ -118,18 +140,17 @@ def paper_ablations(task: str, backbone: str) -> pd.DataFrame:
 
 
 def ablations(episodes: pd.DataFrame) -> pd.DataFrame:
-    """Our variants of Safe-RULE, one row per cell and method, beside the paper's rows of the same task and backbone.
+    """Our variants of Safe-RULE, one row per cell and method, beside the paper's of the same task, backbone and attack.
 
-    The paper's are of Max Cost 5 %, whatever ratio ours has (column paper_ratio). A method that several of its tables
-    hold has one row for each; one that none holds has an empty source.
+    The paper's are of Max Cost 5 %: whatever ratio ours has (column paper_ratio) they stand beside Max Cost, and the
+    cells of another attack are empty. A method that several of its tables hold has one row for each; one that none
+    holds has an empty source.
     """
     summary = summarise(episodes)
-    parts = []
-    for (task, backbone), cell in summary.groupby(["task", "backbone"], sort=False):
-        parts.append(cell.merge(paper_ablations(task, backbone), on="method", how="left"))
-    joined = pd.concat(parts, ignore_index=True)
-    joined["paper_ratio"] = joined["source"].map(lambda source: float("nan") if pd.isna(source) else 0.05)
-    return in_reading_order(joined)
+    pairs = summary[["task", "backbone"]].drop_duplicates().itertuples(index=False)
+    told = {"attack": ABLATED_ATTACK, "paper_ratio": ABLATED_RATIO}
+    paper = pd.concat([paper_ablations(t, b).assign(task=t, backbone=b, **told) for t, b in pairs])
+    return in_reading_order(summary.merge(paper, on=["task", "backbone", "attack", "method"], how="left"))
 
 
 def _rows(number: int, task: str, policy: str) -> list[dict]:

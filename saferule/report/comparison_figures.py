@@ -51,7 +51,7 @@ def every_method(table: pd.DataFrame, title: str) -> Figure:
     conditions = table[["attack", "ratio"]].drop_duplicates().itertuples(index=False)
     handles = [dot(ATTACK_COLOURS[a], condition(a, r), RATIO_MARKERS[ratios.index(r) % 4]) for a, r in conditions]
     hollow = Line2D([], [], color="#444444", marker="o", markerfacecolor="white", linestyle="none", label="the paper")
-    return head(figure, title, [*handles, hollow, limit_handle(table["cost_limit"].iloc[0])])
+    return head(figure, title, [*handles, *_printed(table, hollow), limit_handle(table["cost_limit"].iloc[0])])
 
 
 @styled
@@ -76,7 +76,12 @@ def repairs_beside_paper(table: pd.DataFrame, title: str) -> Figure:
     attacks = [Line2D([], [], color=ATTACK_COLOURS[a], label=ATTACKS[a]) for a in table["attack"].unique()]
     hollow = Line2D([], [], color="#444444", linestyle=":", marker="s", markerfacecolor="white", label="the paper")
     ours = Line2D([], [], color="#444444", marker="s", label="ours: poisoned (circle) to Safe-RULE (square)")
-    return head(figure, title, [*attacks, ours, hollow, limit_handle(table["cost_limit"].iloc[0])])
+    return head(figure, title, [*attacks, ours, *_printed(table, hollow), limit_handle(table["cost_limit"].iloc[0])])
+
+
+def _printed(table: pd.DataFrame, handle: Line2D) -> list[Line2D]:
+    """The legend's entry for the paper, where it prints a number for any of these cells."""
+    return [handle] if table[list(PAPERS.values())].notna().any(axis=None) else []
 
 
 def _arrow(panel: Axes, start: pd.Series, end: pd.Series, colour: str, style: str, face: str) -> None:

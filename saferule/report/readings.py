@@ -15,10 +15,11 @@ from saferule.report.canvas import UNITS, dot, head, panels, styled, with_zero
 from saferule.report.labels import BACKBONES, method_colour
 from saferule.report.tables import CELL, METRICS, in_reading_order, readable
 
-DEFAULT, FLOOR = "safe-rule", "percentile-50"  # the same method under two names, run in two populations
+DEFAULT, FLOOR = "safe-rule", "percentile-50"  # the same method under two names, run as two agents
 POLICY = [*CELL, "training_seed"]
 SAME_RUN = "same run again"
-FLOOR_COLOUR = "#D9D9D9"
+FLOOR_COLOUR, SAME_COLOUR = "#D9D9D9", "#8A8A8A"
+ROUNDING = 1e-6  # mean distance of actions; in the smoke profile rounding alone leaves less than 1e-7
 
 
 def paired(episodes: pd.DataFrame) -> pd.DataFrame:
@@ -38,9 +39,9 @@ def effects(episodes: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     """One row per policy and reading: cost and return, their changes against the default, and how the actions moved.
 
     distances  from `saferule.runs.actions.distances`, to the default's policy
-    For each policy the default comes first, then the floor (the same run in another population), then the readings in
-    descending order of the change in cost, then in return. question and meaning are those of
-    `saferule.paper.readings`.
+    For each policy the default comes first, then the floor (the same run again), then the readings in descending order
+    of the change in cost, then in return. question and meaning are those of `saferule.paper.readings`. same_policy says
+    whether the policy is the default's up to rounding: its actions are nearer than `ROUNDING`, on D and on D_f.
     """
     rows = paired(episodes)
     names = [*POLICY, "reading", "option"]
@@ -48,6 +49,7 @@ def effects(episodes: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     table = grouped[["cost", "return", "cost_change", "return_change"]].mean().assign(episodes=grouped.size())
     moved = distances.assign(**_reading_and_option(distances)).set_index(names)[["actions_keep", "actions_forget"]]
     table = table.join(moved).reset_index()
+    table["same_policy"] = (table[["actions_keep", "actions_forget"]] < ROUNDING).all(axis=1)
     table["question"] = [READINGS[r].question if r in READINGS else "" for r in table["reading"]]
     table["meaning"] = [_meaning(r, o) for r, o in zip(table["reading"], table["option"], strict=True)]
     kind = table["reading"].map({"": 0, SAME_RUN: 1}).fillna(2)
@@ -60,6 +62,24 @@ def shown(effects: pd.DataFrame) -> pd.DataFrame:
     names = ["backbone", "reading", "option", "cost", "return", "cost_change", "return_change"]
     distances = {name: effects[name].map("{:.1e}".format) for name in ("actions_keep", "actions_forget")}
     return readable(effects[names].assign(**distances))
+
+
+def same_policies(effects: pd.DataFrame) -> str:
+    """A sentence about a table of effects: which runs ended with the default's policy up to rounding."""
+    same = effects[effects["same_policy"] & (effects["reading"] != "")]
+    head = (
+        f"One policy with the default up to rounding (mean distance of the actions below {ROUNDING:g}, on D and on D_f)"
+    )
+    named = [
+        f"{BACKBONES[backbone]}: "
+        + ", ".join(_label(r, o) for r, o in zip(rows["reading"], rows["option"], strict=True))
+        for backbone, rows in same.groupby("backbone", sort=False)
+    ]
+    return f"{head}: {'; '.join(named) or 'none'}."
+
+
+def _label(reading: str, option: str) -> str:
+    return SAME_RUN if reading == SAME_RUN else f"{reading} = {option}"
 
 
 def explained(effects: pd.DataFrame) -> str:
@@ -86,15 +106,16 @@ def _reading_and_option(rows: pd.DataFrame) -> dict[str, list[str]]:
 def _meaning(reading: str, option: str) -> str:
     if reading in READINGS:
         return READINGS[reading].options[option]
-    return "the default of every reading" if not reading else "the default, trained in another population"
+    return "the default of every reading" if not reading else "the default once more, as another agent"
 
 
 @styled
-def change_dots(episodes: pd.DataFrame, title: str) -> Figure:
+def change_dots(episodes: pd.DataFrame, effects: pd.DataFrame, title: str) -> Figure:
     """Change of cost and return against the default under each reading: a row of panels per backbone.
 
-    Small dots are episodes from the same start, a diamond is their mean. The grey band is as wide as the mean change
-    of the floor, the same run in another population.
+    effects  of these episodes, from `effects`
+    Small dots are episodes from the same start, a diamond is their mean. Grey and hollow are policies that are the
+    default's up to rounding. The grey band is the floor: the largest mean change among these and the same run again.
     """
     rows = paired(episodes)
     backbones = [name for name in BACKBONES if name in set(rows["backbone"])]
@@ -104,28 +125,31 @@ def change_dots(episodes: pd.DataFrame, title: str) -> Figure:
     )
     for row, backbone in enumerate(backbones):
         here = rows[(rows["backbone"] == backbone) & (rows["reading"] != "")]
+        own = effects[effects["backbone"] == backbone].set_index(["reading", "option"])["same_policy"]
         for column, metric in enumerate(METRICS):
-            _changes(axes[row, column], here, metric, BACKBONES[backbone], labelled=column == 0)
+            _changes(axes[row, column], here, own, metric, BACKBONES[backbone], labelled=column == 0)
     colour = method_colour(DEFAULT)
     zero = Line2D([], [], color="#555555", linewidth=1.0, label="the default")
-    band = Patch(color=FLOOR_COLOUR, label="floor: the same run in another population")
-    return head(figure, title, [dot(colour, "one episode"), dot(colour, "mean", "D"), zero, band])
+    band = Patch(color=FLOOR_COLOUR, label="floor: what rounding changes")
+    same = dot(SAME_COLOUR, "mean, the default's policy up to rounding", "D")
+    same.set_markerfacecolor("white")
+    return head(figure, title, [dot(colour, "one episode"), dot(colour, "mean", "D"), zero, band, same])
 
 
-def _changes(panel: Axes, rows: pd.DataFrame, metric: str, title: str, *, labelled: bool) -> None:
-    """One backbone's changes in one metric, a line per reading, the floor's first."""
+def _changes(panel: Axes, rows: pd.DataFrame, same: pd.Series, metric: str, title: str, *, labelled: bool) -> None:
+    """One backbone's changes in one metric, a line per reading, the floor's first; ``same``: by reading and option."""
     means = rows.groupby(["reading", "option"], sort=False)[f"{metric}_change"].mean()
     order = sorted(means.index, key=lambda name: (name[0] != SAME_RUN, list(means.index).index(name)))
-    floor = abs(means.get((SAME_RUN, FLOOR), 0.0))
+    floor = max((abs(means[name]) for name in order if name[0] == SAME_RUN or same[name]), default=0.0)
     panel.axvspan(-floor, floor, color=FLOOR_COLOUR, linewidth=0, zorder=0)
     panel.axvline(0, color="#555555", linewidth=1.0, zorder=1)
-    colour = method_colour(DEFAULT)
     for place, name in enumerate(order):
+        colour = SAME_COLOUR if same[name] else method_colour(DEFAULT)
+        look = {"color": "white", "edgecolors": colour} if same[name] else {"color": colour, "edgecolors": "white"}
         values = rows[(rows["reading"] == name[0]) & (rows["option"] == name[1])][f"{metric}_change"]
         panel.scatter(values, [place] * len(values), s=11, alpha=0.4, color=colour, linewidths=0)
-        panel.scatter(means[name], place, s=42, marker="D", color=colour, edgecolors="white", linewidths=0.9, zorder=3)
-    names = ["same run again" if r == SAME_RUN else f"{r} = {o}" for r, o in order]
-    panel.set_yticks(range(len(order)), names if labelled else [])
+        panel.scatter(means[name], place, s=42, marker="D", linewidths=0.9, zorder=3, **look)
+    panel.set_yticks(range(len(order)), [_label(*name) for name in order] if labelled else [])
     panel.set_ylim(len(order) - 0.4, -0.6)
     panel.grid(False, axis="y")
     panel.set_title(title)

@@ -17,6 +17,7 @@ from saferule.report.canvas import dot, head, panels, styled
 from saferule.report.labels import BACKBONES, in_order, method_colour, method_name
 
 Row = Mapping[str, Any]
+NOISY = 0.05  # a range over the blocks, as a share of the value, from which on two digits are given, not three
 PAPER_RATIO = TABLE7.training_steps / TABLE7.unlearning_steps  # of the numbers of steps
 
 
@@ -35,19 +36,27 @@ def made_on(machine: Mapping[str, Any]) -> str:
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     return (
         f"Measured in this run: one agent on {machine['device']}, {threads}, torch {machine['torch']}; settings: "
-        f"{machine['settings']}; medians of {machine['rounds']} alternating blocks; {machine['excluded']}."
+        f"{machine['settings']}; medians of {machine['rounds']} alternating blocks of {machine['block_seconds']:g} s; "
+        f"{machine['excluded']}."
     )
 
 
 def shown(times: pd.DataFrame) -> pd.DataFrame:
-    """The table for the notebook: durations in words, without what is the same in all rows."""
-    frame = times.drop(columns=["machine", "threads", "profile", "data", "share"], errors="ignore")
-    for column, unit in (("seconds", 1), ("start_s", 1), ("reference_s", 1), ("paper_minutes", 60)):
-        frame[column] = [
-            duration(unit * value) if value == value and value is not None else "" for value in frame[column]
-        ]
-    names = {"seconds": "total", "start_s": "start", "reference_s": "reference", "paper_minutes": "paper_total"}
-    return frame.rename(columns=names)
+    """The table for the notebook: as many digits as the blocks allow, without what is the same in all rows.
+
+    range is that of relative_step over the blocks.
+    """
+    rows = times.to_dict("records")
+    frame = times[["task", "backbone", "method", "steps"]].copy()
+    frame["ms_per_step"] = [number(row["ms_per_step"], digits(row, "ms_per_step")) for row in rows]
+    frame["relative_step"] = [number(row["relative_step"], digits(row)) for row in rows]
+    frame["range"] = ["" if row["method"] == RETRAINING else _range(row) for row in rows]
+    frame["total"] = [duration(row["seconds"], digits(row, "ms_per_step")) for row in rows]
+    frame["factor"] = [number(row["factor"], digits(row)) for row in rows]
+    once_and_paper = {"start": ("start_s", 1), "reference": ("reference_s", 1), "paper_total": ("paper_minutes", 60)}
+    for name, (column, unit) in once_and_paper.items():
+        frame[name] = ["" if pd.isna(row[column]) else duration(unit * row[column]) for row in rows]
+    return frame.assign(paper_factor=times["paper_factor"])
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -69,16 +78,36 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def duration(seconds: float) -> str:
-    """A time with three digits in the unit that suits it."""
+def digits(row: Row, column: str = "relative_step") -> int:
+    """To how many digits a value is given: two where its range over the blocks exceeds NOISY, else three.
+
+    Three also for rows without a range, those of measurements made before there was one.
+    """
+    low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
+    return 3 if low is None or high is None or high - low <= NOISY * row[column] else 2
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number with so many significant digits, without an exponent."""
+    return f"{float(f'{value:.{digits}g}'):.12g}"
+
+
+def _range(row: Row) -> str:
+    low, high = row.get("relative_step_low"), row.get("relative_step_high")
+    return "" if low is None or high is None else f"{low:.2f} to {high:.2f}"
+
+
+def duration(seconds: float, digits: int = 3) -> str:
+    """A time with so many digits in the unit that suits it."""
     units = ((3600, 2, "h"), (60, 2, "min"), (1, 1, "s"))  # seconds, from how many units on, name
     size, name = next(((size, name) for size, least, name in units if seconds >= least * size), (0.001, "ms"))
-    return f"{seconds / size:.3g} {name}"
+    return f"{number(seconds / size, digits)} {name}"
 
 
 def _cell(row: Row) -> str:
-    faster = "" if row["method"] == RETRAINING else f", {row['factor']:.3g}x"
-    return f"{row['ms_per_step']:.3g} ms, {duration(row['seconds'])}{faster}"
+    faster = "" if row["method"] == RETRAINING else f", {number(row['factor'], digits(row))}x"
+    known = digits(row, "ms_per_step")
+    return f"{number(row['ms_per_step'], known)} ms, {duration(row['seconds'], known)}{faster}"
 
 
 def _paper(row: Row) -> str:
@@ -89,7 +118,8 @@ def _paper(row: Row) -> str:
 def conclusions(rows: Sequence[Row]) -> list[str]:
     """What the rows say about "so many times faster than retraining": sentences with the measured numbers.
 
-    The factor is the ratio of the numbers of steps over the cost of a step in training steps.
+    The factor is the ratio of the numbers of steps over the cost of a step in training steps. Numbers have as many
+    digits as the blocks allow (`digits`).
     """
     said = []
     for task in dict.fromkeys(row["task"] for row in rows):
@@ -102,15 +132,18 @@ def conclusions(rows: Sequence[Row]) -> list[str]:
 def _of_safe_rule(task: str, rows: Sequence[Row]) -> list[str]:
     said = []
     for row, start in _beside_retraining(rows, "safe-rule"):
-        ratio = start["steps"] / row["steps"]
+        ratio, known = start["steps"] / row["steps"], digits(row)
+        step = number(row["relative_step"], known)
+        blocks = f" ({_range(row)} over the blocks)" if _range(row) else ""
         at_table7 = (
             f" At Table 7's numbers of steps, {PAPER_RATIO:g} times fewer, it would be "
-            f"{PAPER_RATIO / row['relative_step']:.0f} times."
+            f"{number(PAPER_RATIO / row['relative_step'], known)} times."
         )
         said.append(
-            f"{task}, {BACKBONES[row['backbone']]}: a step of Safe-RULE takes as long as {row['relative_step']:.2f} "
-            f"training steps, and there are {ratio:g} times fewer of them: {ratio:g} / {row['relative_step']:.2f} = "
-            f"{row['factor']:.3g} times faster than retraining." + ("" if ratio == PAPER_RATIO else at_table7)
+            f"{task}, {BACKBONES[row['backbone']]}: a step of Safe-RULE takes as long as {step} training steps"
+            f"{blocks}, and there are {ratio:g} times fewer of them: {ratio:g} / {step} = "
+            f"{number(row['factor'], known)} times faster than retraining."
+            + ("" if ratio == PAPER_RATIO else at_table7)
         )
     return said
 
@@ -118,6 +151,8 @@ def _of_safe_rule(task: str, rows: Sequence[Row]) -> list[str]:
 def _of_paper(task: str, rows: Sequence[Row]) -> list[str]:
     minutes, cpq = paper_minutes(task), [row for row in rows if row["backbone"] == PAPER_BACKBONE]
     ours = {row["method"]: row["relative_step"] for row in cpq}
+    known = {row["method"]: digits(row) for row in cpq}
+    here = {method: number(ours[method], known[method]) for method in ours}
     if not minutes or not ours:
         return []
     implied = {method: PAPER_RATIO * minutes[method] / minutes[RETRAINING] for method in minutes}
@@ -125,10 +160,11 @@ def _of_paper(task: str, rows: Sequence[Row]) -> list[str]:
     return [
         f"{task}, CPQ in the paper: retraining takes {minutes[RETRAINING] / minutes['safe-rule']:.1f} times as long as "
         f"Safe-RULE. If both made the steps of Table 7, a step of Safe-RULE took as long as {implied['safe-rule']:.1f} "
-        f"training steps, here {ours['safe-rule']:.2f}. Fine-tuning's steps are training steps, yet by the same "
-        f"arithmetic each took as long as {implied['fine-tuning']:.1f} of them, here {ours['fine-tuning']:.2f}: the "
-        "paper's minutes hold more than gradient steps, or the numbers of steps were others. A step of Safe-RULE takes "
-        f"{slower:.2f} times as long as one of Trajdeleter here, {paper_slower:.2f} times in the paper."
+        f"training steps, here {here['safe-rule']}. Fine-tuning's steps are training steps, yet by the same arithmetic "
+        f"each took as long as {implied['fine-tuning']:.1f} of them, here {here['fine-tuning']}: the paper's minutes "
+        "hold more than gradient steps, or the numbers of steps were others. A step of Safe-RULE takes "
+        f"{number(slower, min(known['safe-rule'], known['trajdeleter']))} times as long as one of Trajdeleter here, "
+        f"{paper_slower:.2f} times in the paper."
     ]
 
 
@@ -154,7 +190,7 @@ def shares_of_retraining(times: pd.DataFrame, title: str) -> Figure:
             place, colour = methods.index(row["method"]), method_colour(row["method"])
             panel.scatter(row["share"], place, s=34, color=colour, zorder=3)
             panel.annotate(
-                duration(row["seconds"]),
+                duration(row["seconds"], digits(row, "ms_per_step")),
                 (row["share"], place),
                 textcoords="offset points",
                 xytext=(-6, 0) if row["share"] > 0.3 else (6, 0),

@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from saferule.agents.state import read
 from saferule.attack.poison import ForgetSet, poison, save_forget_set
 from saferule.data.clean import clean_data
 from saferule.data.schema import Dataset
@@ -26,7 +27,7 @@ from saferule.envs import get_task
 from saferule.evaluate import evaluate_file, worker_pool
 from saferule.runs.cells import Adversary, Evaluation, Forget, Policy, Relearning, Training, Unlearning, origin
 from saferule.runs.groups import Place, cores, forget_data, work, work_alone
-from saferule.runs.interruptible import LOG, SAVE_SECONDS, progress, snapshot_path
+from saferule.runs.interruptible import AGENT, LOG, SAVE_SECONDS, progress, snapshot_path
 from saferule.runs.store import Store
 from saferule.unlearn import family, structure
 
@@ -180,7 +181,15 @@ class Engine:
 
     def _episodes(self, cell: Evaluation) -> pd.DataFrame:
         frame = pd.read_csv(self.store.folder(cell) / EPISODES)
-        return frame.assign(**identity(cell.policy), step=cell.policy.steps if cell.step is None else cell.step)
+        return frame.assign(
+            **identity(cell.policy), step=self._last_step(cell.policy) if cell.step is None else cell.step
+        )
+
+    def _last_step(self, policy: Policy) -> int:
+        """The step of a finished policy; of a run that stopped, as a value was not finite, that of the state kept."""
+        if "stopped" not in self.store.meta(policy):
+            return policy.steps
+        return read(self.store.folder(policy) / AGENT)[1]["step"]
 
     def logs(self, cells: Sequence[Policy]) -> pd.DataFrame:
         """What the losses reported, one row per policy and logged step."""
