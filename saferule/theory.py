@@ -12,6 +12,7 @@ Pr(x >= u) <= E[softplus(x)] / softplus(u). The paper does not have it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -177,6 +178,7 @@ def search_violations(
     kappa: float,
     generator: torch.Generator,
     *,
+    in_box: bool = False,
     tries: int = 32,
     steps: int = 20,
     tolerance: float = 1e-9,
@@ -184,13 +186,24 @@ def search_violations(
     """Try to find actions within ``radius`` (N,) of ``actions`` (N, A) that Q_c calls safe.
 
     Random points, half of them on the sphere; then, from the best, ``steps`` of gradient descent on Q_c projected onto
-    the ball, its step shrinking from half the radius. The balls are not cut at the action box, as the certificate does
-    not need it, but none is wider than the box's diameter, which already holds every action. A value counts as
-    violated when it is below kappa by more than ``tolerance``, which is for rounding.
+    the ball, its step shrinking from half the radius. None is further away than the diameter of the action box
+    [-1, 1]^A, as within this all actions lie. A value counts as violated when it is below kappa by more than
+    ``tolerance``, which is for rounding.
+
+    in_box  consider only actions of the box, widened to a centre outside it, as data may be by rounding; the other half
+            of the random points is then uniform in the box and moved into the ball. By default the ball is not cut, as
+            the certificate does not need the box.
     """
-    centre = actions.double()
+    centre, limit = actions.double(), 1.0 if in_box else math.inf
+    low, high = centre.clamp_max(-limit), centre.clamp_min(limit)
     radius = radius.double().clamp_max(2 * centre.shape[-1] ** 0.5).unsqueeze(-1)
     best, lowest = centre, member_values(critic, observations, centre).amin(0)
+
+    def project(point: Tensor) -> Tensor:
+        """Into the ball and the box: the clamp expands no distance and keeps the centre, so it stays in the ball."""
+        moved = point - centre
+        scale = (radius / moved.norm(dim=-1, keepdim=True).clamp_min(1e-300)).clamp_max(1)
+        return (centre + moved * scale).clamp(low, high)
 
     def keep_lower(point: Tensor) -> None:
         nonlocal best, lowest
@@ -198,18 +211,30 @@ def search_violations(
         best = torch.where((value < lowest).unsqueeze(-1), point, best)
         lowest = torch.minimum(value, lowest)
 
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64).to(centre.device)
+
     for attempt in range(tries):
         direction = _unit(torch.randn(centre.shape, generator=generator, dtype=torch.float64).to(centre.device))
-        share = torch.rand(len(centre), 1, generator=generator, dtype=torch.float64).to(centre.device)
-        share = share.pow(1 / centre.shape[-1]) if attempt % 2 else torch.ones_like(share)
-        keep_lower(centre + radius * share * direction)
+        share = uniform(len(centre), 1).pow(1 / centre.shape[-1])
+        if attempt % 2 == 0:
+            point = centre + radius * direction
+        elif in_box:
+            point = 2 * uniform(*centre.shape) - 1
+        else:
+            point = centre + radius * share * direction
+        keep_lower(project(point))
     point = best
     for step in range(steps):
         _, gradient = _slope(critic, observations, point)
-        moved = point - radius / (2 + step) * _unit(gradient) - centre
-        point = centre + moved * (radius / moved.norm(dim=-1, keepdim=True).clamp_min(1e-300)).clamp_max(1)
+        point = project(point - radius / (2 + step) * _unit(gradient))
         keep_lower(point)
     return Search(lowest, best, lowest < kappa - tolerance * max(1.0, abs(kappa)))
+
+
+def holds_box(actions: Tensor, radius: Tensor) -> Tensor:
+    """Which balls (N,) bool, of ``radius`` (N,) around ``actions`` (N, A), hold every action of the box [-1, 1]^A."""
+    return radius.double() >= (actions.double().abs() + 1).norm(dim=-1)  # the distance to the furthest corner
 
 
 def member_values(critic: Network, observations: Tensor, actions: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from saferule.theory import (
     certified_radius,
     combined,
     cost_residual,
+    holds_box,
+    member_values,
     reward_excess,
     reward_tail,
     search_violations,
@@ -67,13 +69,13 @@ def test_lemma_a1_by_hand():
 def test_lemma_a2_is_vacuous_for_a_critic_exactly_on_target():
     at_target = still_safe(torch.full((3,), KAPPA + SIGMA), KAPPA, SIGMA)
     assert at_target.residual == pytest.approx(LN2) == pytest.approx(0.693, abs=5e-4)
-    assert at_target.bound == pytest.approx(1.386, abs=1e-3) and at_target.vacuous
+    assert at_target.bound == pytest.approx(1.38629, abs=1e-5) and at_target.vacuous
     assert at_target.observed == 0.0 and at_target.holds
     # Markov on softplus itself would say something: ln 2 / softplus(0.5) = 0.693 / 0.974.
-    assert at_target.sharper == pytest.approx(0.711, abs=1e-3)
+    assert at_target.sharper == pytest.approx(0.71159, abs=1e-5)
     # From about 0.43 above the target the printed bound says something too: softplus(-0.433) = 0.5.
     above = math.log(math.exp(SIGMA) - 1)
-    assert above == pytest.approx(-0.433, abs=1e-3)
+    assert above == pytest.approx(-0.43275, abs=1e-5)
     assert still_safe(torch.tensor([KAPPA + SIGMA + 0.42]), KAPPA, SIGMA).vacuous
     assert not still_safe(torch.tensor([KAPPA + SIGMA + 0.44]), KAPPA, SIGMA).vacuous
 
@@ -220,3 +222,60 @@ def test_search_finds_what_a_larger_ball_holds():
     chosen, generator = (network, states[certified], actions[certified]), torch.Generator().manual_seed(0)
     assert not search_violations(*chosen, found.radius[certified], kappa, generator).violated.any()
     assert search_violations(*chosen, 1e3 * found.radius[certified], kappa, generator).violated.any()
+
+
+def test_a_search_of_the_box_does_not_count_actions_that_cannot_be_taken():
+    # Q_c = 10.5 + a_1: 9.5 at the edge of the box, which the ball around (0.5, 0) reaches from radius 1.5 on.
+    state, action = torch.zeros(1, 1), torch.tensor([[0.5, 0.0]])
+
+    def search(offset: float, radius: float, in_box: bool):
+        network = linear((1.0, 0.0, offset))
+        generator = torch.Generator().manual_seed(0)
+        return search_violations(network, state, action, torch.tensor([radius]), KAPPA, generator, in_box=in_box)
+
+    inside = search(10.5, math.inf, True)
+    assert inside.violated.all() and inside.lowest.item() == pytest.approx(9.5) and inside.actions[0, 0] == -1
+    assert search(10.5, 1.3, True).lowest.item() == pytest.approx(9.7, abs=2e-3)  # the ball ends before the box does
+    # Q_c = 11.5 + a_1 is 10.5 or more in the box, and falls below 10 only outside.
+    assert search(11.5, 2.5, False).violated.all()
+    for radius in (2.5, math.inf):
+        found = search(11.5, radius, True)
+        assert not found.violated.any() and found.lowest.item() == pytest.approx(10.5)
+
+
+def test_data_may_lie_outside_the_box_by_rounding():
+    state, action = torch.zeros(1, 1), torch.tensor([[-1.0 - 1e-6, 0.0]])
+    generator = torch.Generator().manual_seed(0)
+    found = search_violations(linear((1.0, 0.0, 10.5)), state, action, torch.ones(1), KAPPA, generator, in_box=True)
+    assert torch.equal(found.actions[:, 0], action[:, 0].double())
+
+
+def test_which_balls_hold_the_box():
+    actions = torch.tensor([[0.5, 0.0], [-1.0, 1.0]])  # the furthest corners: (-1, 1), (1, -1)
+    corners = [math.hypot(1.5, 1), math.hypot(2, 2)]
+    for scale, holds in ((0.999, False), (1.001, True), (math.inf, True)):
+        assert holds_box(actions, torch.tensor(corners) * scale).tolist() == [holds, holds]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.floats(0.01, 4))
+def test_what_a_search_of_the_box_finds_lies_in_ball_and_box(seed, ensemble, radius):
+    network, (states, actions) = critic(seed, ensemble, 3.0), samples(seed + 1)
+    radii, generator = torch.full((len(actions),), radius, dtype=torch.float64), torch.Generator().manual_seed(seed)
+    found = search_violations(network, states, actions, radii, 0.0, generator, in_box=True, tries=4, steps=4)
+    assert (found.actions.abs() <= 1).all()
+    assert ((found.actions - actions.double()).norm(dim=-1) <= radii * (1 + 1e-9)).all()
+    assert torch.equal(member_values(network, states, found.actions).amin(0), found.lowest)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_search_of_the_box_is_as_good_as_a_grid(seed):
+    network, (states, actions) = critic(seed, 2, scale=3.0, sizes=(5, 32, 32, 1)), samples(seed + 1, 100)
+    side = torch.linspace(-1, 1, 41)
+    grid = torch.cartesian_prod(side, side)
+    lowest = torch.stack([q_values(network, state.expand(len(grid), -1), grid).amin(0).min() for state in states])
+    kappa = lowest.quantile(0.2).item()  # a fifth of the samples have a safe action in the box
+    generator, radii = torch.Generator().manual_seed(0), torch.full((len(actions),), math.inf)
+    found = search_violations(network, states, actions, radii, kappa, generator, in_box=True, tries=16)
+    assert 18 <= found.violated.sum() and (lowest < kappa).sum() == 20
+    assert (found.lowest <= lowest + 0.05 * lowest.std()).double().mean() > 0.75

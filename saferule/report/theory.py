@@ -108,7 +108,10 @@ def _three(panel: Axes, rows: pd.DataFrame, x: str) -> None:
 
 @styled
 def neighbourhood(balls: pd.DataFrame, searches: pd.DataFrame, title: str) -> Figure:
-    """Eq. 23-25, a row per backbone: samples with a ball, radii, Lipschitz constants, and what the search finds."""
+    """Eq. 23-25, a row per backbone: samples with a ball, radii, Lipschitz constants, and what the search finds.
+
+    box in the last column: every action of the action box.
+    """
     backbones = list(balls["backbone"].unique())
     figure, axes = panels(len(backbones), 4, 2.9, 2.4)
     for line, backbone in enumerate(backbones):
@@ -127,11 +130,12 @@ def neighbourhood(balls: pd.DataFrame, searches: pd.DataFrame, title: str) -> Fi
             found.plot(places, policy["violated"] / policy["searched"], color=OBSERVED["color"], **look)
         if tried[tried["stage"] == "after"].empty:
             found.text(0.5, 0.5, "no ball to search", ha="center", transform=found.transAxes, color="#555555")
-        found.set_xticks(range(len(factors)), ["all" if np.isinf(f) else f"{f:g}x" for f in factors])
+        found.set_xticks(range(len(factors)), ["box" if np.isinf(f) else f"{f:g}x" for f in factors])
         share.set(title=f"{BACKBONES[backbone]}: samples with a ball", ylabel="share", ylim=(-0.05, 1.05))
         radius.set(title="median radius", ylabel="share of the box's diameter")
         slope.set(title="Lipschitz constant of $Q_c$", ylabel="$Q_c$ per unit of action")
-        found.set(title="balls with a violation, after", ylabel="share", ylim=(-0.05, 1.05), xlabel="radius searched")
+        found.set(title="balls with a safe action, after", ylabel="share", ylim=(-0.05, 1.05))
+        found.set_xlabel("ball, from 2x on cut at the box")
         for panel in (share, radius, slope):
             panel.set(xlabel="gradient step", xlim=(-0.02 * here["step"].max(), 1.05 * here["step"].max()))
         for panel in (radius, slope):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from saferule.report.labels import BACKBONES
+from saferule.paper.settings import TABLE7
+from saferule.profiles import Profile
+from saferule.report.labels import BACKBONES, condition
+from saferule.report.tables import readable
 from saferule.report.theory import POLICY
+from saferule.runs.theory_checks import BALLS, FACTORS, SAMPLES
 
 STAGES = ("before", "during", "after")
 SHOWN_LEVELS = (1.0, 10.0)  # of u in Eq. 15, in the short table
@@ -36,19 +41,69 @@ def short_inequalities(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def short_balls(balls: pd.DataFrame) -> pd.DataFrame:
-    """Before and after unlearning, means over the poisoned policies of a task and backbone."""
+    """Before and after unlearning, means over the poisoned policies of a task and backbone.
+
+    radius and printed are means over those that have a sample with a ball, which with_ball counts.
+    """
     groups = balls[balls["stage"] != "during"].groupby(WHERE, sort=False)
     columns = ["nonempty", "radius", "printed", "slope_bound", "slope_found", "diameter"]
-    return groups[columns].mean().assign(policies=groups.size()).reset_index()
+    counts = {"policies": groups.size(), "with_ball": groups["radius"].count()}
+    return groups[columns].mean().assign(**counts).reset_index()
 
 
 def short_searches(searches: pd.DataFrame) -> pd.DataFrame:
     """At each stage, sums over the poisoned policies of a task and backbone; lowest is the smallest of all."""
     groups = searches.groupby([*WHERE, "factor"], sort=False)
-    return groups.agg({"searched": "sum", "violated": "sum", "lowest": "min"}).reset_index()
+    return groups.agg({"searched": "sum", "violated": "sum", "lowest": "min", "whole": "sum"}).reset_index()
+
+
+def table_or_sentence(table: pd.DataFrame, digits: int, sentence: str) -> Any:
+    """For the notebook: the table with rounded numbers, or Markdown with the sentence that says why it has no rows."""
+    from IPython.display import Markdown
+
+    return readable(table, digits) if len(table) else Markdown(sentence)
 
 
 # Words
+
+NO_CRITICS = "No backbone here has Q critics: there is no inequality and no ball to check."
+NO_BALLS = "No poisoned action has a certified ball at any stage: nothing was searched."
+
+
+def what_is_checked(neighbourhood: Profile) -> str:
+    """Markdown: the policies and samples that are checked.
+
+    neighbourhood  the part of the profile for whose policies the certified neighbourhood is checked
+                   (`saferule.runs.inventory.ablated`)
+    """
+    conditions = [condition(attack, ratio) for attack in neighbourhood.attacks for ratio in neighbourhood.ratios]
+    where = f"only for the policies of the ablations ({', '.join(conditions)})"
+    drawn = f"**Samples**: {SAMPLES:,} transitions of $\\mathcal D_f$ drawn once per forget set with a fixed seed (all "
+    drawn += f"where there are fewer), with their poisoned actions; the first {BALLS} of these for the neighbourhood. "
+    reference = f"the {TABLE7.reward_percentile}th percentile of the Bellman targets $y_r$ on $\\mathcal D_k$: before "
+    reference += f"and after over {SAMPLES:,} transitions with the agent's own target networks, during unlearning "
+    lines = [
+        f"The certified neighbourhood takes longer and is checked {where}.",
+        drawn + "$\\mathbb E$ and $\\Pr$ below are over these samples.",
+        f"**Reward reference** $\\bar Q^r$: Safe-RULE's own (Algorithm 2, line 7), {reference}(snapshots hold no "
+        "targets) the one that Safe-RULE logged in that step.",
+        f"$\\kappa = {TABLE7.kappa:g}$ and $\\sigma = {TABLE7.sigma:g}$ as in Table 7.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def how_searched() -> str:
+    """Markdown: which balls are searched for a violation, and what a find would mean."""
+    *most, last = [f"{factor:g}" for factor in FACTORS if 1 < factor < np.inf]
+    return (
+        "**Search.** In each ball: random points, then projected gradient descent on $Q^c$. Inside the certified "
+        "radius, whether in the action box $[-1, 1]^A$ or not, it must find no action with $Q^c < \\kappa$. Before and "
+        f"after unlearning balls {', '.join(most)} and {last} times as wide are searched too, and `inf`, which is "
+        "every action of the box. Of these wider balls only the actions of the box count, as no others can be taken, "
+        "so the search stays in both; a ball that holds the whole box (`whole` counts them) is therefore no wider than "
+        "`inf`. There it may find one: that shows that the search can find violations, and where it finds none in much "
+        "wider balls, how cautious the certificate is."
+    )
 
 
 def in_words(inequalities: pd.DataFrame, balls: pd.DataFrame, searches: pd.DataFrame, backbones: Sequence[str]) -> str:
@@ -76,8 +131,9 @@ def _by_backbone(rows: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
 
 def _validity(rows: pd.DataFrame) -> str:
     failed, policies = int((~rows["holds"]).sum()), len(rows[["task", "backbone", *POLICY]].drop_duplicates())
-    told = f"{len(rows)} inequalities were evaluated on the critics of {policies} repaired policies"
-    return f"{told}: every one holds." if not failed else f"{told}: **{failed} do not hold, which is an error**."
+    told = f"{len(rows)} inequalities were evaluated on the critics of "
+    told += _count(policies, "repaired policy", "repaired policies")
+    return f"{told}: every one holds." if not failed else f"{told}: **for {failed} this fails, which is an error**."
 
 
 def _counted_vacuous(rows: pd.DataFrame) -> str:
@@ -97,15 +153,16 @@ def _reward(rows: pd.DataFrame) -> str:
     excess, tail = after[after["inequality"] == "(14)"], after[after["inequality"] == "(15)"]
     before = rows[(rows["stage"] == "before") & (rows["inequality"] == "(14)")]
     told = (
-        f"eps_r went from {span(before['residual'])} to {span(excess['residual'])}, and the mean excess that it "
-        f"bounds is {span(excess['observed'])}; (15) says nothing below u = eps_r"
+        f"eps_r went from {middle(before['residual'])} to {middle(excess['residual'])}, and the mean excess that it "
+        f"bounds is {middle(excess['observed'])}; (15) says nothing below u = eps_r"
     )
     useful = tail[~tail["vacuous"]]
     if useful.empty:
         return f"{told}, which is above every u tried."
     first = useful[useful["u"] == useful["u"].min()]
+    some = "" if len(first) == len(excess) else f", where it says something for {len(first)} of {len(excess)} policies,"
     return (
-        f"{told}, and at u = {first['u'].iloc[0]:g} it allows {span(first['bound'], percent)} (sharper: "
+        f"{told}, and at u = {first['u'].iloc[0]:g}{some} it allows {span(first['bound'], percent)} (sharper: "
         f"{span(first['sharper'], percent)}) where {span(first['observed'], percent)} are found."
     )
 
@@ -137,14 +194,28 @@ def _searched(searches: pd.DataFrame) -> str:
     inside = searches[searches["factor"] == 1]
     if inside.empty:
         return "No forget sample has a certified ball at any stage: Eq. 23-25 say nothing here."
-    found = int(inside["violated"].sum())
-    told = f"{int(inside['searched'].sum())} certified balls were searched for an action that Q_c calls safe: "
-    told += "none was found" if not found else f"**{found} were found, which is an error**"
-    wider = []
+    found, balls = int(inside["violated"].sum()), int(inside["searched"].sum())
+    told = _count(balls, "certified ball was", "certified balls were")
+    told += " searched for an action that Q_c calls safe: "
+    told += "none was found." if not found else f"**in {found} one was found, which is an error**."
+    hits, misses = [], []
     for factor, rows in searches[searches["factor"] > 1].groupby("factor"):
-        name = "as wide as the action box" if np.isinf(factor) else f"{factor:g} times as wide"
-        wider.append(f"{percent(rows['violated'].sum() / rows['searched'].sum())} of those {name}")
-    return f"{told}. The same search finds one in wider balls: in {', '.join(wider)}."
+        whole = rows["whole"].sum() / rows["searched"].sum()
+        name = f"balls {factor:g} times as wide" + (f" ({percent(whole)} of them hold the whole box)" if whole else "")
+        share = percent(rows["violated"].sum() / rows["searched"].sum())
+        if rows["violated"].any():
+            every = f"for {share} of the samples with a ball where every action of the box is allowed"
+            hits.append(every if np.isinf(factor) else f"in {share} of the {name}")
+        else:
+            misses.append("among all actions of the box" if np.isinf(factor) else f"in the {name}")
+    return f"{told} {_wider(hits, misses)}".rstrip()
+
+
+def _wider(hits: Sequence[str], misses: Sequence[str]) -> str:
+    """What was found in the wider balls; empty where none were searched."""
+    parts = [f"none {', '.join(misses)}"] if misses else []
+    parts += [f"one {', '.join(hits)}"] if hits else []
+    return f"Confined to the actions of the box, the same search finds {'; and '.join(parts)}." if parts else ""
 
 
 def _balls(rows: pd.DataFrame) -> str:
@@ -170,10 +241,20 @@ def percent(value: float) -> str:
     shown = 100 * value
     if 0 < shown < 0.1:
         return "less than 0.1 %"
-    return "more than 99.9 %" if 99.9 < shown < 100 else f"{shown:.3g} %"
+    return "more than 99.9 %" if 99.9 < shown < 100 else f"{number(shown)} %"
 
 
 def span(values: pd.Series, name: Callable[[float], str] = number) -> str:
     """The value, or the smallest and the largest: "3.2", "0.4 to 3.2"."""
     low, high = name(values.min()), name(values.max())
     return low if low == high else f"{low} to {high}"
+
+
+def middle(values: pd.Series) -> str:
+    """The value, or the mean with the smallest and the largest: "3.2", "1.8 (0.4 to 3.2)"."""
+    low, high = number(values.min()), number(values.max())
+    return low if low == high else f"{number(values.mean())} ({low} to {high})"
+
+
+def _count(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
