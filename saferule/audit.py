@@ -24,13 +24,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
 WINDOW = 128  # steps, as TrajAuditor
 NOISE = 0.08  # standard deviations of the observations; TrajAuditor's figure, there in raw units
 DRAWS = 20  # of noise; TrajAuditor's number of reference sequences
+SUSPECT_DRAWS = 20  # of other noise; with 2, a policy against itself was seen at z = -1 in place of 0
+TRAJECTORIES = 10  # of D_f and of D, at most
 
 
 def sample(size: int, count: int, seed: int = 0) -> np.ndarray:
@@ -52,6 +56,14 @@ def action_distance(actions: np.ndarray, others: np.ndarray) -> float:
 def floor(clean: Sequence[np.ndarray], index: int) -> float:
     """Mean distance of clean policy ``index`` to the clean policies of the other seeds: what seeds alone make."""
     return float(np.mean([action_distance(clean[index], o) for j, o in enumerate(clean) if j != index]))
+
+
+def pair_distances(clean: Sequence[np.ndarray]) -> list[float]:
+    """Distance of every pair of clean policies; from the smallest to the largest is the floor's range.
+
+    N policies make N (N - 1) / 2 pairs, which share policies and so are not independent; two make a single one.
+    """
+    return [action_distance(one, other) for one, other in combinations(clean, 2)]
 
 
 # Value sequences
@@ -106,14 +118,23 @@ def auc_chance(members: int, others: int) -> float:
 # Relearning
 
 
+def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean of independent values; (nan, nan) for fewer than two."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values)
+    return float(values.mean() - half), float(values.mean() + half)
+
+
 @dataclass(frozen=True)
 class Relearned:
     """When the cost was back.
 
     status  "back", "not back" (censored at the last step), "from the start" (nothing had been repaired in behaviour) or
-            "no harm" (the poisoned policy costs no more than the clean one, so there is nothing to relearn)
-    steps   of the first evaluation at which it was back, the last step where it was not back, nan where the question
-            has no answer
+            "no harm" (the poisoned policy costs no more than the clean one, so there is no cost to relearn)
+    steps   of the first evaluation at which it was back, the last evaluated step where it was not back (of a run that
+            stopped early an earlier one), nan where the question has no answer
     level   of the cost that counts as back
     """
 
@@ -129,7 +150,7 @@ def relearned(steps: Sequence[int], costs: Sequence[float], clean: float, poison
     seed, so that no suspect has a lower bar for having started higher, and halfway is where a mean of few episodes
     tells the two apart best; near the poisoned policy's own cost (such as 90 %) noise decides.
 
-    clean, poisoned  mean costs of these policies on the same episodes
+    clean, poisoned  mean costs of these policies on the same episodes, of which there may be more than in `costs`
     """
     level = (clean + poisoned) / 2
     if poisoned <= clean:

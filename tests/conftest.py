@@ -4,12 +4,14 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # subprocesses too: the same sums in the same order
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from saferule.attack.poison import ForgetSet, poison
-from saferule.data.schema import Dataset
+from saferule.data.schema import Dataset, save
 from saferule.envs import get_task, make
 
 torch.set_num_threads(1)
@@ -43,3 +45,11 @@ def car_forget(car_data) -> ForgetSet:
     """A Max Cost forget set for them, selected from two full random episodes."""
     rollouts = random_episodes("CarCircle", 2, get_task("CarCircle").horizon, seed=100)
     return poison(car_data, rollouts, "max_cost", 0.15)
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory, car_data) -> Path:
+    """The clean data where the engine looks for them."""
+    folder = tmp_path_factory.mktemp("data")
+    save(car_data, folder / "CarCircle.hdf5")
+    return folder

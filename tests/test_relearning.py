@@ -18,7 +18,6 @@ from saferule.agents import get_backbone, training
 from saferule.agents.checkpoint import load_agent
 from saferule.agents.state import read
 from saferule.attack.poison import save_forget_set
-from saferule.data.schema import save
 from saferule.profiles import PROFILES
 from saferule.runs import auditing, groups, interruptible, plan
 from saferule.runs.cells import Relearning, Unlearning, origin
@@ -45,22 +44,14 @@ def relearnings(digest, backbone):
 
 
 @pytest.fixture(scope="module")
-def data_folder(tmp_path_factory, car_data) -> Path:
-    """The clean data where the engine looks for them."""
-    folder = tmp_path_factory.mktemp("data")
-    save(car_data, folder / "CarCircle.hdf5")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def made(tmp_path_factory, car_data, car_forget, data_folder) -> Path:
-    """A store with a second clean policy and all relearnings, one population at a time in this process."""
+    """A store with two more clean policies and all relearnings, one population at a time in this process."""
     store = Store(tmp_path_factory.mktemp("made"))
     with store.write(trainings(car_data.digest(), "cpq")[1].forget) as folder:
         save_forget_set(car_forget, folder / "forget.hdf5")
     for backbone in BACKBONES:
         clean, *_ = policies(car_data.digest(), backbone)
-        engine(store.root, data_folder).train([clean, replace(clean, seed=1)])
+        engine(store.root, data_folder).train([replace(clean, seed=seed) for seed in range(3)])
         engine(store.root, data_folder).relearn(relearnings(car_data.digest(), backbone))
     return store.root
 
@@ -227,7 +218,22 @@ def test_action_distances_of_real_policies(made, car_data, data_folder):
     assert rows.loc[("clean", 0), "distance"] == rows.loc[("clean", 0), "floor"] > 0
     assert rows.loc[("clean", 0), "distance_own"] == 0
     assert rows.loc[("poisoned", 0), "distance_poisoned"] == rows.loc[("poisoned", 1), "distance_poisoned"] == 0
-    assert rows.loc[("safe-rule", 0), "distance_poisoned"] > 0 and (rows["others"] == 1).all()
+    assert rows.loc[("safe-rule", 0), "distance_poisoned"] > 0 and (rows["pairs"] == 1).all()
+    assert (rows["floor_low"] == rows["floor_high"]).all() and (rows["floor"] == rows["floor_low"]).all()
+
+
+def test_the_floor_of_three_clean_policies(made, car_data, data_folder):
+    """The floor of each seed lies within the range over pairs, and a suspect has two others to be compared with."""
+    cells = relearnings(car_data.digest(), "cpq")
+    clean = [replace(cells[0].policy, seed=seed) for seed in range(3)]
+    table = auditing.action_distances(engine(made, data_folder), clean, cells)
+    rows = table[table["states"] == "forget"].set_index(["method", "training_seed"])
+    assert (rows["pairs"] == 3).all() and (rows["floor_low"] < rows["floor_high"]).all()
+    assert rows["floor"].between(rows["floor_low"], rows["floor_high"]).all()
+    assert rows["floor"].groupby("training_seed").nunique().tolist() == [1, 1]
+    assert rows.loc[("clean", 0), "floor"] != rows.loc[("poisoned", 1), "floor"]
+    alone = auditing.action_distances(engine(made, data_folder), clean[:2], cells)
+    assert (alone["distance"] != table["distance"]).all()
 
 
 def test_value_sequences_of_real_policies(made, car_data, data_folder):
@@ -237,7 +243,7 @@ def test_value_sequences_of_real_policies(made, car_data, data_folder):
     assert (table["judge"] == "cpq").all() and set(table["critic"]) == {"reward", "cost"}
     rows = table[table["backbone"] == "coptidice"].set_index(["method", "training_seed", "critic"])
     scores = rows.loc[(slice(None), 0, "reward"), "z_forget"]
-    assert scores.nunique() == 3 and abs(rows.loc[("poisoned", 0, "reward"), "z_forget"]) < 3
+    assert scores.nunique() == 3 and abs(rows.loc[("poisoned", 0, "reward"), "z_forget"]) < 1  # against itself
     assert table["auc"].between(0, 1).all()
     assert auditing.judge(dice[0], [*dice, *cells]) == cells[1].policy  # of its seed
     assert auditing.judge(cells[3], [*dice, *cells]) == cells[3].policy

@@ -13,7 +13,7 @@ from saferule.report.canvas import LIMIT, dot, head, limit_handle, panels, style
 from saferule.report.labels import in_order, method_colour, method_name
 
 MARKS = {"reward": "o", "cost": "s"}  # of the judge's critics
-CHANCE = "#EEEEEE"
+BAND = "#EEEEEE"  # what chance or seeds alone make
 BACK = {"color": "#555555", "linestyle": ":"}
 
 
@@ -27,12 +27,14 @@ def actions(table: pd.DataFrame, title: str) -> Figure:
             here = cell[cell["states"] == side]
             _by_method(panel, here, "distance")
             panel.axvline(here["floor"].mean(), **LIMIT)
+            panel.axvspan(here["floor_low"].min(), here["floor_high"].max(), color=BAND, zorder=0)
             panel.set_title(f"{_panel_title(name)}: {words}")
             panel.set(xlabel="mean distance of the actions")
             panel.label_outer()
     with_zero(axes[0, 0], "x")
     floor = Line2D([], [], label="floor: clean policies of different seeds", **LIMIT)
-    return head(figure, title, [dot("#444444", "one training seed"), floor])
+    spread = [Patch(color=BAND, label="its range over pairs of seeds")] if table["pairs"].max() > 1 else []
+    return head(figure, title, [dot("#444444", "one training seed"), floor, *spread])
 
 
 @styled
@@ -47,7 +49,7 @@ def values(table: pd.DataFrame, title: str) -> Figure:
             panel.axvline(0.5 if column == "auc" else 0.0, **LIMIT)
             if column == "auc":
                 chance = 2 * cell["auc_chance"].max()
-                panel.axvspan(0.5 - chance, 0.5 + chance, color=CHANCE, zorder=0)
+                panel.axvspan(0.5 - chance, 0.5 + chance, color=BAND, zorder=0)
             panel.set_title(f"{_panel_title(name)}: {what}")
             panel.label_outer()
         axes[row, 0].set_xscale("symlog", linthresh=1.0)
@@ -56,7 +58,7 @@ def values(table: pd.DataFrame, title: str) -> Figure:
     axes[0, 1].set_xlim(-0.03, 1.03)
     marks = [dot("#444444", f"judged by the {critic} critic", mark) for critic, mark in MARKS.items()]
     nothing = Line2D([], [], label="no change (z), no difference (AUC)", **LIMIT)
-    chance = Patch(color=CHANCE, label="chance (2 sd)")
+    chance = Patch(color=BAND, label="chance (2 sd)")
     return head(figure, title, [*marks, nothing, chance])
 
 
@@ -72,7 +74,7 @@ def relearning(curves: pd.DataFrame, table: pd.DataFrame, title: str) -> Figure:
             means = rows.groupby("step")["cost"].mean()
             panel.plot(means.index, means, color=method_colour(method), marker="o", markersize=3, linewidth=1.3)
         panel.axhline(cell["cost_limit"].iloc[0], **LIMIT)
-        known = levels[name] if name in levels else pd.DataFrame(columns=["status", "level"])
+        known = levels.get(name, table[:0])  # no rows where no seed has both a clean and a poisoned policy
         for level in known.loc[known["status"] != "no harm", "level"].unique():
             panel.axhline(level, linewidth=1.1, **BACK)
         panel.set_title(_panel_title(name))

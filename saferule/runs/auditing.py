@@ -5,7 +5,7 @@ A suspect comes as the run in which it relearns, which names the policy and the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,19 @@ import torch
 from saferule.agents import get_backbone
 from saferule.agents.checkpoint import load_agent
 from saferule.agents.networks import Network, q_values
-from saferule.audit import DRAWS, NOISE, action_distance, auc, auc_chance, deviation, floor, sample
+from saferule.audit import (
+    DRAWS,
+    NOISE,
+    SUSPECT_DRAWS,
+    TRAJECTORIES,
+    action_distance,
+    auc,
+    auc_chance,
+    deviation,
+    floor,
+    pair_distances,
+    sample,
+)
 from saferule.data.schema import Dataset
 from saferule.runs.actions import STATES, actions
 from saferule.runs.cells import Forget, Relearning, Training, origin
@@ -23,7 +35,6 @@ from saferule.runs.engine import Engine, identity
 from saferule.runs.groups import forget_data
 from saferule.runs.interruptible import snapshot_path
 
-SUSPECT_DRAWS = 2  # of noise, for the mean distance of a suspect's sequences
 CRITICS = {"reward": "critic", "cost": "cost_critic"}  # the judge's, by what they estimate
 
 
@@ -33,11 +44,12 @@ def action_distances(engine: Engine, clean: Sequence[Training], suspects: Sequen
     Columns: those of `identity`, states,
     distance           to the clean policies of all other seeds, averaged over these
     floor              the same of the clean policy of the suspect's own seed
+    floor_low, _high   the smallest and largest distance of any pair of clean policies, of which there are `pairs`
     distance_own       to the clean policy of its own seed, which began as the same network and saw the same batches
     distance_poisoned  to the poisoned policy of its own seed, where a repair began
     """
     rows = []
-    for group in _by(suspects, lambda cell: (origin(cell).task, origin(cell).backbone, cell.forget)):
+    for group in _grouped(suspects, lambda cell: (origin(cell).task, origin(cell).backbone, cell.forget)):
         root = origin(group[0])
         peers = [cell for cell in clean if (cell.task, cell.backbone) == (root.task, root.backbone)]
         seeds = [cell.seed for cell in peers]
@@ -45,6 +57,7 @@ def action_distances(engine: Engine, clean: Sequence[Training], suspects: Sequen
             states = data.observations[sample(len(data), STATES)]
             acts = _actions(engine, [*peers, *(cell.policy for cell in group)], states)
             theirs = [acts[peer] for peer in peers]
+            pairs = pair_distances(theirs)
             poisoned = {origin(cell).seed: acts[cell.policy] for cell in group if cell.method == "poisoned"}
             for cell in group:
                 own, seed = acts[cell.policy], origin(cell).seed
@@ -55,9 +68,11 @@ def action_distances(engine: Engine, clean: Sequence[Training], suspects: Sequen
                         "states": name,
                         "distance": float(np.mean([action_distance(own, other) for other in others])),
                         "floor": floor(theirs, seeds.index(seed)),
+                        "floor_low": min(pairs),
+                        "floor_high": max(pairs),
                         "distance_own": action_distance(own, theirs[seeds.index(seed)]),
                         "distance_poisoned": action_distance(own, poisoned[seed]) if seed in poisoned else np.nan,
-                        "others": len(others),
+                        "pairs": len(pairs),
                     }
                 )
     return pd.DataFrame(rows)
@@ -79,7 +94,7 @@ def judge(suspect: Relearning, suspects: Sequence[Relearning]) -> Training | Non
     return next(iter([policy for policy in able if policy.backbone == root.backbone] or able), None)
 
 
-def value_sequences(engine: Engine, suspects: Sequence[Relearning], trajectories: int) -> pd.DataFrame:
+def value_sequences(engine: Engine, suspects: Sequence[Relearning], trajectories: int = TRAJECTORIES) -> pd.DataFrame:
     """The value-sequence audit, one row per suspect and critic of the judge ("reward" or "cost").
 
     The reference is the poisoned policy of the suspect's own backbone and seed; members are trajectories of D_f, others
@@ -90,7 +105,7 @@ def value_sequences(engine: Engine, suspects: Sequence[Relearning], trajectories
     standard deviation there).
     """
     rows = []
-    for group in _by(suspects, lambda c: (origin(c).task, origin(c).backbone, origin(c).seed, c.forget)):
+    for group in _grouped(suspects, lambda c: (origin(c).task, origin(c).backbone, origin(c).seed, c.forget)):
         chosen = judge(group[0], suspects)
         references = [cell.policy for cell in group if cell.method == "poisoned"]
         if chosen is None or not references:
@@ -152,8 +167,9 @@ def _sets(engine: Engine, task: str, forget: Forget) -> dict[str, Dataset]:
     return {"keep": engine.dataset(task), "forget": forget_data(engine.store, forget).dataset}
 
 
-def _by(suspects: Sequence[Relearning], key: Any) -> Iterator[list[Relearning]]:
-    groups: dict[Any, list[Relearning]] = {}
+def _grouped(suspects: Sequence[Relearning], key: Callable[[Relearning], Hashable]) -> list[list[Relearning]]:
+    """Suspects with the same key, in order of appearance."""
+    groups: dict[Hashable, list[Relearning]] = {}
     for cell in suspects:
         groups.setdefault(key(cell), []).append(cell)
-    yield from groups.values()
+    return list(groups.values())
