@@ -1,0 +1,52 @@
+"""What is committed under artifacts/ is what the code expects: it can be read, and is found under its settings."""
+
+import numpy as np
+import pytest
+
+from saferule.attack.poison import ATTACKS
+from saferule.data import schema
+from saferule.envs import TASKS, get_task
+from saferule.profiles import get_profile
+from saferule.runs import plan
+from saferule.runs.places import project_root
+from saferule.runs.store import Store
+
+ARTIFACTS = project_root() / "artifacts"
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_datasets_are_valid_and_dsrl_reads_them(name, capfd):
+    import gymnasium
+
+    from saferule.envs import shim
+
+    task, path = get_task(name), ARTIFACTS / "data" / f"{name}.hdf5"
+    dataset = schema.load(path, task)
+    assert dataset.digest() in (ARTIFACTS / "data" / f"{name}.md").read_text()
+    costs, returns = dataset.episode_costs(), dataset.episode_returns()
+    assert len(costs) >= 150 and np.mean(costs <= 10) >= 1 / 3
+    assert (costs[returns >= np.median(returns)] <= 10).any()
+    shim.load_dsrl()
+    with capfd.disabled():  # bullet_safety_gym redirects the process's own stderr
+        env = gymnasium.make(task.dsrl_id)
+    try:
+        read = env.unwrapped.get_dataset(h5path=str(path))
+    finally:
+        env.close()
+    for key in ("observations", "actions", "rewards", "costs"):
+        assert np.array_equal(read[key], getattr(dataset, key)), key
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_adversaries_of_the_cpu_profile_are_there(name):
+    """A change of their settings that leaves these behind would make the cpu profile train them anew."""
+    from saferule.online import OnlinePolicy
+
+    profile, store = get_profile("cpu"), Store(ARTIFACTS / "cpu")
+    for attack in ATTACKS:
+        cell = plan.adversary(profile, name, attack)
+        assert store.done(cell), store.folder(cell)
+        policy = OnlinePolicy.load(store.folder(cell))
+        assert policy.task.name == name and policy.settings["attack"] == attack
+        actions = policy.act(np.zeros((1, policy.task.observation_dim)))
+        assert actions.shape == (1, policy.task.action_dim) and np.isfinite(actions).all()
