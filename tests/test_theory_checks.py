@@ -284,8 +284,8 @@ def test_words_for_a_bound_that_says_something():
     assert (
         "Confined to the actions of the box, the same search finds one in 66.7 % of the balls 2 times as wide, in "
         "66.7 % of the balls 5 times as wide (66.7 % of them hold the whole box), in 66.7 % of the balls 20 times as "
-        "wide (100 % of them hold the whole box), for 66.7 % of the samples with a ball where every action of the box "
-        "is allowed.\n"
+        "wide (100 % of them hold the whole box) and for 66.7 % of the samples with a ball where every action of the "
+        "box is allowed.\n"
     ) in told
     assert "75 % of the poisoned actions have a ball after unlearning, with a median radius of 17.7 %" in told
     assert "of the box's diameter (as printed 8.84 %); the product of spectral norms is 2 times the steepest" in told
@@ -295,8 +295,8 @@ def test_words_for_wider_balls_with_few_or_no_violations():
     searches = by_hand(10.0)[2].assign(violated=[0, 0, 1, 0, 0], whole=[0, 0, 0, 3, 3])
     told = words.in_words(*by_hand(10.0)[:2], searches, ["cpq"])
     assert (
-        "finds none in the balls 2 times as wide, in the balls 20 times as wide (100 % of them hold the whole box), "
-        "among all actions of the box; and one in 33.3 % of the balls 5 times as wide.\n"
+        "finds none in the balls 2 times as wide, in the balls 20 times as wide (100 % of them hold the whole box) "
+        "and among all actions of the box; and one in 33.3 % of the balls 5 times as wide.\n"
     ) in told
     told = words.in_words(*by_hand(10.0)[:2], searches.assign(violated=0), ["cpq"])
     assert "finds none in the balls 2 times" in told and "0 % of the balls" not in told and "and one" not in told

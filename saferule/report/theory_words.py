@@ -213,8 +213,8 @@ def _searched(searches: pd.DataFrame) -> str:
 
 def _wider(hits: Sequence[str], misses: Sequence[str]) -> str:
     """What was found in the wider balls; empty where none were searched."""
-    parts = [f"none {', '.join(misses)}"] if misses else []
-    parts += [f"one {', '.join(hits)}"] if hits else []
+    parts = [f"none {_listed(misses)}"] if misses else []
+    parts += [f"one {_listed(hits)}"] if hits else []
     return f"Confined to the actions of the box, the same search finds {'; and '.join(parts)}." if parts else ""
 
 
@@ -257,4 +257,9 @@ def middle(values: pd.Series) -> str:
 
 
 def _count(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    *most, last = parts
+    return f"{', '.join(most)} and {last}" if most else last

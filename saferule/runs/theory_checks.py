@@ -39,7 +39,7 @@ LEVELS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)  # u of Eq. 15, in uni
 FACTORS = (1.0, 2.0, 5.0, 20.0, math.inf)  # of the certified radius; inf: every action of the box
 FEW = 8  # repairs that are checked in this process
 SLOPE_TRIES = 8  # random actions per sample
-SEARCH_TRIES = 16  # the same, beside the gradient steps; finds as much as a grid of 41 x 41 actions on CarCircle
+SEARCH_TRIES = 32  # the same, beside the gradient steps; finds as much as a grid of 41 x 41 actions on CarCircle
 
 CELL = ["task", "backbone", "attack", "ratio", "training_seed", "stage", "step"]
 INEQUALITY = ["inequality", "u", "observed", "bound", "sharper", "residual", "vacuous", "holds", "reference", "samples"]
