@@ -16,6 +16,7 @@ where that has no ground to stand on, and is a number, not a verdict:
     0.08 in raw units, whatever the units are.)
 -   A sequence is the judge's values themselves. (Released: sums of values from each step to the window's end, although
     a value is a sum over the future already.)
+-   Each reference sequence is measured from the mean of the other ones. (Released: from a mean that holds it.)
 -   The reference has no fine-tuned copies of the poisoned agent, only noise: its spread is smaller and z is larger than
     TrajAuditor's. There is no threshold on z; it is read against the z of the clean retrained policy.
 """
@@ -95,9 +96,14 @@ def deviation(reference: np.ndarray, suspect: np.ndarray) -> float:
     suspect    (L, T), of the suspect's actions, other draws of noise
     Returns (mean distance of the suspect's - mean of the reference's) / standard deviation of the reference's; 0 where
     nothing differs, inf where the reference has no spread and the suspect is elsewhere.
+
+    A reference sequence is measured from the mean of the others: from a mean that holds it, it would be nearer than any
+    fresh draw of the same.
     """
-    centre = reference.mean(axis=0)
-    own, theirs = sequence_distance(centre, reference), sequence_distance(centre, suspect)
+    centre, count = reference.mean(axis=0), len(reference)
+    others = (count * centre - reference) / (count - 1)
+    own = np.concatenate([sequence_distance(o, r[None]) for o, r in zip(others, reference, strict=True)])
+    theirs = sequence_distance(centre, suspect)
     excess, spread = theirs.mean() - own.mean(), own.std(ddof=1)
     if spread > 0:
         return float(excess / spread)

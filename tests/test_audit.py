@@ -69,8 +69,8 @@ def test_sequence_distance_is_taken_in_windows():
 
 
 def test_deviation_in_units_of_the_reference():
-    reference = np.outer([-1.0, 0.0, 1.0], np.ones(10))  # distances to their mean: 1, 0, 1
-    mean, spread = 2 / 3, math.sqrt(1 / 3)
+    reference = np.outer([-1.0, 0.0, 1.0], np.ones(10))  # distances to the mean of the other two: 1.5, 0, 1.5
+    mean, spread = 1, math.sqrt(0.75)
     assert audit.deviation(reference, np.full((2, 10), 2.0)) == pytest.approx((2 - mean) / spread)
     assert audit.deviation(reference, np.zeros((2, 10))) == pytest.approx(-mean / spread)
 
@@ -86,6 +86,11 @@ def test_deviation_of_fresh_draws_of_the_reference_is_near_zero():
     reference, fresh = (base + 0.1 * RNG.normal(size=(count, 200)) for count in (20, 4))
     assert abs(audit.deviation(reference, fresh)) < 2
     assert audit.deviation(reference, fresh + 1) > 10
+
+
+def test_deviation_of_the_reference_from_itself_has_no_bias():
+    drawn = np.sin(np.arange(100) / 9) + 0.1 * np.random.default_rng(0).normal(size=(200, 2, 20, 100))
+    assert abs(np.mean([audit.deviation(*pair) for pair in drawn])) < 0.1  # 0.23 with means that hold the sequence
 
 
 def test_auc_counts_ties_half():

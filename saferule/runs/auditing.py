@@ -153,10 +153,7 @@ def _deviations(
 @torch.no_grad()
 def _values(critic: Network, observations: torch.Tensor, actions: np.ndarray) -> np.ndarray:
     """The critic's values (K, T), averaged over its ensemble, of actions (T, A) at K noised sequences (K, T, S)."""
-    count, steps, _ = observations.shape
-    repeated = torch.from_numpy(actions).float().expand(count, steps, -1)
-    values = q_values(critic, observations.flatten(0, 1), repeated.flatten(0, 1)).mean(0)
-    return values.unflatten(0, (count, steps)).double().numpy()
+    return q_values(critic, observations, torch.from_numpy(actions).float()).mean(0).double().numpy()
 
 
 def _actions(engine: Engine, policies: Sequence[Any], states: np.ndarray) -> dict[Any, np.ndarray]:
