@@ -9,8 +9,8 @@ import typer
 from typer.core import TyperGroup
 
 from saferule.bench.commands import bench_app
-from saferule.errors import SaferuleError, SettingsError
-from saferule.options import listed, number
+from saferule.errors import SaferuleError
+from saferule.options import different_numbers, listed, named_values
 
 
 class Commands(TyperGroup):
@@ -29,7 +29,7 @@ class Commands(TyperGroup):
             typer.echo(f"saferule: error: {error}: choose another place or make room", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            typer.echo("saferule: interrupted: finished work is kept, the same command continues", err=True)
+            typer.echo("saferule: interrupted: finished work is kept; an adversary in training begins again", err=True)
             raise typer.Exit(130) from None
 
 
@@ -54,6 +54,10 @@ DataFolderOption = Annotated[Path | None, typer.Option("--data", help="Folder of
 SetOption = Annotated[
     list[str],
     typer.Option("--set", metavar="NAME=VALUE", help="Change a field of the profile, such as seeds=0,1; repeatable."),
+]
+ReadingOption = Annotated[
+    list[str],
+    typer.Option("--reading", metavar="NAME=OPTION", help="Of saferule/paper/readings.py; repeatable."),
 ]
 PAPER_PARAMETERS = ("tasks", "backbones", "attacks", "ratios", "seeds")  # those of the notebooks' parameters cells
 
@@ -120,6 +124,7 @@ def attack(
     seed: Annotated[int, typer.Option(help="Of the adversary.")] = 0,
     adversary: Annotated[Path | None, typer.Option(help="Folder of a trained adversary: use it, train none.")] = None,
     poisoned: Annotated[Path | None, typer.Option(help="Also write D and D_f together to this file.")] = None,
+    reading: ReadingOption = [],  # noqa: B006
 ) -> None:
     """Algorithm 1 on a dataset: train an adversary, roll it out, write the forget set."""
     from saferule.attack.pipeline import attack_file
@@ -128,7 +133,18 @@ def attack(
 
     chosen = get_task(task)
     data = data or project_root() / "artifacts" / "data" / f"{task}.hdf5"
-    forget = attack_file(chosen, attack, ratio, data, out, steps=steps, seed=seed, adversary=adversary, joined=poisoned)
+    forget = attack_file(
+        chosen,
+        attack,
+        ratio,
+        data,
+        out,
+        steps=steps,
+        seed=seed,
+        adversary=adversary,
+        joined=poisoned,
+        readings=named_values(reading, "--reading"),
+    )
     typer.echo(
         f"{out}: {len(forget)} samples of {len(forget.episodes)} trajectories, {forget.share:.1%} of the poisoned set; "
         f"per step: true reward {forget.true_rewards.mean():.3f} and cost {forget.true_costs.mean():.3f}, "
@@ -146,9 +162,7 @@ def repair(
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
     method: Annotated[str, typer.Option(help="safe-rule, fine-tuning, trajdeleter, ...")] = "safe-rule",
     steps: Annotated[int | None, typer.Option(help="Gradient steps [the paper's 5000].")] = None,
-    reading: Annotated[
-        list[str], typer.Option("--reading", metavar="NAME=OPTION", help="Such as kappa=per_step; repeatable.")
-    ] = [],  # noqa: B006
+    reading: ReadingOption = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Of batches and noise.")] = 0,
     cost_limit: Annotated[float | None, typer.Option(help="That a model.pt was trained with [10].")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one].")] = None,
@@ -157,9 +171,6 @@ def repair(
     from saferule.paper.settings import TABLE7
     from saferule.repair import repair_files
 
-    wrong = next((text for text in reading if "=" not in text), None)
-    if wrong is not None:
-        raise SettingsError(f"--reading: {wrong!r}, expected NAME=OPTION: give for example kappa=per_step")
     steps = TABLE7.unlearning_steps if steps is None else steps
     repair_files(
         checkpoint,
@@ -170,7 +181,7 @@ def repair(
         backbone=backbone,
         method=method,
         steps=steps,
-        readings=dict(text.split("=", 1) for text in reading),
+        readings=named_values(reading, "--reading"),
         seed=seed,
         cost_limit=cost_limit,
         device=device,
@@ -188,13 +199,16 @@ def data_collect(
     seeds: Annotated[str, typer.Option(help="With commas; one policy per seed and cost limit.")] = "0",
     episodes: Annotated[int, typer.Option(help="How many to select.")] = 450,
     processes: Annotated[int | None, typer.Option(help="Policies trained at the same time [one per core].")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file and its card.")] = False,
 ) -> None:
     """Train behaviour policies in the simulator, select episodes from all they did while they learned, write a card."""
     from saferule.envs.tasks import get_task
 
     get_task(task)
-    limits = [None if part == "none" else number(float, part, "--cost-limits") for part in listed(cost_limits)]
-    numbers = [number(int, part, "--seeds") for part in listed(seeds)]
+    limits = different_numbers(float, cost_limits, "--cost-limits", or_none=True)
+    numbers = different_numbers(int, seeds, "--seeds")
+    if processes is not None and processes < 1:
+        raise SettingsError(f"--processes: {processes}, expected 1 or more: leave it out for one per core")
     if out is None:
         from saferule.runs.places import project_root
 
@@ -212,6 +226,7 @@ def data_collect(
         episodes=episodes,
         processes=processes,
         command=f"{command} --episodes {episodes}",
+        overwrite=overwrite,
     )
     write_card(dataset, out.with_suffix(".md"))
     typer.echo(f"{out}: {len(dataset)} steps of {len(dataset.episodes())} episodes")

@@ -86,7 +86,7 @@ PROFILES: dict[str, Profile] = {
             seeds=(0, 1, 2),
             data="local",
             adversary_steps=150_000,
-            # CarCircle's and PointGoal's attacks are learned by then; AntVelocity takes Table 7's steps.
+            # Where the attacks are far from learned by then; AntVelocity takes Table 7's steps.
             adversary_steps_by_task=settings(AntVelocity=TABLE7.adversary_steps, PointPush=500_000),
             training_steps=20_000,
             unlearning_steps=1_000,

@@ -1,6 +1,7 @@
 """Adversaries and the PPO behind them, trained for a few hundred real steps."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from saferule.attack.poison import attack_reward
 from saferule.data import schema
 from saferule.envs import get_task
 from saferule.errors import CheckpointError, SettingsError
+from saferule.ppo_settings import PPOSettings, adversary_settings
 from saferule.profiles import get_profile
+from saferule.runs import plan
+from saferule.runs.cells import in_force, settings
 
 TASK = get_task("CarCircle")
 
@@ -90,6 +94,17 @@ def test_a_warm_started_adversary_maximises_the_reward_first(tmp_path, monkeypat
     assert all(row["scalar_return"] == row["cost"] and "discounted_return" not in row for row in early)
     for row in rows[len(early) :]:  # running episodes were counted anew at the switch
         assert row["scalar_return"] == row["cost"] and 0 <= row["discounted_return"] <= row["cost"]
+
+
+def test_a_fresh_start_is_a_reading():
+    fresh = adversary_settings("AntVelocity", "max_cost", {"adversary_start": "fresh"})
+    assert type(fresh) is PPOSettings and fresh.gamma == 0.99
+    assert adversary_settings("AntVelocity", "max_cost").reward_first == 0.4
+    for task, attack in (("AntVelocity", "max_reward"), ("CarCircle", "max_cost")):
+        assert type(adversary_settings(task, attack)) is PPOSettings
+    cell = plan.adversary(get_profile("cpu"), "AntVelocity", "max_cost")
+    assert in_force(cell)["reward_first"] == 0.4
+    assert "reward_first" not in in_force(replace(cell, readings=settings(adversary_start="fresh")))
 
 
 def test_a_number_of_steps_given_by_hand_is_for_all_tasks():

@@ -132,6 +132,34 @@ def test_attack_on_ones_own_file(good, tmp_path):
     assert other.exit_code == 2 and "CarCircle max_cost, expected CarCircle max_reward" in other.stderr
 
 
+def test_attack_under_other_readings(good, tmp_path):
+    out = tmp_path / "forget.hdf5"
+    common = ["attack", "--task", "CarCircle", "--attack", "max_cost", "--ratio", "0.5", "--data", good, "--out", out]
+    result = run(*common, "--steps", "512", "--reading", "poison_count=poisoned", "--reading", "r_high=1.0")
+    assert result.exit_code == 0, result.output
+    forget = load(out, get_task("CarCircle"))
+    assert len(forget) == 6 and (forget.rewards == load(good, get_task("CarCircle")).rewards.max()).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--reading", "kappa=per_step"], "'kappa' is not one of the attack: choose among poison_count"),
+        (["--reading", "rollouts=thrice"], "'rollouts' has no option 'thrice'"),
+        (["--reading", "rollouts"], "--reading: 'rollouts', expected NAME=OPTION"),
+        (["--poisoned", "OUT"], "--out and --poisoned are both"),
+        (["--out", "DATA"], "--data and --out are both"),
+    ],
+)
+def test_attack_says_what_is_wrong_before_it_trains(good, tmp_path, options, told):
+    before = good.read_bytes()
+    places = {"OUT": tmp_path / "forget.hdf5", "DATA": good}
+    common = ["attack", "--task", "CarCircle", "--attack", "max_cost", "--ratio", "0.5", "--data", good]
+    result = run(*common, "--out", places["OUT"], *(places.get(option, option) for option in options))
+    assert result.exit_code == 2 and told in result.stderr
+    assert good.read_bytes() == before and sorted(tmp_path.iterdir()) == [good]
+
+
 def test_cells_lists_what_is_missing(good, tmp_path):
     good.rename(tmp_path / "CarCircle.hdf5")
     result = run("cells", "--output", tmp_path / "out", "--data", tmp_path, "--set", "backbones=cpq")

@@ -141,6 +141,7 @@ def test_readings_of_the_attack():
         "r_low": "0.05",
         "min_reward_label": "r_low",
         "adversary": "ppo",
+        "adversary_start": "reward_first",
         "rollouts": "twice",
     }
 
@@ -157,7 +158,7 @@ def test_every_reading_is_explained(reading):
 def test_check_fills_in_defaults():
     assert check() == check({}) == default_readings()
     assert check({"gate": "data"}) == default_readings() | {"gate": "data"}
-    assert len(default_readings()) == len(ATTACK) + len(UNLEARNING) == 16
+    assert len(default_readings()) == len(ATTACK) + len(UNLEARNING) == 17
 
 
 def test_check_names_what_is_valid():

@@ -23,7 +23,13 @@ CELLS = [ADVERSARY, FORGET, TRAINING, CLEAN, UNLEARNING, EVALUATION]
 
 # Another value for each field of each kind of cell.
 OTHERS = {
-    Adversary: {"task": "PointGoal", "attack": "max_reward", "steps": 101, "seed": 1},
+    Adversary: {
+        "task": "PointGoal",
+        "attack": "max_reward",
+        "steps": 101,
+        "seed": 1,
+        "readings": settings(adversary_start="fresh"),
+    },
     Forget: {
         "adversary": replace(ADVERSARY, seed=1),
         "data": "e" * 64,

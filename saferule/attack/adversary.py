@@ -1,12 +1,13 @@
 """Algorithm 1, lines 1-7: train an adversarial policy on R_z in the simulator and roll it out.
 
-The algorithm names no learner; Proximal Policy Optimisation is the reading `adversary`'s default.
+The algorithm names no learner and no start: readings `adversary` and `adversary_start`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,14 @@ CURVE_FILE = "learning_curve.json"
 
 
 def train_adversary(
-    task: Task, attack: str, steps: int, seed: int, folder: Path | str, *, progress: bool = True
+    task: Task,
+    attack: str,
+    steps: int,
+    seed: int,
+    folder: Path | str,
+    *,
+    readings: Mapping[str, str] | None = None,
+    progress: bool = True,
 ) -> OnlinePolicy:
     """Lines 1-6: maximise E[sum_t gamma^t R_z] for T = `steps` simulator steps, with the paper's gamma.
 
@@ -45,7 +53,7 @@ def train_adversary(
         raise SettingsError(f"An adversary cannot be trained for {steps} steps: ask for at least one.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)  # before the training, which can take hours
-    settings = adversary_settings(task.name, attack)
+    settings = adversary_settings(task.name, attack, readings)
     warm_up = round(settings.reward_first * steps) if isinstance(settings, WarmStarted) else 0
     policy = train_ppo(
         task,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from saferule.attack.poison import ATTACKS, ForgetSet, poison, poisoned, rollouts_needed, save_forget_set
 from saferule.data.schema import load, save
 from saferule.envs.tasks import Task
 from saferule.errors import SettingsError
+from saferule.paper.readings import ATTACK, check
 from saferule.paper.settings import TABLE7
 
 
@@ -22,29 +24,40 @@ def attack_file(
     seed: int = 0,
     adversary: Path | None = None,
     joined: Path | None = None,
+    readings: Mapping[str, str] | None = None,
 ) -> ForgetSet:
     """Train an adversary (lines 1-6), roll it out (7), poison `data` (8-18) and write D_f to `out`.
 
     steps      of the adversary; default Table 7's
     adversary  folder of a trained one, which is used instead; a new one is kept beside `out` (suffix ".adversary")
     joined     where to write D and D_f together (line 19)
-    Raises `SettingsError` for an impossible attack or ratio, `DataError` for data of another form, `CheckpointError`
-    for an adversary that cannot be read.
+    readings   changes to the default readings of Algorithm 1 (`saferule.paper.readings.ATTACK`)
+    Raises `SettingsError` for an impossible attack, ratio or reading and for two names of one file, `DataError` for
+    data of another form, `CheckpointError` for an adversary that cannot be read.
     """
     if attack not in ATTACKS:
         raise SettingsError(f"Unknown attack {attack!r}: choose one of {', '.join(ATTACKS)}.")
+    known = [reading.name for reading in ATTACK]
+    foreign = [name for name in check(readings) if name in (readings or {}) and name not in known]
+    if foreign:
+        raise SettingsError(f"Reading {foreign[0]!r} is not one of the attack: choose among {', '.join(known)}.")
+    named = {"--data": data, "--out": out, "--poisoned": joined}
+    places = {option: path.resolve() for option, path in named.items() if path is not None}
+    for option, place in places.items():
+        twin = next((other for other in places if other != option and places[other] == place), None)
+        if twin:
+            raise SettingsError(f"{option} and {twin} are both {place}, expected different files: rename one.")
     for path in (out, joined):
         if path is not None and path.is_dir():
             raise SettingsError(f"{path} is a folder, expected the name of a file to write: name a file in it.")
     dataset = load(data, task)
-    rollouts = rollouts_needed(len(dataset), ratio, task)
+    rollouts = rollouts_needed(len(dataset), ratio, task, readings)
     from saferule.attack.adversary import roll_out, train_adversary
     from saferule.online import OnlinePolicy
 
     if adversary is None:
-        policy = train_adversary(
-            task, attack, TABLE7.adversary_steps if steps is None else steps, seed, out.with_suffix(".adversary")
-        )
+        steps = TABLE7.adversary_steps if steps is None else steps
+        policy = train_adversary(task, attack, steps, seed, out.with_suffix(".adversary"), readings=readings)
     else:
         policy = OnlinePolicy.load(adversary)
         made_for = (policy.task.name, policy.settings.get("attack", attack))
@@ -52,7 +65,8 @@ def attack_file(
             raise SettingsError(
                 f"{adversary} is an adversary for {' '.join(made_for)}, expected {task.name} {attack}: give another one"
             )
-    forget = poison(dataset, roll_out(task, policy, rollouts, seed, samples=rollouts * task.horizon), attack, ratio)
+    trajectories = roll_out(task, policy, rollouts, seed, samples=rollouts * task.horizon)
+    forget = poison(dataset, trajectories, attack, ratio, readings=readings)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_forget_set(forget, out)
     if joined is not None:

@@ -95,6 +95,19 @@ ATTACK = (
         source="Algorithm 1 lines 3-6 and Appendix C.2 name no algorithm.",
     ),
     Reading(
+        name="adversary_start",
+        question="From what does the adversarial policy start?",
+        options={
+            "fresh": "from random networks, whatever the task and the attack",
+            "reward_first": "Max Cost on AntVelocity from a policy that has maximised the reward for the first two "
+            "fifths of the T steps, with its value function; everything else from random networks",
+        },
+        default="reward_first",
+        reason="There a fresh policy is hardly ever fast enough for a cost: the best of six settings tried had 21 per "
+        "episode after 600,000 steps. R_z itself stays as it is.",
+        source="Algorithm 1 line 1 initialises the adversarial policy and does not say how.",
+    ),
+    Reading(
         name="rollouts",
         question="How many trajectories N does the trained adversary roll out?",
         options={

@@ -33,6 +33,7 @@ class Adversary:
     attack: str
     steps: int  # environment steps
     seed: int = 0
+    readings: Settings = ()  # changes to the default readings
 
     @property
     def label(self) -> str:
@@ -183,7 +184,7 @@ def kind(cell: Cell) -> str:
 def in_force(cell: Cell) -> dict[str, Any]:
     """Settings that the cell takes from the code: a change to them is another run."""
     if isinstance(cell, Adversary):
-        return asdict(adversary_settings(cell.task, cell.attack))
+        return asdict(adversary_settings(cell.task, cell.attack, dict(cell.readings)))
     if isinstance(cell, Training):
         return asdict(config(cell))
     if isinstance(cell, Unlearning):

@@ -223,7 +223,15 @@ def _train_adversary(store: Store, cell: Adversary) -> None:
     from saferule.attack.adversary import train_adversary
 
     with store.write(cell) as folder:
-        train_adversary(get_task(cell.task), cell.attack, cell.steps, cell.seed, folder, progress=False)
+        train_adversary(
+            get_task(cell.task),
+            cell.attack,
+            cell.steps,
+            cell.seed,
+            folder,
+            readings=dict(cell.readings),
+            progress=False,
+        )
 
 
 def _make_forget_sets(place: Place, cells: Sequence[Forget]) -> list[str]:

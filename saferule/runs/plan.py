@@ -28,8 +28,9 @@ from saferule.unlearn import applicable, supported
 
 
 def adversary(profile: Profile, task: str, attack: str) -> Adversary:
-    """The adversary of an attack on a task."""
-    return Adversary(task, attack, profile.steps_of_adversary(task))
+    """The adversary of an attack on a task, under the default readings of Algorithm 1."""
+    readings = {name: default_readings()[name] for name in ("adversary", "adversary_start")}
+    return Adversary(task, attack, profile.steps_of_adversary(task), readings=settings(**readings))
 
 
 def forget_set(profile: Profile, data: Dataset, task: str, attack: str, ratio: float) -> Forget:
