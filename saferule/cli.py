@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from saferule.bench.commands import bench_app
-from saferule.errors import SaferuleError
+from saferule.errors import SaferuleError, SettingsError
 from saferule.options import different_numbers, listed, named_values
 
 
