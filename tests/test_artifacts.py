@@ -12,6 +12,8 @@ from saferule.runs.places import project_root
 from saferule.runs.store import Store
 
 ARTIFACTS = project_root() / "artifacts"
+RETURN_LEVELS = {"CarCircle": 300.0, "AntVelocity": 1500.0, "PointGoal": 15.0, "PointPush": 1.5}  # D's best reach it
+MOST_BYTES = 100e6  # of all datasets together, which are part of the repository
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -25,6 +27,7 @@ def test_datasets_are_valid_and_dsrl_reads_them(name, capfd):
     assert dataset.digest() in (ARTIFACTS / "data" / f"{name}.md").read_text()
     costs, returns = dataset.episode_costs(), dataset.episode_returns()
     assert len(costs) >= 150 and np.mean(costs <= 10) >= 1 / 3
+    assert returns.max() >= RETURN_LEVELS[name]
     assert (costs[returns >= np.median(returns)] <= 10).any()
     shim.load_dsrl()
     with capfd.disabled():  # bullet_safety_gym redirects the process's own stderr
@@ -35,6 +38,11 @@ def test_datasets_are_valid_and_dsrl_reads_them(name, capfd):
         env.close()
     for key in ("observations", "actions", "rewards", "costs"):
         assert np.array_equal(read[key], getattr(dataset, key)), key
+
+
+def test_datasets_are_small_enough_for_the_repository():
+    sizes = {path.stem: path.stat().st_size for path in (ARTIFACTS / "data").glob("*.hdf5")}
+    assert set(sizes) == set(TASKS) and sum(sizes.values()) <= MOST_BYTES
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -190,7 +190,7 @@ def test_noisy_values_have_two_digits():
     assert "12 ms, 2.5 s, 8.1x" in timing.markdown(NOISY_ROWS)  # 12.34, 2.468 and 8.104
     (said,) = timing.conclusions(NOISY_ROWS)
     assert "as long as 1.2 training steps (1.21 to 1.49 over the blocks)" in said
-    assert "10 / 1.2 = 8.1 times faster" in said and "it would be 160 times" in said
+    assert "it is 8.1 times faster" in said and "it would be 160 times" in said and " = " not in said  # 10 / 1.2 = 8.3
     shown = timing.shown(timing.table(NOISY_ROWS, {"device": "abacus", "threads": 1}))
     assert shown["range"].tolist() == ["", "1.21 to 1.49"] and shown["total"].tolist() == ["20 s", "2.5 s"]
     assert shown["relative_step"].tolist() == ["1", "1.2"] and shown["factor"].tolist() == ["1", "8.1"]
@@ -211,9 +211,9 @@ def test_durations():
 
 def test_conclusions_are_arithmetic_on_the_rows():
     cpq, coptidice, paper = timing.conclusions(ROWS)
-    assert "takes as long as 1.6 training steps" in cpq and "10 / 1.6 = 6.25 times faster" in cpq
+    assert "takes as long as 1.6 training steps" in cpq and "it is 6.25 times faster" in cpq
     assert "it would be 125 times" in cpq
-    assert "10 / 2.5 = 4 times faster" in coptidice and "it would be 80 times" in coptidice
+    assert "it is 4 times faster" in coptidice and "it would be 80 times" in coptidice
     # 276.1 / 9.2 = 30.0; 200 x 9.2 / 276.1 = 6.7; 200 x 7.0 / 276.1 = 5.1; 9.2 / 6.6 = 1.39; 16 / 20 = 0.8
     for number in ("retraining takes 30.0 times", "as long as 6.7 training steps, here 1.6", "5.1 of them, here 1.1"):
         assert number in paper
@@ -222,7 +222,7 @@ def test_conclusions_are_arithmetic_on_the_rows():
     assert len(timing.conclusions(only)) == 1
     pair = [(timed("retraining", 1_000_000), [0.1]), (timed("safe-rule", 5_000), [0.1])]
     (table7,) = timing.conclusions(bench.rows_of("CarCircle", "coptidice", pair))
-    assert table7.endswith("200 / 1 = 200 times faster than retraining.")  # nothing to convert
+    assert table7.endswith("it is 200 times faster than retraining.")  # nothing to convert
 
 
 def test_figure_places_every_method_at_its_share(measured):

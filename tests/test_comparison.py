@@ -99,8 +99,10 @@ def test_effects_of_readings_are_paired_with_the_default_and_sorted(other_readin
 
 
 def test_effects_are_shown_with_small_distances_and_explained_in_words(other_readings):
-    table = readings.effects(other_readings, distances_of(other_readings).assign(actions_keep=4e-08))
-    assert not table["same_policy"].any()  # actions_forget is 1
+    distances = distances_of(other_readings).assign(actions_keep=4e-08)
+    distances.loc[distances["method"] == "percentile-50", "actions_forget"] = 5e-08
+    table = readings.effects(other_readings, distances)
+    assert table["same_policy"].tolist() == [False, True, False, False, False]  # actions_forget is 1
     assert set(readings.shown(table)["actions_keep"]) == {"4.0e-08"}
     lines = readings.explained(table).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| gate", "| kappa", "| forget_actor"]  # the paper's order
@@ -110,7 +112,9 @@ def test_effects_are_shown_with_small_distances_and_explained_in_words(other_rea
 
 
 def test_readings_are_drawn_as_changes_around_the_floor(other_readings):
-    effects = readings.effects(other_readings, distances_of(other_readings))
+    distances = distances_of(other_readings)
+    distances.loc[distances["method"] == "percentile-50", ["actions_keep", "actions_forget"]] = 0.0
+    effects = readings.effects(other_readings, distances)
     cost, score = readings.change_dots(other_readings, effects, "title").axes
     assert [text.get_text() for text in cost.get_yticklabels()] == [
         "same run again",
@@ -128,25 +132,41 @@ def test_readings_are_drawn_as_changes_around_the_floor(other_readings):
 def test_a_change_of_what_is_one_policy_up_to_rounding_widens_the_floor(other_readings):
     """kappa = per_step changes the cost by 1 and the return by 20, with actions that are nearly the default's."""
     distances = distances_of(other_readings)
-    near = distances["readings"].str.contains("kappa")
+    near = distances["readings"].str.contains("kappa") | (distances["method"] == "percentile-50")
     distances.loc[near, ["actions_keep", "actions_forget"]] = 5.6e-8
     effects = readings.effects(other_readings, distances)
     assert effects.set_index("reading")["same_policy"].to_dict() == {
         "": False,  # so far from itself only in distances_of
-        "same run again": False,
+        "same run again": True,
         "kappa": True,
         "gate": False,
         "forget_actor": False,
     }
-    assert readings.same_policies(effects).endswith("on D and on D_f): CPQ: kappa = per_step.")
-    assert readings.same_policies(effects.assign(same_policy=False)).endswith("D_f): none.")
+    said = readings.same_policies(effects)
+    assert said.endswith("that of the same run again): CPQ (at most 1.0e-06): same run again, kappa = per_step.")
+    assert readings.same_policies(effects.assign(same_policy=False)).endswith("again): none.")
     figure = readings.change_dots(other_readings, effects, "title")
     for panel, floor in zip(figure.axes, (1.0, 20.0), strict=True):  # same run again: 0.5 and 0
         band = panel.patches[0].get_extents().transformed(panel.transData.inverted())
         assert (band.x0, band.x1) == pytest.approx((-floor, floor))
         hollow = [dots.get_facecolor()[0].tolist() == [1, 1, 1, 1] for dots in panel.collections]
-        assert hollow == [False] * 7 + [True]  # episodes and mean of four lines, kappa's mean is the last
+        assert hollow == [False, True, False, False, False, False, False, True]  # episodes, mean; again, ..., kappa
     assert any("rounding" in text.get_text() for text in figure.legends[0].get_texts())
+
+
+def test_rounding_is_what_it_leaves_between_two_runs_of_the_same(other_readings):
+    """After long training the same run again is 1e-4 away: what is as near is the default's policy too."""
+    distances = distances_of(other_readings).assign(actions_keep=0.0, actions_forget=1e-4)
+    distances.loc[distances["readings"].str.contains("gate"), "actions_forget"] = 2e-4
+    distances.loc[distances["readings"].str.contains("kappa"), "actions_forget"] = 9e-5
+    distances.loc[(distances["method"] == "safe-rule") & (distances["readings"] == "{}"), "actions_forget"] = 0.0
+    effects = readings.effects(other_readings, distances)
+    assert set(effects["rounding"]) == {1e-4}
+    named = effects.set_index("reading")["same_policy"]
+    assert named["kappa"] and named["forget_actor"] and named["same run again"] and not named["gate"]
+    assert "CPQ (at most 1.0e-04): same run again, kappa = per_step" in readings.same_policies(effects)
+    nearer = distances.assign(actions_forget=np.where(distances["method"] == "percentile-50", 1e-5, 5e-5))
+    assert readings.effects(other_readings, nearer)["same_policy"].tolist() == [False, True, False, False, False]
 
 
 def test_ratios_that_the_paper_does_not_have_leave_its_cells_empty(episodes):

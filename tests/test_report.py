@@ -1,6 +1,7 @@
 """Tables and figures from rows made by hand."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -129,9 +130,26 @@ def test_data_tables(data, forget):
     assert spread.loc["D", ["trajectories", "return_0%", "return_50%", "cost_100%"]].tolist() == [2, 3.0, 6.5, 12.0]
     row = tables.forget_summary("CarCircle", data, [forget]).iloc[0]
     assert row["share"] == pytest.approx(2 / 6)
-    assert row["reward_label"] == 6.0
+    assert row["reward_label"] == 6.0 and row["without_score"] == 0
     assert (row["return_true"], row["return_label"], row["return_D"]) == (2.0, 12.0, 6.5)
     assert (row["cost_true"], row["cost_label"], row["cost_D"]) == (2.0, 0.0, 6.0)
+
+
+def test_trajectories_without_a_score_are_counted_and_named(data, forget):
+    """A score of 0 has found nothing, one below 0 the opposite."""
+    ties = replace(forget, episodes=np.arange(4), scores=np.array([2.0, 1e-9, 0.0, -3.0]))
+    summary = tables.forget_summary("CarCircle", data, [forget, ties])
+    assert summary["without_score"].tolist() == [0, 2] and summary["trajectories"].tolist() == [1, 4]
+    (said,) = tables.selected_without_score(summary)
+    assert said.startswith("CarCircle, Max Cost 50 %: 2 of 4 selected trajectories have a score S_z of 0 or less.")
+    assert tables.selected_without_score(summary[:1]) == [
+        "CarCircle: every selected trajectory has a score S_z above 0."
+    ]
+
+
+def test_reward_labels_keep_their_digits():
+    shown = tables.readable(pd.DataFrame({"reward_label": [0.007631412, -0.0082606, 4.6461644], "share": 0.13043}), 2)
+    assert shown["reward_label"].tolist() == ["0.00763", "-0.00826", "4.65"] and shown["share"][0] == "13 %"
 
 
 def test_provenance_and_readable(episodes):
@@ -206,6 +224,20 @@ def test_inside_safe_rule_draws_the_target():
     assert len(by_title) == 3  # quantities that were not logged are left out
     panel = by_title[labels.UNLEARNING_LOG["forget_q_cost_policy"]]
     assert list(panel.lines[-1].get_ydata()) == [10.5, 10.5]  # kappa + sigma
+
+
+def test_the_warm_up_of_an_adversary_is_hollow_and_in_the_legend():
+    curves = pd.DataFrame(
+        {"attack": ["max_cost"] * 3 + ["max_reward"], "steps": [1000, 2000, 3000, 1000], "scalar_return": 5.0}
+    )
+    warm = curves.assign(warm_up=[1.0, 1.0, np.nan, np.nan])
+    figure = figures.adversary_curves(warm, "title")
+    cost, reward = figure.axes
+    assert [len(line.get_xdata()) for line in cost.lines[:2]] == [3, 2]
+    assert list(cost.lines[1].get_xdata()) == [1.0, 2.0] and cost.lines[1].get_markerfacecolor() == "white"
+    assert len(reward.lines[1].get_xdata()) == 0
+    assert [text.get_text() for text in figure.legends[0].texts] == ["warm-up: paid the reward, not R_z"]
+    assert not figures.adversary_curves(curves, "title").legends
 
 
 @pytest.mark.parametrize("conditions", [1, 2])

@@ -59,8 +59,12 @@ def return_against_cost(points: pd.DataFrame, cost_limit: float, title: str) -> 
 def adversary_curves(curves: pd.DataFrame, title: str) -> Figure:
     """Mean undiscounted return of R_z while the adversary learns, a panel per attack, the last value written out.
 
-    curves  attack, steps (simulator steps), scalar_return (mean of the last 100 episodes)
+    curves  attack, steps (simulator steps), scalar_return (mean of the last 100 episodes); perhaps warm_up, which is 1
+            in the reports of an adversary that was not paid R_z yet (reading adversary_start)
+    Hollow and grey: the warm-up, in which the adversary is paid the task's reward and R_z only counted.
     """
+    curves = curves.assign(warm_up=curves.get("warm_up", pd.Series(0.0, curves.index)).fillna(0.0) > 0)
+    hollow = {"color": "#8A8A8A", "markerfacecolor": "white", "markersize": 4}
     attacks = list(curves["attack"].unique())
     figure, axes = panels(1, max(len(attacks), 1), 3.6 if len(attacks) > 1 else 7.0, 2.6 if attacks else 0.9)
     if not attacks:
@@ -70,6 +74,8 @@ def adversary_curves(curves: pd.DataFrame, title: str) -> Figure:
     for panel, attack in zip(axes[0], attacks, strict=True):
         rows = curves[curves["attack"] == attack]
         panel.plot(rows["steps"] / 1000, rows["scalar_return"], color=ATTACK_COLOURS[attack], marker="o", markersize=3)
+        first = rows[rows["warm_up"]]
+        panel.plot(first["steps"] / 1000, first["scalar_return"], marker="o", **hollow)
         last = rows.iloc[-1]
         panel.annotate(
             f"{last['scalar_return']:.1f}",
@@ -83,7 +89,8 @@ def adversary_curves(curves: pd.DataFrame, title: str) -> Figure:
         panel.set(xlabel="simulator steps in thousands", ylabel="sum of R_z per episode")
         panel.set_xlim(left=0)
         with_zero(panel, "y")
-    return head(figure, title, [])
+    warm = Line2D([], [], marker="o", linestyle="-", label="warm-up: paid the reward, not R_z", **hollow)
+    return head(figure, title, [warm] if curves["warm_up"].any() else [])
 
 
 # Learning and unlearning curves

@@ -19,7 +19,7 @@ DEFAULT, FLOOR = "safe-rule", "percentile-50"  # the same method under two names
 POLICY = [*CELL, "training_seed"]
 SAME_RUN = "same run again"
 FLOOR_COLOUR, SAME_COLOUR = "#D9D9D9", "#8A8A8A"
-ROUNDING = 1e-6  # mean distance of actions; in the smoke profile rounding alone leaves less than 1e-7
+ROUNDING = 1e-6  # mean distance of actions that is rounding in any case; what long training makes of it can be more
 
 
 def paired(episodes: pd.DataFrame) -> pd.DataFrame:
@@ -41,7 +41,8 @@ def effects(episodes: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     distances  from `saferule.runs.actions.distances`, to the default's policy
     For each policy the default comes first, then the floor (the same run again), then the readings in descending order
     of the change in cost, then in return. question and meaning are those of `saferule.paper.readings`. same_policy says
-    whether the policy is the default's up to rounding: its actions are nearer than `ROUNDING`, on D and on D_f.
+    whether the policy is the default's up to rounding: its actions are no farther than rounding, on D and on D_f.
+    rounding is `ROUNDING`, or how far those of the same run again are for this poisoned policy, where that is more.
     """
     rows = paired(episodes)
     names = [*POLICY, "reading", "option"]
@@ -49,7 +50,10 @@ def effects(episodes: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     table = grouped[["cost", "return", "cost_change", "return_change"]].mean().assign(episodes=grouped.size())
     moved = distances.assign(**_reading_and_option(distances)).set_index(names)[["actions_keep", "actions_forget"]]
     table = table.join(moved).reset_index()
-    table["same_policy"] = (table[["actions_keep", "actions_forget"]] < ROUNDING).all(axis=1)
+    farthest = table[["actions_keep", "actions_forget"]].max(axis=1)
+    again = farthest.where(table["reading"] == SAME_RUN).groupby([table[name] for name in POLICY]).transform("max")
+    table["rounding"] = again.fillna(ROUNDING).clip(lower=ROUNDING)
+    table["same_policy"] = farthest <= table["rounding"]
     table["question"] = [READINGS[r].question if r in READINGS else "" for r in table["reading"]]
     table["meaning"] = [_meaning(r, o) for r, o in zip(table["reading"], table["option"], strict=True)]
     kind = table["reading"].map({"": 0, SAME_RUN: 1}).fillna(2)
@@ -68,10 +72,11 @@ def same_policies(effects: pd.DataFrame) -> str:
     """A sentence about a table of effects: which runs ended with the default's policy up to rounding."""
     same = effects[effects["same_policy"] & (effects["reading"] != "")]
     head = (
-        f"One policy with the default up to rounding (mean distance of the actions below {ROUNDING:g}, on D and on D_f)"
+        "One policy with the default up to rounding (mean distance of the actions, on D and on D_f, at most "
+        f"{ROUNDING:g} or, where it is more, that of the same run again)"
     )
     named = [
-        f"{BACKBONES[backbone]}: "
+        f"{BACKBONES[backbone]} (at most {rows['rounding'].max():.1e}): "
         + ", ".join(_label(r, o) for r, o in zip(rows["reading"], rows["option"], strict=True))
         for backbone, rows in same.groupby("backbone", sort=False)
     ]

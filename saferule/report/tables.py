@@ -13,7 +13,7 @@ import pandas as pd
 
 from saferule.attack.poison import ForgetSet
 from saferule.data.schema import Dataset
-from saferule.report.labels import ATTACKS, BACKBONES, in_order, method_name
+from saferule.report.labels import ATTACKS, BACKBONES, condition, in_order, method_name
 
 CELL = ["task", "backbone", "attack", "ratio"]
 METRICS = ("cost", "return")
@@ -76,7 +76,8 @@ def forget_summary(task: str, data: Dataset, forget_sets: Sequence[ForgetSet]) -
     """One row per forget set: its size, its share of the poisoned set, and true against poisoned labels.
 
     return and cost are means per trajectory, also over the last one, which is cut to the count; reward_label is the
-    constant reward per step that D_f claims (r_high or r_low). Columns with _D are those of the clean data.
+    constant reward per step that D_f claims (r_high or r_low). without_score counts the trajectories whose S_z is not
+    above 0, with which the selection was filled. Columns with _D are those of the clean data.
     """
     rows = []
     for forget in forget_sets:
@@ -86,6 +87,7 @@ def forget_summary(task: str, data: Dataset, forget_sets: Sequence[ForgetSet]) -
             "ratio": forget.ratio,
             "samples": len(forget),
             "trajectories": len(forget.episodes),
+            "without_score": int((forget.scores <= 0).sum()),
             "share": forget.share,
             "reward_label": forget.dataset.rewards.mean(),
         }
@@ -94,6 +96,16 @@ def forget_summary(task: str, data: Dataset, forget_sets: Sequence[ForgetSet]) -
             row[f"cost_{name}"] = dataset.episode_costs().mean()
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def selected_without_score(summary: pd.DataFrame) -> list[str]:
+    """Sentences about a table of `forget_summary`: which forget sets hold trajectories without a score, if any."""
+    return [
+        f"{row['task']}, {condition(row['attack'], row['ratio'])}: {row['without_score']} of {row['trajectories']} "
+        "selected trajectories have a score S_z of 0 or less. The adversary found nothing there: they are ordinary "
+        "behaviour with a false label."
+        for row in summary[summary["without_score"] > 0].to_dict("records")
+    ] or [f"{', '.join(summary['task'].unique())}: every selected trajectory has a score S_z above 0."]
 
 
 # Policies
@@ -185,7 +197,7 @@ def provenance(frame: pd.DataFrame, profile: str, digests: Mapping[str, str]) ->
 
 def readable(frame: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
     """For the notebook: names as the paper writes them, numbers rounded; without empty columns and the provenance,
-    which the head of the notebook states.
+    which the head of the notebook states. Reward labels, of which tasks differ in scale, have three significant digits.
     """
     shown = frame.drop(columns=["profile", "data"], errors="ignore").dropna(axis="columns", how="all").copy()
     for column, names in (("backbone", BACKBONES), ("attack", ATTACKS)):
@@ -198,6 +210,8 @@ def readable(frame: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
             shown[column] = shown[column].map(lambda share: "" if pd.isna(share) else f"{100 * share:.3g} %")
     if "ratio" in shown:
         shown["ratio"] = shown["ratio"].replace("0 %", "")  # of clean policies
+    if "reward_label" in shown:
+        shown["reward_label"] = shown["reward_label"].map("{:.3g}".format)
     numbers = shown.select_dtypes("float").columns
     shown[numbers] = shown[numbers].round(digits) + 0.0  # no -0.0
     return shown.fillna("")

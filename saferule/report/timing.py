@@ -141,7 +141,7 @@ def _of_safe_rule(task: str, rows: Sequence[Row]) -> list[str]:
         )
         said.append(
             f"{task}, {BACKBONES[row['backbone']]}: a step of Safe-RULE takes as long as {step} training steps"
-            f"{blocks}, and there are {ratio:g} times fewer of them: {ratio:g} / {step} = "
+            f"{blocks}, and there are {ratio:g} times fewer of them. From the unrounded times it is "
             f"{number(row['factor'], known)} times faster than retraining."
             + ("" if ratio == PAPER_RATIO else at_table7)
         )
