@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from saferule.bench.commands import bench_app
-from saferule.errors import SaferuleError, SettingsError
+from saferule.errors import SaferuleError
 from saferule.options import different_numbers, listed, named_values
 
 
@@ -207,8 +207,6 @@ def data_collect(
     get_task(task)
     limits = different_numbers(float, cost_limits, "--cost-limits", or_none=True)
     numbers = different_numbers(int, seeds, "--seeds")
-    if processes is not None and processes < 1:
-        raise SettingsError(f"--processes: {processes}, expected 1 or more: leave it out for one per core")
     if out is None:
         from saferule.runs.places import project_root
 

@@ -128,11 +128,29 @@ class OnlinePolicy:
             raise CheckpointError(f"{folder} holds no complete policy: {error.filename} is missing.") from None
         except Exception as error:
             raise CheckpointError(f"{folder} holds no readable policy ({error}): train it again.") from None
-        shape = (policy.task.observation_dim, policy.task.action_dim)
-        found = (weights["0.weight"].shape[1], weights["log_std"].shape[0])
-        if found != shape:
-            raise CheckpointError(f"{folder}: the policy has (observation, action) sizes {found}, expected {shape}.")
+        if wrong := _misfit(policy):
+            raise CheckpointError(f"{folder} holds no policy for {policy.task.name}: {wrong}: train it again.")
         return policy
+
+
+def _misfit(policy: OnlinePolicy) -> str | None:
+    """What of a policy's arrays does not fit its task or another of them; None if all fit."""
+    weights, (observation, action) = policy.weights, (policy.task.observation_dim, policy.task.action_dim)
+    layers = (len(weights) - 1) // 2
+    names = {"log_std"} | {f"{layer}.{part}" for layer in range(layers) for part in ("weight", "bias")}
+    if not layers or set(weights) != names:
+        return f"the weights are named {sorted(weights)}, expected 'log_std', '0.weight', '0.bias' and so on"
+    # A bias tells the layer's width; the first layer gets the observation and the last one gives the action.
+    widths = [observation, *(weights[f"{layer}.bias"].numel() for layer in range(layers - 1)), action]
+    expected = {"observation_mean": (observation,), "observation_variance": (observation,), "log_std": (action,)}
+    for layer in range(layers):
+        expected[f"{layer}.weight"] = (widths[layer + 1], widths[layer])
+        expected[f"{layer}.bias"] = (widths[layer + 1],)
+    arrays = weights | {"observation_mean": policy.mean, "observation_variance": policy.variance}
+    for name, shape in expected.items():
+        if (found := tuple(arrays[name].shape)) != shape:
+            return f"'{name}' has shape {found}, expected {shape}"
+    return None
 
 
 def train_ppo(

@@ -2,12 +2,13 @@
 
 import json
 
+import h5py
 import numpy as np
 import pytest
 
 from saferule.data import schema
 from saferule.data.card import write_card
-from saferule.data.collect import collect, select_episodes, spread
+from saferule.data.collect import Behaviour, _is_recorded, collect, select_episodes, spread
 from saferule.data.recording import read_made, read_table
 from saferule.envs import get_task
 from saferule.errors import SaferuleError, SettingsError
@@ -80,14 +81,40 @@ def test_a_second_collection_trains_nothing_and_gives_the_same(collected):
     data, out = collected
     folder = out.with_suffix(".recordings")
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.hdf5")}
-    again = collect("CarCircle", out, steps=2_400, cost_limits=[10, None], episodes=7)
+    again = collect("CarCircle", out, steps=2_400, cost_limits=[10, None], episodes=7, overwrite=True)
     assert again.digest() == data.digest()
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.hdf5")} == before
 
 
-def test_an_unfinished_recording_does_not_count(tmp_path):
+def test_an_unfinished_recording_is_made_again(collected, tmp_path):
     (tmp_path / "free-seed-0.hdf5.part").write_bytes(b"half")
-    assert read_made(tmp_path / "free-seed-0.hdf5") is None
+    collect("CarCircle", tmp_path / "x.hdf5", steps=2_400, cost_limits=[None], episodes=3, folder=tmp_path)
+    again, first = (
+        read_table(folder / "free-seed-0.hdf5") for folder in (tmp_path, collected[1].with_suffix(".recordings"))
+    )
+    np.testing.assert_array_equal(again, first)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_recording_under_other_settings_is_not_used(collected, tmp_path):
+    """The learning rate, the seed and, in a recording from before they were noted, all settings."""
+    source = collected[1].with_suffix(".recordings") / "free-seed-0.hdf5"
+    behaviour, path = Behaviour("CarCircle", 2_400, None, 0), tmp_path / source.name
+    path.write_bytes(source.read_bytes())
+    assert _is_recorded(behaviour, tmp_path)
+    made = read_made(path)
+    for ppo in (made["ppo"] | {"learning_rate": 0.5}, made["ppo"] | {"seed": 0}, {}):
+        with h5py.File(path, "a") as file:
+            file.attrs["made"] = json.dumps(made | {"ppo": ppo})
+        assert not _is_recorded(behaviour, tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".hdf5", ".md", ".png"])
+def test_a_file_that_is_there_is_kept_and_nothing_is_trained(tmp_path, suffix):
+    (tmp_path / "x").with_suffix(suffix).write_text("mine")
+    with pytest.raises(SettingsError, match=rf"x\{suffix} exists .* --overwrite"):
+        collect("CarCircle", tmp_path / "x.hdf5", steps=2_400, cost_limits=[None])
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_card_states_the_numbers(collected, tmp_path):
@@ -103,3 +130,9 @@ def test_card_states_the_numbers(collected, tmp_path):
 def test_impossible_collections_are_refused(tmp_path):
     with pytest.raises(SettingsError, match="300 steps"):
         collect("CarCircle", tmp_path / "x.hdf5", steps=100)
+    for wrong in ({"seeds": [0, 0]}, {"seeds": []}, {"cost_limits": []}, {"cost_limits": [5, 5.0]}):
+        with pytest.raises(SettingsError, match="one recording per policy"):
+            collect("CarCircle", tmp_path / "x.hdf5", **wrong)
+    with pytest.raises(SettingsError, match="--processes: 0"):
+        collect("CarCircle", tmp_path / "x.hdf5", processes=0)
+    assert not list(tmp_path.iterdir())

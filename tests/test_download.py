@@ -160,6 +160,16 @@ def test_another_call_continues_an_interrupted_download(mirror, get, content, tm
     assert mirror.ranges()[-1] == f"bytes={FIRST}-"
 
 
+def test_a_whole_part_is_accepted_without_a_request(mirror, get, content, tmp_path):
+    """As one leaves it that was stopped while the file was checked."""
+    (tmp_path / (TASK.dsrl_file + ".part")).write_bytes(content)
+    source = {"url": mirror.url + TASK.dsrl_file, "etag": '"one"', "length": len(content)}
+    (tmp_path / (TASK.dsrl_file + ".part.json")).write_text(json.dumps(source))
+    assert get(mirror).read_bytes() == content
+    assert mirror.requests == [] and get.said == []
+    assert files(tmp_path) == [TASK.dsrl_file, TASK.dsrl_file + ".json"]
+
+
 def test_a_server_that_ignores_ranges_sends_all_again(mirror, get, content):
     mirror.script = [cut_after(FIRST), cut_after(None, ranges=False)]
     assert get(mirror).read_bytes() == content
@@ -171,8 +181,9 @@ def test_a_file_that_changed_meanwhile_is_not_mixed(mirror, get, content):
         def do(mirror, handler):
             mirror.etag = '"two"'
             if status == 206:  # ignores If-Range: the new file's bytes under the old file's range
-                span = f"bytes 300000-{len(content) - 1}/{len(content)}"
-                head(handler, 206, Content_Range=span, Content_Length=0, ETag=mirror.etag)
+                span, rest = f"bytes {FIRST}-{len(content) - 1}/{len(content)}", len(content) - FIRST
+                head(handler, 206, Content_Range=span, Content_Length=rest, ETag=mirror.etag)
+                handler.wfile.write(bytes(rest))
             else:
                 serve(mirror, handler)
 
@@ -180,8 +191,10 @@ def test_a_file_that_changed_meanwhile_is_not_mixed(mirror, get, content):
 
     for status in (200, 206):
         get.path.unlink(missing_ok=True)
+        get.said.clear()
         mirror.script, mirror.etag = [cut_after(FIRST), replaced(status)], '"one"'
         assert get(mirror).read_bytes() == content
+        assert any("has changed" in line for line in get.said) == (status == 206)
 
 
 def test_a_shorter_file_than_before_starts_again(mirror, get, content):
@@ -218,10 +231,11 @@ def test_a_web_page_is_not_taken_for_data(mirror, get, kind, tmp_path):
     assert files(tmp_path) == []
 
 
-def test_data_of_another_task_are_refused(mirror, tmp_path):
-    with pytest.raises(DataError, match="8 columns, expected 27 for AntVelocity"):
+def test_data_of_another_task_are_refused_and_kept_aside(mirror, content, tmp_path):
+    rejected = get_task("AntVelocity").dsrl_file + ".rejected"
+    with pytest.raises(DataError, match=f"8 columns, expected 27 for AntVelocity.*kept as .*{re.escape(rejected)}"):
         fetch("AntVelocity", tmp_path, mirrors=[mirror.url], sleep=print, say=str, progress=False)
-    assert files(tmp_path) == []
+    assert files(tmp_path) == [rejected] and (tmp_path / rejected).read_bytes() == content
 
 
 def test_a_missing_file_is_looked_for_elsewhere_at_once(mirror, other, get, content):

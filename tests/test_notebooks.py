@@ -149,5 +149,5 @@ def test_films_that_are_not_made_leave_a_sentence(tmp_path, monkeypatch):
     assert film == (None, "CarCircle: no films. Videos are switched off (videos=false).")
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
     (film,) = Study("cpu", output=tmp_path, data=tmp_path).adversary_films("PointGoal")
-    assert film.gif is None and film.told.startswith("PointGoal: no films. Cannot draw this task: MUJOCO_GL=nonsense")
+    assert film.gif is None and "Cannot draw this task: MUJOCO_GL=nonsense" in film.told
     assert not (tmp_path / "smoke").exists() and not (tmp_path / "cpu").exists()

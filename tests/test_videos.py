@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from PIL import Image
 
 from saferule.envs import get_task
 from saferule.envs.graphics import drawing_problem
+from saferule.errors import CheckpointError
 from saferule.online import OnlinePolicy
 from saferule.report import videos
 from saferule.report.videos import Film, Job
+from saferule.runs import plan
+from saferule.runs.study import Study
 
 CAR = get_task("CarCircle")
 
@@ -104,6 +108,35 @@ def test_a_policy_that_cannot_be_read_gives_a_sentence(tmp_path):
     assert film.gif is None and film.told.startswith("CarCircle, Max Cost: no film. ")
     assert "holds no complete policy" in film.told
     assert not job.film.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"weights": {"actor.weight": torch.zeros(2)}}, "the weights are named .*'actor.weight', 'log_std'., expected"),
+        ({"weights": {"log_std": torch.zeros(3)}}, "'log_std' has shape .3,., expected .2,."),
+        ({"weights": {"0.bias": torch.zeros(5)}}, "'0.weight' has shape .4, 8., expected .5, 8."),
+        ({"weights": {"1.weight": torch.zeros(2, 3)}}, "'1.weight' has shape .2, 3., expected .2, 4."),
+        ({"mean": np.zeros(7)}, "'observation_mean' has shape .7,., expected .8,."),
+        ({"variance": np.ones((8, 1))}, "'observation_variance' has shape .8, 1., expected .8,."),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(policy, tmp_path, change, sentence):
+    replace(policy, **change | {"weights": policy.weights | change.get("weights", {})}).save(tmp_path)
+    with pytest.raises(CheckpointError, match=sentence):
+        OnlinePolicy.load(tmp_path)
+
+
+def test_kept_films_are_shown_where_none_can_be_drawn(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("saferule.envs.graphics.drawing_problem", lambda task: "No OpenGL here.")
+    study = Study("smoke", output=tmp_path, data=tmp_path, attacks=["max_cost", "min_reward"])
+    for count, attack in enumerate(study.profile.attacks, start=1):
+        folder = study.store.folder(plan.adversary(study.profile, "CarCircle", attack))
+        path = tmp_path / "smoke" / "videos" / f"{folder.name}.gif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(made.gif)
+        missing = [Film(None, "CarCircle: no film of Min Reward. No OpenGL here.")] if count == 1 else []
+        assert study.adversary_films("CarCircle") == [made] * count + missing
 
 
 def test_large_films_get_fewer_colours_and_then_fewer_frames(monkeypatch):

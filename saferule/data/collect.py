@@ -22,6 +22,8 @@ from saferule.data import schema
 from saferule.data.recording import Recorder, read_episodes, read_made, read_table
 from saferule.envs.tasks import get_task
 from saferule.errors import SettingsError
+from saferule.paper.settings import TABLE7
+from saferule.ppo_settings import behaviour_settings
 
 PACKAGES = (
     "stable-baselines3",
@@ -33,7 +35,7 @@ PACKAGES = (
     "bullet-safety-gym",
     "pybullet",
 )
-COST_LIMIT = 10.0  # the paper's limit on the episode cost; "safe" episodes in the selection
+COST_LIMIT = TABLE7.kappa  # of the episode cost: "safe" episodes in the selection
 SAFE_SHARE = 0.4  # of the dataset's episodes
 
 
@@ -70,6 +72,7 @@ def collect(
     folder: Path | str | None = None,
     selection_seed: int = 0,
     command: str = "",
+    overwrite: bool = False,
 ) -> schema.Dataset:
     """Train behaviour policies (one per cost limit and seed), select `episodes` episodes, save them to `out`.
 
@@ -79,6 +82,9 @@ def collect(
                     whose recording is complete is not trained again
     processes       policies trained at the same time (default: one per core)
     command         the command line to note in the attributes
+    overwrite       replace `out` and its card (.md, .png) if they are there
+
+    Raises SettingsError, before anything is trained, for a collection that is impossible or would replace a file.
     """
     out = Path(out)
     folder = Path(folder) if folder else out.with_suffix(".recordings")
@@ -88,7 +94,16 @@ def collect(
             f"Collecting {episodes} episodes from {steps} steps per policy is not possible: ask for at least "
             f"one episode and at least {horizon} steps."
         )
+    if processes is not None and processes < 1:
+        raise SettingsError(f"--processes: {processes}, expected 1 or more: leave it out for one per core.")
     behaviours = [Behaviour(task, steps, limit, seed) for seed in seeds for limit in cost_limits]
+    if not behaviours or len({behaviour.name for behaviour in behaviours}) < len(behaviours):
+        raise SettingsError(
+            f"Cost limits {list(cost_limits)} with seeds {list(seeds)} do not give one recording per policy, expected "
+            "one or more different values of each: drop what is there twice."
+        )
+    if not overwrite:
+        _refuse_existing(out)
     record_all(behaviours, folder, processes or len(os.sched_getaffinity(0)))
     dataset = assemble(behaviours, folder, episodes, selection_seed, command)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -221,13 +236,26 @@ def spread(
     return by_cell[picked]
 
 
+def _refuse_existing(out: Path) -> None:
+    for path in (out, out.with_suffix(".md"), out.with_suffix(".png")):
+        if path.exists():
+            raise SettingsError(
+                f"{path} exists and would be replaced: give another file with --out, or --overwrite to replace it "
+                "(recordings that are complete are used again)."
+            )
+
+
 def _reward_only(reward: float, cost: float) -> float:
     return reward
 
 
 def _is_recorded(behaviour: Behaviour, folder: Path) -> bool:
-    made = read_made(folder / f"{behaviour.name}.hdf5")
-    return made is not None and made["behaviour"] == asdict(behaviour)
+    """Whether there is a complete recording of this policy, trained with the settings in force."""
+    made = read_made(folder / f"{behaviour.name}.hdf5") or {}
+    settings = json.loads(json.dumps(asdict(behaviour_settings(behaviour.task))))  # a tuple is read back as a list
+    expected = settings | {"seed": behaviour.training_seed}
+    found = made.get("ppo", {})
+    return made.get("behaviour") == asdict(behaviour) and {key: found.get(key) for key in expected} == expected
 
 
 def _line(behaviour: Behaviour, row: dict[str, float]) -> str:

@@ -1,8 +1,8 @@
 """DSRL's own datasets (Liu et al. 2023), fetched from their mirrors: `saferule data fetch`.
 
 A download grows in `<file>.part`, beside which `<file>.part.json` says where it comes from; an interrupted one is
-continued. Only a file that is whole and follows the schema gets its final name. Its SHA-256 is recorded in
-`<file>.json` the first time and checked from then on.
+continued. Only a file that is whole and follows the schema gets its final name; an HDF5 file that does not follow it is
+kept as `<file>.rejected`. The SHA-256 is recorded in `<file>.json` the first time and checked from then on.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import requests
 from tqdm import tqdm
 
 from saferule.data import schema
+from saferule.data.hdf5 import open_file
 from saferule.envs.tasks import Task, get_task
 from saferule.errors import DataError
 from saferule.files import write_bytes
@@ -154,6 +155,13 @@ class _Part:
         self.file.seek(0)
         write_bytes(self.source_path, json.dumps(source).encode())
 
+    def set_aside(self, path: Path) -> None:
+        """Give what is there another name, and begin anew."""
+        os.replace(self.path, path)
+        self.file.close()
+        self.file = open(self.path, "ab")
+        self.restart({})
+
 
 def _transfer(
     url: str, part: _Part, attempts: int, sleep: Callable[[float], None], progress: bool, say: Callable[[str], None]
@@ -176,6 +184,8 @@ def _transfer(
 def _attempt(url: str, part: _Part, progress: bool) -> None:
     """One request, continuing `part` where server and file allow it."""
     source = part.source()
+    if part.size and source.get("url") == url and source.get("length") == part.size:
+        return  # whole: stopped before it got its name; nothing lies beyond its end to ask for
     headers = {"Accept-Encoding": "identity"}  # lengths and ranges count the file's own bytes
     if part.size and source.get("url") == url and source.get("length"):
         headers["Range"] = f"bytes={part.size}-"
@@ -248,8 +258,12 @@ def _accept(part: _Part, path: Path, task: Task, url: str) -> None:
     try:
         schema.load(part.path, task)
     except DataError as error:
-        part.restart({})
-        raise _MirrorFailed(f"what came is not valid: {error}") from None
+        if not _opens(part.path):
+            part.restart({})
+            raise _MirrorFailed(f"what came is not valid: {error}") from None
+        rejected = path.with_name(path.name + ".rejected")
+        part.set_aside(rejected)
+        raise _MirrorFailed(f"what came is not valid: {error} It is kept as {rejected}") from None
     if recorded is not None and recorded.sha256 != found.sha256:
         part.restart({})
         raise _MirrorFailed(
@@ -258,6 +272,15 @@ def _accept(part: _Part, path: Path, task: Task, url: str) -> None:
         )
     os.replace(part.path, path)
     _record(path, found)
+
+
+def _opens(path: Path) -> bool:
+    """Whether it is an HDF5 file and not cut off."""
+    try:
+        with open_file(path):
+            return True
+    except DataError:
+        return False
 
 
 def _check_present(path: Path, task: Task) -> Path:

@@ -99,21 +99,29 @@ class Study:
         return pd.DataFrame(rows, columns=None if rows else ["attack", "steps", "scalar_return"])
 
     def adversary_films(self, task: str) -> list[Film]:
-        """An episode of each adversary as a GIF, kept in ``videos/``; where there is none, a sentence says why."""
-        from saferule.envs.graphics import drawing_problem
-        from saferule.report.videos import Film, Job, film_adversaries
+        """An episode of each adversary as a GIF, kept in ``videos/``; where there is none, a sentence says why.
 
-        problem = drawing_problem(get_task(task)) if self.profile.videos else "Videos are switched off (videos=false)."
-        if problem:
-            return [Film(None, f"{task}: no films. {problem}")]
+        A kept one is shown on a machine that cannot draw the task, too.
+        """
+        from saferule.envs.graphics import drawing_problem
+        from saferule.report.videos import Film, Job, film_adversaries, read
+
+        if not self.profile.videos:
+            return [Film(None, f"{task}: no films. Videos are switched off (videos=false).")]
         cells = [plan.adversary(self.profile, task, attack) for attack in self.profile.attacks]
-        with self.store.lock():
-            self.engine.adversaries(cells)
         folders = [self.store.folder(cell) for cell in cells]
         jobs = [
             Job(folder, self.folder / "videos" / f"{folder.name}.gif", cell.attack, f"{task}, {ATTACKS[cell.attack]}")
             for cell, folder in zip(cells, folders, strict=True)
         ]
+        kept = {job: film for job in jobs if (film := read(job.film))}
+        missing = {job: cell for job, cell in zip(jobs, cells, strict=True) if job not in kept}
+        if missing and (problem := drawing_problem(get_task(task))):
+            names = ", ".join(ATTACKS[job.attack] for job in missing)
+            return [*kept.values(), Film(None, f"{task}: no film of {names}. {problem}")]
+        if missing:
+            with self.store.lock():
+                self.engine.adversaries(list(missing.values()))
         return film_adversaries(jobs, cores())
 
     # Policies
