@@ -119,8 +119,8 @@ class OnlinePolicy:
             policy = cls(
                 get_task(record["task"]),
                 weights,
-                np.asarray(record["observation_mean"]),
-                np.asarray(record["observation_variance"]),
+                np.asarray(record["observation_mean"], dtype=np.float64),
+                np.asarray(record["observation_variance"], dtype=np.float64),
                 record["settings"],
                 record["curve"],
             )

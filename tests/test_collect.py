@@ -1,11 +1,14 @@
 """Behaviour data: the selection by hand, a tiny real collection, its card."""
 
 import json
+import shutil
 
 import h5py
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from saferule.cli import app
 from saferule.data import schema
 from saferule.data.card import write_card
 from saferule.data.collect import Behaviour, _is_recorded, collect, select_episodes, spread
@@ -84,6 +87,30 @@ def test_a_second_collection_trains_nothing_and_gives_the_same(collected):
     again = collect("CarCircle", out, steps=2_400, cost_limits=[10, None], episodes=7, overwrite=True)
     assert again.digest() == data.digest()
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.hdf5")} == before
+
+
+def test_the_command_line_replaces_a_file_only_when_told_to(collected, tmp_path):
+    data, source = collected
+    out = tmp_path / "CarCircle.hdf5"
+    out.write_bytes(b"mine")
+    shutil.copytree(source.with_suffix(".recordings"), out.with_suffix(".recordings"))
+    options = [
+        "--task",
+        "CarCircle",
+        "--out",
+        str(out),
+        "--steps",
+        "2400",
+        "--cost-limits",
+        "10,none",
+        "--episodes",
+        "7",
+    ]
+    refused = CliRunner().invoke(app, ["data", "collect", *options])
+    assert refused.exit_code == 2 and "--overwrite" in refused.stderr and out.read_bytes() == b"mine"
+    done = CliRunner().invoke(app, ["data", "collect", *options, "--overwrite"])
+    assert done.exit_code == 0 and schema.load(out, get_task("CarCircle")).digest() == data.digest()
+    assert data.digest() in out.with_suffix(".md").read_text()
 
 
 def test_an_unfinished_recording_is_made_again(collected, tmp_path):
