@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from saferule.data import schema
-from saferule.data.download import CHUNK, _Part, dataset_folder, fetch
+from saferule.data.download import dataset_folder, fetch
+from saferule.data.transfer import CHUNK, Part
 from saferule.envs import get_task
 from saferule.errors import DataError
 
@@ -298,7 +299,7 @@ def test_a_file_put_there_by_hand_is_validated_and_recorded(get, content):
 
 
 def test_two_processes_do_not_write_one_file(mirror, get):
-    with _Part(get.path), pytest.raises(DataError, match="another process"):
+    with Part(get.path), pytest.raises(DataError, match="another process"):
         get(mirror)
     assert mirror.requests == []
 

@@ -7,22 +7,17 @@ kept as `<file>.rejected`. The SHA-256 is recorded in `<file>.json` the first ti
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import requests
-from tqdm import tqdm
 
 from saferule.data import schema
 from saferule.data.hdf5 import open_file
+from saferule.data.transfer import MirrorFailed, Part, transfer
 from saferule.envs.tasks import Task, get_task
 from saferule.errors import DataError
 from saferule.files import write_bytes
@@ -31,21 +26,6 @@ MIRRORS = (
     "https://huggingface.co/datasets/YYY-45/DSRL/resolve/main/",
     "http://data.offline-saferl.org/download/",
 )
-CHUNK = 1 << 16  # bytes; a cut connection loses less than that
-TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds without a byte
-LONGEST_WAIT = 60.0  # seconds between two attempts
-
-
-class _MirrorFailed(Exception):
-    """This mirror cannot give the file; another may."""
-
-
-class _TryAgain(Exception):
-    """Something that may pass: a lost connection, an overloaded server."""
-
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait  # seconds that the server asked for
 
 
 def dataset_folder() -> Path:
@@ -95,14 +75,14 @@ def _download(
     say: Callable[[str], None],
 ) -> Path:
     failures = []
-    with _Part(path) as part:
+    with Part(path) as part:
         for mirror in mirrors:
             url = mirror.rstrip("/") + "/" + path.name
             try:
-                _transfer(url, part, attempts, sleep, progress, say)
+                transfer(url, part, attempts, sleep, progress, say)
                 _accept(part, path, task, url)
                 return path
-            except _MirrorFailed as error:
+            except MirrorFailed as error:
                 failures.append(f"{url}: {error}")
                 say(failures[-1])
     raise DataError(
@@ -111,147 +91,7 @@ def _download(
     )
 
 
-class _Part:
-    """A growing file, locked against other processes, and what is known of its source."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path.with_name(path.name + ".part")
-        self.source_path = path.with_name(path.name + ".part.json")
-        self.lock_path = path.with_name(path.name + ".lock")  # of its own: HDF5 locks the files it opens
-        self.file: BinaryIO
-
-    def __enter__(self) -> _Part:
-        self._lock = open(self.lock_path, "ab")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise DataError(f"{self.path} is being written by another process: wait until it has finished.") from None
-        self.file = open(self.path, "ab")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-        if self.path.exists() and not self.path.stat().st_size:
-            self.path.unlink()
-        if not self.path.exists():
-            self.source_path.unlink(missing_ok=True)
-        self.lock_path.unlink()
-        self._lock.close()
-
-    @property
-    def size(self) -> int:
-        return self.file.tell()
-
-    def source(self) -> dict[str, Any]:
-        """url, etag and length of the file that this is a part of; empty if that is not known."""
-        try:
-            return dict(json.loads(self.source_path.read_text()))
-        except (OSError, ValueError, TypeError):
-            return {}
-
-    def restart(self, source: dict[str, Any]) -> None:
-        self.file.truncate(0)
-        self.file.seek(0)
-        write_bytes(self.source_path, json.dumps(source).encode())
-
-    def set_aside(self, path: Path) -> None:
-        """Give what is there another name, and begin anew."""
-        os.replace(self.path, path)
-        self.file.close()
-        self.file = open(self.path, "ab")
-        self.restart({})
-
-
-def _transfer(
-    url: str, part: _Part, attempts: int, sleep: Callable[[float], None], progress: bool, say: Callable[[str], None]
-) -> None:
-    """Fetch all of `url` into `part`; raises _MirrorFailed after `attempts` attempts that gained nothing."""
-    failed, farthest = 0, part.size
-    while True:
-        try:
-            return _attempt(url, part, progress)
-        except _TryAgain as error:
-            failed = 0 if part.size > farthest else failed + 1
-            farthest = max(farthest, part.size)
-            if failed >= attempts:
-                raise _MirrorFailed(f"{error}, after {attempts} attempts") from None
-            wait = min(LONGEST_WAIT, max(2.0 ** max(0, failed - 1), error.wait))
-            say(f"{url}: {error}; next attempt in {wait:g} s")
-            sleep(wait)
-
-
-def _attempt(url: str, part: _Part, progress: bool) -> None:
-    """One request, continuing `part` where server and file allow it."""
-    source = part.source()
-    if part.size and source.get("url") == url and source.get("length") == part.size:
-        return  # whole: stopped before it got its name; nothing lies beyond its end to ask for
-    headers = {"Accept-Encoding": "identity"}  # lengths and ranges count the file's own bytes
-    if part.size and source.get("url") == url and source.get("length"):
-        headers["Range"] = f"bytes={part.size}-"
-        if source.get("etag"):
-            headers["If-Range"] = source["etag"]
-    try:
-        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-            length = _begin(response, url, part, source)
-            with _bar(part, length, progress) as bar:
-                for chunk in response.iter_content(CHUNK):
-                    part.file.write(chunk)
-                    bar.update(len(chunk))
-    except requests.RequestException as error:
-        raise _TryAgain(f"the connection was lost ({type(error).__name__})") from error
-    finally:
-        part.file.flush()
-    if length is not None and part.size < length:
-        raise _TryAgain(f"{part.size} of {length} bytes came")
-    if length is not None and part.size > length:
-        part.restart({})
-        raise _TryAgain(f"more than the announced {length} bytes came")
-
-
-def _begin(response: requests.Response, url: str, part: _Part, source: dict[str, Any]) -> int | None:
-    """Judge the response's head and place `part` accordingly; returns the length of the whole file, if known."""
-    status = response.status_code
-    if status in (408, 429) or status >= 500:
-        asked = response.headers.get("Retry-After", "")
-        raise _TryAgain(f"the server answers {status} {response.reason}", float(asked) if asked.isdigit() else 0.0)
-    if status == 416:  # nothing lies beyond what is there: another file than the one that was begun
-        part.restart({})
-        raise _TryAgain("the server's file has changed")
-    if status not in (200, 206):
-        raise _MirrorFailed(f"the server answers {status} {response.reason}")
-    if "html" in response.headers.get("Content-Type", ""):
-        raise _MirrorFailed("the server sends a web page instead of the file")
-    etag = response.headers.get("ETag")
-    if status == 206:
-        span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-        same = etag is None or source.get("etag") in (None, etag)
-        if not (span.startswith(f"{part.size}-") and total == str(source["length"]) and same):
-            part.restart({})
-            raise _TryAgain("the server's file has changed")
-        return int(total)
-    announced = response.headers.get("Content-Length", "")
-    length = int(announced) if announced.isdigit() else None
-    strong = etag if etag and not etag.startswith("W/") else None  # If-Range takes no weak ones
-    part.restart({"url": url, "etag": strong, "length": length})
-    return length
-
-
-@contextmanager
-def _bar(part: _Part, length: int | None, progress: bool) -> Iterator[tqdm]:
-    with tqdm(
-        total=length,
-        initial=part.size,
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1024,
-        desc=part.path.name.removesuffix(".part"),
-        disable=not progress,
-    ) as bar:
-        yield bar
-
-
-def _accept(part: _Part, path: Path, task: Task, url: str) -> None:
+def _accept(part: Part, path: Path, task: Task, url: str) -> None:
     """Give a downloaded file its name if it is valid and has the recorded hash, if one is recorded."""
     os.fsync(part.file.fileno())
     found, recorded = _describe(part.path, url), _recorded(path)
@@ -260,13 +100,13 @@ def _accept(part: _Part, path: Path, task: Task, url: str) -> None:
     except DataError as error:
         if not _opens(part.path):
             part.restart({})
-            raise _MirrorFailed(f"what came is not valid: {error}") from None
+            raise MirrorFailed(f"what came is not valid: {error}") from None
         rejected = path.with_name(path.name + ".rejected")
         part.set_aside(rejected)
-        raise _MirrorFailed(f"what came is not valid: {error} It is kept as {rejected}") from None
+        raise MirrorFailed(f"what came is not valid: {error} It is kept as {rejected}") from None
     if recorded is not None and recorded.sha256 != found.sha256:
         part.restart({})
-        raise _MirrorFailed(
+        raise MirrorFailed(
             f"what came has SHA-256 {found.sha256}, and {_record_path(path)} has {recorded.sha256} from an earlier "
             "download; delete that record to accept another file"
         )
