@@ -8,8 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -162,9 +161,8 @@ def _begin(response: requests.Response, url: str, part: Part, source: dict[str, 
     return length
 
 
-@contextmanager
-def _bar(part: Part, length: int | None, progress: bool) -> Iterator[tqdm]:
-    with tqdm(
+def _bar(part: Part, length: int | None, progress: bool) -> tqdm:
+    return tqdm(
         total=length,
         initial=part.size,
         unit="B",
@@ -172,5 +170,4 @@ def _bar(part: Part, length: int | None, progress: bool) -> Iterator[tqdm]:
         unit_divisor=1024,
         desc=part.path.name.removesuffix(".part"),
         disable=not progress,
-    ) as bar:
-        yield bar
+    )

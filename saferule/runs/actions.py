@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from saferule.agents.checkpoint import load_agent
+from saferule.agents.checkpoint import load_networks
 from saferule.audit import action_distance, sample
 from saferule.runs.cells import Unlearning
 from saferule.runs.engine import Engine, identity
@@ -21,7 +21,7 @@ STATES = 2_000  # of each set, at most
 
 def actions(path: Path, observations: np.ndarray) -> np.ndarray:
     """Actions (N, A) of the agent in a file, deterministic as in the evaluation, for observations (N, S)."""
-    agent = load_agent(path)
+    agent = load_networks(path)
     with torch.no_grad():
         return agent.backbone.act(agent.nets, torch.from_numpy(observations).float(), None, agent.cfg).double().numpy()
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from saferule.agents import get_backbone
-from saferule.agents.checkpoint import load_agent
+from saferule.agents.checkpoint import load_networks
 from saferule.agents.networks import Network, q_values
 from saferule.audit import (
     DRAWS,
@@ -110,7 +110,7 @@ def value_sequences(engine: Engine, suspects: Sequence[Relearning], trajectories
         references = [cell.policy for cell in group if cell.method == "poisoned"]
         if chosen is None or not references:
             continue
-        critics = load_agent(snapshot_path(engine.store, chosen, None)).nets
+        critics = load_networks(snapshot_path(engine.store, chosen, None)).nets
         scores = _deviations(engine, group, references[0], critics, trajectories)
         for cell in group:
             for name in CRITICS:
