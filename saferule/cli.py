@@ -128,8 +128,8 @@ def attack(
 ) -> None:
     """Algorithm 1 on a dataset: train an adversary, roll it out, write the forget set."""
     from saferule.attack.pipeline import attack_file
-    from saferule.envs.tasks import get_task
     from saferule.runs.places import project_root
+    from saferule.sim.tasks import get_task
 
     chosen = get_task(task)
     data = data or project_root() / "artifacts" / "data" / f"{task}.hdf5"
@@ -169,7 +169,7 @@ def repair(
 ) -> None:
     """Unlearn poisoned trajectories from a policy of your own; writes it for saferule and for osrl-lib."""
     from saferule.paper.settings import TABLE7
-    from saferule.repair import repair_files
+    from saferule.runs.repair import repair_files
 
     steps = TABLE7.unlearning_steps if steps is None else steps
     repair_files(
@@ -202,7 +202,7 @@ def data_collect(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file and its card.")] = False,
 ) -> None:
     """Train behaviour policies in the simulator, select episodes from all they did while they learned, write a card."""
-    from saferule.envs.tasks import get_task
+    from saferule.sim.tasks import get_task
 
     get_task(task)
     limits = different_numbers(float, cost_limits, "--cost-limits", or_none=True)
@@ -248,7 +248,7 @@ def data_check(file: Annotated[Path, typer.Argument(help="A file in the DSRL sch
     """Read a file as training does, and describe it; exit 2 with the reason when it does not follow the schema."""
     from saferule.data.describe import describe
     from saferule.data.schema import load
-    from saferule.envs.tasks import get_task
+    from saferule.sim.tasks import get_task
 
     chosen = get_task(task)
     for line in describe(load(file, chosen)):

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from saferule.agents import BACKBONES
-from saferule.envs.tasks import TASKS
 from saferule.errors import SettingsError
 from saferule.paper.settings import TABLE7
 from saferule.runs.cells import Settings, settings
+from saferule.sim.tasks import TASKS
 
 ATTACKS = ("max_cost", "max_reward", "min_reward")
 

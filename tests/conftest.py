@@ -12,7 +12,7 @@ import torch
 
 from saferule.attack.poison import ForgetSet, poison
 from saferule.data.schema import Dataset, save
-from saferule.envs import get_task, make
+from saferule.sim import get_task, make
 
 torch.set_num_threads(1)
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from saferule.agents import BACKBONES, get_backbone
-from saferule.agents.batch import Batch
 from saferule.agents.population import Population
 from saferule.agents.state import tensors_of
-from saferule.data.sampler import TransitionPool, draw_rows
+from saferule.data.batches import Batch, TransitionPool, draw_rows
 from saferule.data.schema import Dataset
 
 # The backbones that exist, and those with the value interface that Safe-RULE is written against.

@@ -9,12 +9,12 @@ import pytest
 from saferule.attack.adversary import CURVE_FILE, leading, roll_out, train_adversary
 from saferule.attack.poison import attack_reward
 from saferule.data import schema
-from saferule.envs import get_task
 from saferule.errors import CheckpointError, SettingsError
-from saferule.ppo_settings import PPOSettings, adversary_settings
 from saferule.profiles import get_profile
 from saferule.runs import plan
 from saferule.runs.cells import in_force, settings
+from saferule.sim import get_task
+from saferule.sim.ppo_settings import PPOSettings, adversary_settings
 
 TASK = get_task("CarCircle")
 
@@ -32,7 +32,7 @@ def test_reward_of_each_attack():
 
 
 def test_a_saved_adversary_acts_the_same(trained):
-    from saferule.online import OnlinePolicy
+    from saferule.sim.ppo import OnlinePolicy
 
     policy, folder = trained
     loaded = OnlinePolicy.load(folder)
@@ -49,7 +49,7 @@ def test_a_saved_adversary_acts_the_same(trained):
 
 def test_the_exported_actor_is_the_one_of_stable_baselines(monkeypatch):
     """The plain torch actor with its normalisation gives the actions of SB3's model in its VecNormalize."""
-    import saferule.online as online
+    import saferule.sim.ppo as online
 
     kept = {}
     learn = online.PPO.learn
@@ -76,7 +76,7 @@ def test_learning_curve_is_of_the_attack_reward(trained):
 
 def test_a_warm_started_adversary_maximises_the_reward_first(tmp_path, monkeypatch):
     """AntVelocity's Max Cost: two fifths of the steps are paid by r, then c is; the curve is R_z = c throughout."""
-    import saferule.online as online
+    import saferule.sim.ppo as online
 
     paid = []
 
@@ -137,7 +137,7 @@ def test_rollouts_depend_on_the_seed_alone(trained):
 
 
 def test_training_is_reproducible():
-    from saferule.online import train_ppo
+    from saferule.sim.ppo import train_ppo
 
     observations = np.random.default_rng(0).normal(size=(5, TASK.observation_dim))
     actions = []
@@ -149,7 +149,7 @@ def test_training_is_reproducible():
 
 
 def test_multiplier_rises_over_the_limit_and_falls_below():
-    from saferule.online import Lagrangian
+    from saferule.sim.ppo import Lagrangian
 
     penalised = Lagrangian(limit=10.0, horizon=100, proportional=2.0, integral=0.5)
     assert penalised(3.0, 1.0) == 3.0  # no penalty yet
@@ -163,7 +163,7 @@ def test_multiplier_rises_over_the_limit_and_falls_below():
 
 
 def test_errors_are_for_users(tmp_path, trained):
-    from saferule.online import OnlinePolicy
+    from saferule.sim.ppo import OnlinePolicy
 
     policy, folder = trained
     with pytest.raises(SettingsError, match="max_cost"):

@@ -5,11 +5,11 @@ import pytest
 
 from saferule.attack.poison import ATTACKS
 from saferule.data import schema
-from saferule.envs import TASKS, get_task
 from saferule.profiles import get_profile
 from saferule.runs import plan
 from saferule.runs.places import project_root
 from saferule.runs.store import Store
+from saferule.sim import TASKS, get_task
 
 ARTIFACTS = project_root() / "artifacts"
 RETURN_LEVELS = {"CarCircle": 300.0, "AntVelocity": 1500.0, "PointGoal": 15.0, "PointPush": 1.5}  # D's best reach it
@@ -20,7 +20,7 @@ MOST_BYTES = 100e6  # of all datasets together, which are part of the repository
 def test_datasets_are_valid_and_dsrl_reads_them(name, capfd):
     import gymnasium
 
-    from saferule.envs import shim
+    from saferule.sim import shim
 
     task, path = get_task(name), ARTIFACTS / "data" / f"{name}.hdf5"
     dataset = schema.load(path, task)
@@ -48,7 +48,7 @@ def test_datasets_are_small_enough_for_the_repository():
 @pytest.mark.parametrize("name", TASKS)
 def test_adversaries_of_the_cpu_profile_are_there(name):
     """A change of their settings that leaves these behind would make the cpu profile train them anew."""
-    from saferule.online import OnlinePolicy
+    from saferule.sim.ppo import OnlinePolicy
 
     profile, store = get_profile("cpu"), Store(ARTIFACTS / "cpu")
     for attack in ATTACKS:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from saferule.agents import get_backbone
-from saferule.agents.batch import Batch, Pair
 from saferule.agents.parts import originals
+from saferule.data.batches import Batch, Pair
 from saferule.unlearn import coefficients
 from saferule.unlearn.safe_rule_dice import actor_loss as dice_actor_loss
 from saferule.unlearn.safe_rule_dice import log_likelihood, to_unit_range, values_loss

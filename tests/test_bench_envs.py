@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from saferule.bench import envs
-from saferule.envs import get_task
+from saferule.sim import get_task
 
 
 def test_rows_have_the_rates_and_their_ratio():

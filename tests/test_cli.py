@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from saferule.cli import app
 from saferule.data.schema import Dataset, load, save
-from saferule.envs import get_task
 from saferule.errors import SettingsError
-from saferule.online import OnlinePolicy
 from saferule.profiles import get_profile
 from saferule.runs.inventory import REPAIRS, VARIANTS
 from saferule.runs.overrides import parse
+from saferule.sim import get_task
+from saferule.sim.ppo import OnlinePolicy
 
 RUNNER = CliRunner()
 

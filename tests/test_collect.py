@@ -13,8 +13,8 @@ from saferule.data import schema
 from saferule.data.card import write_card
 from saferule.data.collect import Behaviour, _is_recorded, collect, select_episodes, spread
 from saferule.data.recording import read_made, read_table
-from saferule.envs import get_task
 from saferule.errors import SaferuleError, SettingsError
+from saferule.sim import get_task
 
 
 def test_spread_takes_one_per_cell_and_round():

@@ -12,8 +12,8 @@ import pytest
 from saferule.data import schema
 from saferule.data.download import dataset_folder, fetch
 from saferule.data.transfer import CHUNK, Part
-from saferule.envs import get_task
 from saferule.errors import DataError
+from saferule.sim import get_task
 
 TASK = get_task("CarCircle")
 FIRST, SECOND = 5 * CHUNK, 2 * CHUNK  # bytes that come before a connection is cut

@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers import assert_same_state
 
-from saferule.agents import training
+from saferule.agents import loop
 from saferule.agents.checkpoint import load_agent
 from saferule.agents.state import read
 from saferule.attack.poison import save_forget_set
@@ -50,7 +50,7 @@ def unlearnings(digest: str, backbone: str) -> list[Unlearning]:
 
 @pytest.fixture(autouse=True)
 def _log_often(monkeypatch):
-    monkeypatch.setattr(training, "LOG_ROWS", STEPS // LOG_EVERY)
+    monkeypatch.setattr(loop, "LOG_ROWS", STEPS // LOG_EVERY)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def reference(tmp_path_factory, empty_store, data_folder, car_data) -> Path:
     root = tmp_path_factory.mktemp("reference") / "store"
     shutil.copytree(empty_store, root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "LOG_ROWS", STEPS // LOG_EVERY)
+        patch.setattr(loop, "LOG_ROWS", STEPS // LOG_EVERY)
         for backbone in BACKBONES:
             engine(root, data_folder).train(trainings(car_data.digest(), backbone))
             engine(root, data_folder).unlearn(unlearnings(car_data.digest(), backbone))
@@ -178,7 +178,7 @@ def test_all_stages_in_worker_processes_and_again_for_nothing(
     def not_again(*_):
         raise AssertionError("a population step was made")
 
-    monkeypatch.setattr(training, "update", not_again)
+    monkeypatch.setattr(loop, "update", not_again)
     made, rows_again, logs_again = everything(said)
     assert files(root) == before and said == [] and "workers" not in vars(made)
     pd.testing.assert_frame_equal(rows, rows_again)
@@ -195,14 +195,14 @@ def work_until_killed(root: str, data_folder: str, digest: str, kind: str, backb
         os.kill(os.getpid(), signal.SIGKILL)
 
     if when == "step":
-        update = training.update
+        update = loop.update
 
         def dying_update(population, *arguments):
             if population.step == KILLED_IN - 1:
                 die()
             return update(population, *arguments)
 
-        training.update = dying_update
+        loop.update = dying_update
     else:  # between the folders of the first and the second agent
         write = InterruptibleRun._write
 
@@ -211,7 +211,7 @@ def work_until_killed(root: str, data_folder: str, digest: str, kind: str, backb
             die()
 
         InterruptibleRun._write = dying_write
-    training.LOG_ROWS, interruptible.SAVE_SECONDS = STEPS // LOG_EVERY, -1.0 if when == "step" else math.inf
+    loop.LOG_ROWS, interruptible.SAVE_SECONDS = STEPS // LOG_EVERY, -1.0 if when == "step" else math.inf
     made = engine(Path(root), Path(data_folder))
     if kind == "train":
         made.train(trainings(digest, backbone))
@@ -294,14 +294,14 @@ def test_a_run_that_stopped_is_shown_at_the_step_of_the_state_that_was_kept(
 ):
     root, (_, poisoned, _) = tmp_path / "store", trainings(car_data.digest(), "cpq")
     shutil.copytree(reference, root)
-    repair, update = Unlearning(poisoned, "fine-tuning", STEPS, snapshots=1), training.update
+    repair, update = Unlearning(poisoned, "fine-tuning", STEPS, snapshots=1), loop.update
 
     def update_that_breaks(population, *arguments):
         if population.step == KILLED_IN:
             population.nets["actor"]["w0"].data.fill_(math.nan)
         return update(population, *arguments)
 
-    monkeypatch.setattr(training, "update", update_that_breaks)
+    monkeypatch.setattr(loop, "update", update_that_breaks)
     study = Study("smoke", output=tmp_path, data=data_folder, changes={"episodes": 2, "curve_episodes": 1})
     study.store, study.engine = Store(root), engine(root, data_folder)
     study.engine.unlearn([repair])

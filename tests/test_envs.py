@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from saferule.envs import TASKS, get_task, make
-from saferule.envs.fast import use_fast_task
-from saferule.envs.shim import load_bullet_safety_gym, load_dsrl, load_safety_gymnasium, standard_streams
 from saferule.errors import SaferuleError, SettingsError
+from saferule.sim import TASKS, get_task, make
+from saferule.sim.fast import use_fast_task
+from saferule.sim.shim import load_bullet_safety_gym, load_dsrl, load_safety_gymnasium, standard_streams
 
 MUJOCO_TASKS = [task.name for task in TASKS.values() if task.engine == "mujoco"]
 
@@ -241,7 +241,7 @@ def test_car_circle_is_drawn_and_the_cost_shows():
 def test_mujoco_tasks_are_drawn_where_there_is_opengl(name):
     """In a process of its own; without OpenGL the error says what to do."""
     program = f"""
-from saferule.envs import make
+from saferule.sim import make
 from saferule.errors import SettingsError
 try:
     simulator = make({name!r}, render=True)
@@ -258,7 +258,7 @@ simulator.close()
 
 def test_without_opengl_only_drawing_fails():
     program = """
-from saferule.envs import make
+from saferule.sim import make
 from saferule.errors import SettingsError
 make("PointGoal").reset(0)
 try:

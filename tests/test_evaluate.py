@@ -6,10 +6,11 @@ import torch
 from helpers import EXISTING, tiny
 
 from saferule.agents import get_backbone
-from saferule.agents.checkpoint import load_agent, save_acting
+from saferule.agents.checkpoint import agent_policy, load_agent, save_acting
 from saferule.agents.population import create
-from saferule.envs import get_task, make
-from saferule.evaluate import agent_policy, evaluate_file, normalised, roll_out, worker_pool
+from saferule.runs.execute import evaluate_file, worker_pool
+from saferule.sim import get_task, make
+from saferule.sim.rollout import normalised, roll_out
 
 SEEDS = (10, 3, 77)
 

@@ -3,7 +3,7 @@
 Refactoring must not move a number. On the kind of machine that recorded them, the networks, Adam's moments, the logs
 and the episodes are the same to the last bit; elsewhere (other vector instructions) the logs agree to a tolerance.
 
-    python -m tests.test_golden      records them anew, for a change that means to move numbers
+    python tests/test_golden.py      records them anew, for a change that means to move numbers
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ import pytest
 import torch
 
 from saferule.agents import BACKBONES, get_backbone
+from saferule.agents.checkpoint import agent_policy
+from saferule.agents.loop import Log, run
 from saferule.agents.parts import ORIGINAL
 from saferule.agents.population import Population, create, member, stack, training
 from saferule.agents.state import tensors_of
-from saferule.agents.training import Log, run
 from saferule.attack.poison import poison
-from saferule.data.sampler import TransitionPool, draw_rows
+from saferule.data.batches import TransitionPool, draw_rows
 from saferule.data.schema import load
-from saferule.envs import get_task
-from saferule.evaluate import agent_policy, roll_out
+from saferule.sim import get_task
+from saferule.sim.rollout import roll_out
 from saferule.unlearn import begin, supported, unlearning
-from saferule.unlearn.data import adapt, pairs, statistics
+from saferule.unlearn.start import adapt, pairs, statistics
 
 RECORD = Path(__file__).parent / "golden" / "golden.json"
 METHODS = ("fine-tuning", "trajdeleter", "trajdeleter-cost", "trajdeleter-released", "reward-only", "safe-rule")

@@ -5,9 +5,8 @@ import torch
 from helpers import EXISTING, random_dataset, tiny
 
 from saferule.agents import get_backbone
-from saferule.agents.batch import Pair
 from saferule.agents.population import create, member
-from saferule.data.sampler import TransitionPool
+from saferule.data.batches import Pair, TransitionPool
 from saferule.errors import SettingsError
 from saferule.paper.readings import UNLEARNING
 from saferule.paper.settings import TABLE7

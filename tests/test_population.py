@@ -7,8 +7,8 @@ import torch
 from helpers import ACTOR_CRITIC, EXISTING, Sampled, assert_same_state, changed_networks, frozen, tiny
 
 from saferule.agents import get_backbone
-from saferule.agents.batch import Batch
 from saferule.agents.population import Algorithm, create, draw_noise, member, reset_optimisers, training, update
+from saferule.data.batches import Batch
 from saferule.errors import SettingsError
 
 

@@ -7,15 +7,15 @@ from helpers import ACTOR_CRITIC, Sampled, assert_same_state, changed_networks, 
 from saferule.agents import get_backbone
 from saferule.agents.networks import clip_latent, gaussian, quantile, vae_decode_raw, vae_loss
 from saferule.agents.population import Population, create, draw_noise, member, training, update
-from saferule.data.sampler import TransitionPool
+from saferule.data.batches import TransitionPool
 from saferule.paper.readings import READINGS
 from saferule.runs.cells import Training, Unlearning, settings
 from saferule.runs.engine import Engine
 from saferule.runs.store import Store
 from saferule.unlearn import begin, structure, unlearning
-from saferule.unlearn import data as unlearn_data
-from saferule.unlearn.data import adapt, pairs, reward_targets
+from saferule.unlearn import start as unlearn_data
 from saferule.unlearn.safe_rule import actor_loss
+from saferule.unlearn.start import adapt, pairs, reward_targets
 
 VAE, KEPT, DATASET = {"vae": "keep"}, {"regulariser": "kept"}, {"reference": "dataset"}
 

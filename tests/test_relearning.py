@@ -14,7 +14,7 @@ import torch
 from helpers import assert_same_state
 from test_engine import engine, files, trainings
 
-from saferule.agents import get_backbone, training
+from saferule.agents import get_backbone, loop
 from saferule.agents.checkpoint import load_agent
 from saferule.agents.state import read
 from saferule.attack.poison import save_forget_set
@@ -104,7 +104,7 @@ def test_suspects_of_a_seed_see_the_same_batches_and_noise(
         return noted
 
     monkeypatch.setattr(groups, "draw_rows", note(groups.draw_rows, rows))
-    monkeypatch.setattr(training, "draw_noise", note(training.draw_noise, noises))
+    monkeypatch.setattr(loop, "draw_noise", note(loop.draw_noise, noises))
     for group in [[cell] for cell in cells] if apart else [cells]:
         engine(root, data_folder).relearn(group)
     for found in (rows, noises):
@@ -119,14 +119,14 @@ def test_suspects_of_a_seed_see_the_same_batches_and_noise(
 
 def relearn_until_killed(root: str, data_folder: str, digest: str) -> None:
     """Run in a process of its own: save after every logged step and die by SIGKILL in a later one."""
-    update = training.update
+    update = loop.update
 
     def dying_update(population, *arguments):
         if population.step == KILLED_IN - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return update(population, *arguments)
 
-    training.update, training.log_every, interruptible.SAVE_SECONDS = dying_update, lambda steps: steps, -1.0
+    loop.update, loop.log_every, interruptible.SAVE_SECONDS = dying_update, lambda steps: steps, -1.0
     engine(Path(root), Path(data_folder)).relearn(relearnings(digest, "cpq"))
 
 

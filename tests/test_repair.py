@@ -18,20 +18,20 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from saferule import repair as module
 from saferule.agents import BACKBONES
 from saferule.agents.checkpoint import load_agent, save_acting
+from saferule.agents.loop import Log
 from saferule.agents.osrl import import_osrl
 from saferule.agents.state import tensors_of
-from saferule.agents.training import Log
 from saferule.attack.poison import split
 from saferule.bench.osrl_lib import quiet_trainer
 from saferule.cli import app
 from saferule.data.schema import KEYS, Dataset, concatenate, save
-from saferule.envs import make
 from saferule.errors import CheckpointError, DataError, RunError, SaferuleError, SettingsError
-from saferule.evaluate import evaluate_file
-from saferule.repair import AGENT, LOG, MODEL, RECORD, repair, repair_files
+from saferule.runs import repair as module
+from saferule.runs.execute import evaluate_file
+from saferule.runs.repair import AGENT, LOG, MODEL, RECORD, repair, repair_files
+from saferule.sim import make
 
 SIZES = {"observation_dim": 8, "action_dim": 2, "episode_len": 300, "hidden": (24, 20)}
 SMALL = {"vae_hidden": 28, "num_q": 2}
@@ -194,7 +194,7 @@ def test_repair_leaves_the_given_agent_alone_and_depends_on_its_seed_only(folder
 
 
 def readme_example() -> str:
-    """The block of code in the head of saferule/repair.py."""
+    """The block of code in the head of saferule/runs/repair.py."""
     (block,) = re.findall(r"\n\n((?:    .*\n|\n)+)\n?\S", module.__doc__)
     return textwrap.dedent(block).strip()
 
@@ -203,7 +203,7 @@ def test_python_example_runs_as_it_stands(folder, tmp_path, monkeypatch):
     code = readme_example()
     assert len([line for line in code.splitlines() if line]) <= 12
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    assert "saferule.repair" not in readme or code in readme  # where it is shown, it is this one
+    assert "saferule.runs.repair" not in readme or code in readme  # where it is shown, it is this one
     for name in ("d.hdf5", "idx.npy", "model.pt"):
         shutil.copy(folder / name, tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from saferule.agents import get_backbone
-from saferule.agents.batch import Batch, Pair
+from saferule.data.batches import Batch, Pair
 from saferule.unlearn import coefficients
 from saferule.unlearn.safe_rule import (
     actor_loss,

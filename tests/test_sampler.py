@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import random_dataset
 
-from saferule.data.sampler import TransitionPool, draw_rows, first_steps
+from saferule.data.batches import TransitionPool, draw_rows, first_steps
 from saferule.data.schema import Dataset
 
 # Two episodes: three steps to the time limit, two to a terminal state, then one step unfinished.

@@ -8,8 +8,8 @@ import pytest
 
 from saferule.data import hdf5
 from saferule.data.schema import KEYS, Dataset, check, concatenate, load, load_columns, save
-from saferule.envs.tasks import get_task
 from saferule.errors import DataError, SettingsError
+from saferule.sim.tasks import get_task
 
 CAR = get_task("CarCircle")  # 8 observations, 2 actions, 300 steps
 TASK = replace(CAR, horizon=4)
@@ -118,7 +118,7 @@ def test_further_columns(tmp_path):
 def test_dsrl_reads_what_save_writes(tmp_path, capfd):
     import gymnasium
 
-    from saferule.envs import shim
+    from saferule.sim import shim
 
     shim.load_dsrl()
     dataset = toy(rows=302, ends=(299, 301))

@@ -34,7 +34,7 @@ from saferule.runs.theory_checks import (
     inequality_rows,
     reward_reference,
 )
-from saferule.unlearn.data import reward_targets
+from saferule.unlearn.start import reward_targets
 
 STEPS = 6
 BACKBONES = ("bcq-lag", "bear-lag", "cpq", "coptidice")
@@ -123,7 +123,7 @@ def test_reference_is_the_percentile_of_the_bellman_targets():
     keep = random_dataset(4, 0)
     low, median, high = (reward_reference(agent, keep, p) for p in (0.0, 0.5, 1.0))
     assert low < median < high
-    from saferule.data.sampler import TransitionPool
+    from saferule.data.batches import TransitionPool
 
     pool = TransitionPool([keep], cfg.reward_scale)
     y_r = reward_targets(agent.backbone, agent.nets, cfg, pool, pool.rows_of(0))

@@ -8,8 +8,8 @@ import torch
 from helpers import Sampled, assert_same_state, frozen, tiny
 
 from saferule.agents import get_backbone
+from saferule.agents.loop import Log, keep_freed_memory, run
 from saferule.agents.population import Algorithm, Phases, create, training
-from saferule.agents.training import Log, keep_freed_memory, run
 
 SEEDS = [4, 5, 6]
 CFG = tiny("bcq-lag")

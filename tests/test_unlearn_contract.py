@@ -5,10 +5,9 @@ import torch
 from helpers import ACTOR_CRITIC, EXISTING, Sampled, assert_same_state, changed_networks, frozen, random_dataset, tiny
 
 from saferule.agents import get_backbone
-from saferule.agents.batch import Pair
 from saferule.agents.population import Population, create, draw_noise, reset_optimisers, training, update
 from saferule.agents.state import restore
-from saferule.data.sampler import TransitionPool, draw_rows
+from saferule.data.batches import Pair, TransitionPool, draw_rows
 from saferule.errors import SettingsError
 from saferule.unlearn import METHODS, begin, family
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from saferule.envs import get_task
-from saferule.envs.graphics import drawing_problem
 from saferule.errors import CheckpointError
-from saferule.online import OnlinePolicy
 from saferule.report import videos
 from saferule.report.videos import Film, Job
 from saferule.runs import plan
 from saferule.runs.study import Study
+from saferule.sim import get_task
+from saferule.sim.graphics import drawing_problem
+from saferule.sim.ppo import OnlinePolicy
 
 CAR = get_task("CarCircle")
 
@@ -128,7 +128,7 @@ def test_arrays_that_do_not_fit_are_named(policy, tmp_path, change, sentence):
 
 
 def test_kept_films_are_shown_where_none_can_be_drawn(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("saferule.envs.graphics.drawing_problem", lambda task: "No OpenGL here.")
+    monkeypatch.setattr("saferule.sim.graphics.drawing_problem", lambda task: "No OpenGL here.")
     study = Study("smoke", output=tmp_path, data=tmp_path, attacks=["max_cost", "min_reward"])
     for count, attack in enumerate(study.profile.attacks, start=1):
         folder = study.store.folder(plan.adversary(study.profile, "CarCircle", attack))
@@ -171,7 +171,7 @@ def test_without_opengl_there_is_a_sentence_and_no_crash():
     """In a process of its own, as MuJoCo reads the variable when it is imported."""
     program = """
 import numpy as np
-from saferule.envs import get_task
+from saferule.sim import get_task
 from saferule.report.videos import film
 made = film(get_task("PointGoal"), lambda states, _: np.zeros((1, 2)), 0, "PointGoal, Max Cost")
 assert made.gif is None

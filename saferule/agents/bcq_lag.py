@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saferule.agents.batch import Batch
 from saferule.agents.lagrangian import init_pid, pid_multiplier
 from saferule.agents.networks import (
     Network,
@@ -40,6 +39,7 @@ from saferule.agents.parts import (
     q_cost,
     q_reward,
 )
+from saferule.data.batches import Batch
 
 __all__ = ["TARGETS", "q_cost", "q_reward"]  # shared parts of the interface
 NAME = "bcq-lag"

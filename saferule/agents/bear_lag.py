@@ -23,7 +23,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saferule.agents.batch import Batch
 from saferule.agents.lagrangian import init_pid, pid_multiplier
 from saferule.agents.networks import (
     clip_latent,
@@ -47,6 +46,7 @@ from saferule.agents.parts import (
 )
 from saferule.agents.parts import squashed_act as act
 from saferule.agents.parts import squashed_policy as policy
+from saferule.data.batches import Batch
 from saferule.errors import SettingsError
 
 __all__ = ["TARGETS", "act", "policy", "q_cost", "q_reward"]  # shared parts of the interface

@@ -6,11 +6,14 @@ the agent's losses train, without targets, optimisers and generators.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from saferule.agents import get_backbone
@@ -18,6 +21,7 @@ from saferule.agents.parts import ORIGINAL, Nets
 from saferule.agents.population import Population
 from saferule.agents.state import read, restore, tensors_of, write
 from saferule.errors import CheckpointError
+from saferule.sim.rollout import Act
 
 ACTING = ("actor", "vae")  # the networks that choose actions
 SNAPSHOTS = ("acting_only", "networks_only")  # what a snapshot's description says of itself
@@ -103,3 +107,20 @@ def _read_networks(path: str | Path, device: str) -> tuple[Agent, dict[str, Tens
         if kind == "nets":
             nets.setdefault(names[0], {})[names[1]] = value[0]
     return Agent(meta["task"], backbone, backbone.Config(**saved), nets, None, meta), tensors
+
+
+def agent_policy(backbone: Any, cfg: Any, nets: dict, seeds: Sequence[int], deterministic: bool = True) -> Act:
+    """How a trained agent acts in one episode per seed; what it draws is seeded by the episodes' seeds.
+
+    nets  the acting networks of one agent
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    shape = backbone.noise_shapes(cfg, 1)["policy"][1:] if not deterministic else ()
+
+    @torch.no_grad()
+    def act(observations: np.ndarray, t: int) -> np.ndarray:
+        tensor = torch.from_numpy(observations).float()
+        noise = None if deterministic else torch.stack([torch.randn(shape, generator=g) for g in generators])
+        return backbone.act(nets, tensor, noise, cfg).double().numpy()
+
+    return act

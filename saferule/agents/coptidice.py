@@ -27,11 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Normal
 
-from saferule.agents.batch import Batch
 from saferule.agents.networks import Network, gaussian, init_mlp, q_values
 from saferule.agents.parts import Nets, Noise, Scalars, Settings
 from saferule.agents.parts import squashed_act as act
 from saferule.agents.parts import squashed_policy as policy
+from saferule.data.batches import Batch
 from saferule.errors import SettingsError
 
 __all__ = ["act", "policy"]  # of the squashed Gaussian, part of this backbone's interface

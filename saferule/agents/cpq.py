@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saferule.agents.batch import Batch
 from saferule.agents.networks import (
     gaussian,
     init_mlp,
@@ -44,6 +43,7 @@ from saferule.agents.parts import (
 )
 from saferule.agents.parts import squashed_act as act
 from saferule.agents.parts import squashed_policy as policy
+from saferule.data.batches import Batch
 
 __all__ = ["TARGETS", "act", "policy", "q_cost", "q_reward"]  # shared parts of the interface
 NAME = "cpq"

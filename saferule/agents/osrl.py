@@ -24,10 +24,10 @@ from saferule.agents import get_backbone
 from saferule.agents.checkpoint import Agent
 from saferule.agents.parts import Nets
 from saferule.agents.population import Population, reset_optimisers, stack, training
-from saferule.data.sampler import first_steps
+from saferule.data.batches import first_steps
 from saferule.data.schema import Dataset
-from saferule.envs import Task, get_task
 from saferule.errors import CheckpointError
+from saferule.sim import Task, get_task
 
 State = dict[str, Tensor]
 

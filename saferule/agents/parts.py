@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saferule.agents.batch import Batch
 from saferule.agents.lagrangian import discounted_limit
 from saferule.agents.networks import Network, best_of_candidates, gaussian, q_values, td_loss, vae_loss
+from saferule.data.batches import Batch
 
 Nets = dict[str, Network]
 Scalars = dict[str, Tensor]  # of one agent: multipliers and coefficients (), statistics of its data (S,) or (A,)

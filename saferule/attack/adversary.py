@@ -16,14 +16,14 @@ import numpy as np
 
 from saferule.attack.poison import ATTACKS, attack_reward
 from saferule.data.schema import Dataset
-from saferule.envs.simulator import make
-from saferule.envs.tasks import Task
 from saferule.errors import SettingsError
 from saferule.files import write_bytes
-from saferule.ppo_settings import WarmStarted, adversary_settings
+from saferule.sim.ppo_settings import WarmStarted, adversary_settings
+from saferule.sim.simulator import make
+from saferule.sim.tasks import Task
 
 if TYPE_CHECKING:
-    from saferule.online import OnlinePolicy
+    from saferule.sim.ppo import OnlinePolicy
 
 CURVE_FILE = "learning_curve.json"
 
@@ -42,10 +42,10 @@ def train_adversary(
 
     Saves the policy to `folder`, and beside it learning_curve.json: one row per report with the steps so far and,
     over the last 100 episodes, the mean undiscounted ("scalar_return") and discounted ("discounted_return") return
-    of R_z and the true "return" and "cost". Rows of a warm-up (`saferule.ppo_settings.WarmStarted`) have "warm_up", and
-    no discounted return.
+    of R_z and the true "return" and "cost". Rows of a warm-up (`saferule.sim.ppo_settings.WarmStarted`) have
+    "warm_up", and no discounted return.
     """
-    from saferule.online import train_ppo
+    from saferule.sim.ppo import train_ppo
 
     if attack not in ATTACKS:
         raise SettingsError(f"Unknown attack {attack!r}: choose one of {', '.join(ATTACKS)}.")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from saferule.attack.poison import ATTACKS, ForgetSet, poison, poisoned, rollouts_needed, save_forget_set
 from saferule.data.schema import load, save
-from saferule.envs.tasks import Task
 from saferule.errors import SettingsError
 from saferule.paper.readings import ATTACK, check
 from saferule.paper.settings import TABLE7
+from saferule.sim.tasks import Task
 
 
 def attack_file(
@@ -53,7 +53,7 @@ def attack_file(
     dataset = load(data, task)
     rollouts = rollouts_needed(len(dataset), ratio, task, readings)
     from saferule.attack.adversary import roll_out, train_adversary
-    from saferule.online import OnlinePolicy
+    from saferule.sim.ppo import OnlinePolicy
 
     if adversary is None:
         steps = TABLE7.adversary_steps if steps is None else steps

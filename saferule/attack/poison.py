@@ -21,7 +21,7 @@ from saferule.paper.readings import check as check_readings
 from saferule.paper.settings import TABLE7
 
 if TYPE_CHECKING:
-    from saferule.envs.tasks import Task
+    from saferule.sim.tasks import Task
 
 ATTACKS = ("max_cost", "max_reward", "min_reward")
 COLUMNS = (

@@ -3,7 +3,7 @@
 Cases: step-float32 and step-bfloat16 (target passes in bfloat16) on a fixed batch; end-to-end, from the data set to
 updated parameters (osrl-lib's TransitionDataset through a DataLoader, our sampler); population-7, seven agents in one
 population against seven single ones of ours. ``peer`` runs in the same process in turn with ours and so enjoys the same
-malloc setting (`saferule.agents.training.keep_freed_memory`); ``peer_stock`` is osrl-lib measured before that setting
+malloc setting (`saferule.agents.loop.keep_freed_memory`); ``peer_stock`` is osrl-lib measured before that setting
 was made.
 
 The floor is the time that the step's multiply-adds alone take at the matrix-product rate measured here.
@@ -22,13 +22,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from saferule.agents import BACKBONES, get_backbone
-from saferule.agents.batch import Batch
 from saferule.agents.captured import CapturedUpdate
+from saferule.agents.loop import keep_freed_memory
 from saferule.agents.population import Population, create, draw_noise, training, update
-from saferule.agents.training import keep_freed_memory
 from saferule.bench import processor, side_by_side
 from saferule.bench.osrl_lib import loader, quiet_trainer, seed_everything, stepper
-from saferule.data.sampler import TransitionPool, draw_rows
+from saferule.data.batches import Batch, TransitionPool, draw_rows
 from saferule.data.schema import Dataset
 
 OBSERVATION_DIM, ACTION_DIM, HORIZON = 60, 2, 1000  # PointGoal

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from saferule.bench import processor, side_by_side
-from saferule.envs import TASKS, Task, get_task, make
-from saferule.envs.shim import load_bullet_safety_gym, load_safety_gymnasium, standard_streams
+from saferule.sim import TASKS, Task, get_task, make
+from saferule.sim.shim import load_bullet_safety_gym, load_safety_gymnasium, standard_streams
 
 
 def measure(

@@ -17,7 +17,7 @@ import torch
 
 from saferule.agents.checkpoint import load_agent
 from saferule.agents.networks import double_q
-from saferule.data.sampler import TransitionPool
+from saferule.data.batches import TransitionPool
 from saferule.profiles import get_profile
 from saferule.runs import plan
 from saferule.runs.cells import Training, settings

@@ -32,18 +32,18 @@ import numpy as np
 import torch
 
 from saferule.agents import get_backbone
+from saferule.agents.loop import inputs, keep_freed_memory
 from saferule.agents.population import Algorithm, Phases, Population, create, member, stack, training, update
-from saferule.agents.training import inputs, keep_freed_memory
 from saferule.attack.poison import split
 from saferule.bench import block_times, processor, seconds_per_call
-from saferule.data.sampler import TransitionPool, draw_rows
+from saferule.data.batches import TransitionPool, draw_rows
 from saferule.data.schema import Dataset
 from saferule.paper import numbers
 from saferule.profiles import Profile
 from saferule.runs.cells import Training, config
 from saferule.runs.inventory import REPAIRS
 from saferule.unlearn import METHODS, begin, supported, unlearning
-from saferule.unlearn.data import CHUNK, adapt, pairs, reward_targets, statistics
+from saferule.unlearn.start import CHUNK, adapt, pairs, reward_targets, statistics
 
 RETRAINING = "retraining"
 PAPER_NAMES = {  # in Table 3, which is about CPQ

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from saferule.data.schema import Dataset
-from saferule.envs.tasks import get_task
 from saferule.errors import DataError
 from saferule.files import write_bytes
+from saferule.sim.tasks import get_task
 
 
 def write_card(dataset: Dataset, path: Path | str, *, notes: str = "") -> None:

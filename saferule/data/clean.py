@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from saferule.data.schema import Dataset, load
-from saferule.envs.tasks import get_task
 from saferule.errors import DataError
+from saferule.sim.tasks import get_task
 
 
 def clean_file(folder: Path, task: str) -> Path:

@@ -20,10 +20,10 @@ import numpy as np
 
 from saferule.data import schema
 from saferule.data.recording import Recorder, read_episodes, read_made, read_table
-from saferule.envs.tasks import get_task
 from saferule.errors import SettingsError
 from saferule.paper.settings import TABLE7
-from saferule.ppo_settings import behaviour_settings
+from saferule.sim.ppo_settings import behaviour_settings
+from saferule.sim.tasks import get_task
 
 PACKAGES = (
     "stable-baselines3",
@@ -125,7 +125,7 @@ def record_all(behaviours: Sequence[Behaviour], folder: Path, processes: int) ->
 
 def record(behaviour: Behaviour, folder: Path) -> Path:
     """Train one behaviour policy and record all its episodes to folder/<name>.hdf5."""
-    from saferule.online import Lagrangian, train_ppo
+    from saferule.sim.ppo import Lagrangian, train_ppo
 
     task = get_task(behaviour.task)
     recorder = Recorder(folder / f"{behaviour.name}.hdf5")

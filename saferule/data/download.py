@@ -18,9 +18,9 @@ from pathlib import Path
 from saferule.data import schema
 from saferule.data.hdf5 import open_file
 from saferule.data.transfer import MirrorFailed, Part, transfer
-from saferule.envs.tasks import Task, get_task
 from saferule.errors import DataError
 from saferule.files import write_bytes
+from saferule.sim.tasks import Task, get_task
 
 MIRRORS = (
     "https://huggingface.co/datasets/YYY-45/DSRL/resolve/main/",

@@ -18,7 +18,7 @@ import numpy as np
 from saferule.data.schema import Dataset
 
 if TYPE_CHECKING:
-    from saferule.envs.vector import Episode
+    from saferule.sim.vector import Episode
 
 FLUSH_EVERY = 50  # episodes
 

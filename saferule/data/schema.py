@@ -26,7 +26,7 @@ from saferule.data.hdf5 import open_file, read_array, read_attributes, write_fil
 from saferule.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
-    from saferule.envs.tasks import Task
+    from saferule.sim.tasks import Task
 
 VECTORS = ("observations", "next_observations", "actions")
 FLAGS = ("terminals", "timeouts")

@@ -17,11 +17,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from saferule.attack.poison import attack_reward
-from saferule.envs import Task, make
-from saferule.envs.graphics import drawing_problem
 from saferule.errors import SaferuleError
-from saferule.evaluate import Act, worker_pool
 from saferule.files import write_bytes
+from saferule.runs.execute import worker_pool
+from saferule.sim import Task, make
+from saferule.sim.graphics import drawing_problem
+from saferule.sim.rollout import Act
 
 FRAMES = 60
 EPISODES = 5  # of which an adversary's best is shown
@@ -41,7 +42,7 @@ class Film(NamedTuple):
 
 
 class Job(NamedTuple):
-    """An adversary saved by `saferule.online`, and where its film is kept."""
+    """An adversary saved by `saferule.sim.ppo`, and where its film is kept."""
 
     policy: Path
     film: Path
@@ -79,7 +80,7 @@ def film_adversary(job: Job) -> Film:
 
     The adversary acts as it was rolled out, drawing from its Gaussian. The GIF appears whole or not at all.
     """
-    from saferule.online import OnlinePolicy
+    from saferule.sim.ppo import OnlinePolicy
 
     policy = OnlinePolicy.load(job.policy)
 

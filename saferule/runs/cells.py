@@ -14,7 +14,7 @@ import json
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
-from saferule.ppo_settings import adversary_settings
+from saferule.sim.ppo_settings import adversary_settings
 
 Settings = tuple[tuple[str, Any], ...]
 
@@ -208,7 +208,7 @@ def config(cell: Training) -> Any:
     out.
     """
     from saferule.agents import get_backbone
-    from saferule.envs import get_task
+    from saferule.sim import get_task
 
     task, backbone = get_task(cell.task), get_backbone(cell.backbone)
     known = {f.name for f in fields(backbone.Config)}

@@ -23,12 +23,12 @@ from saferule.agents.state import read
 from saferule.attack.poison import ForgetSet, poison, save_forget_set
 from saferule.data.clean import clean_data
 from saferule.data.schema import Dataset
-from saferule.envs import get_task
-from saferule.evaluate import evaluate_file, worker_pool
 from saferule.runs.cells import Adversary, Evaluation, Forget, Policy, Relearning, Training, Unlearning, origin
+from saferule.runs.execute import evaluate_file, worker_pool
 from saferule.runs.groups import Place, cores, forget_data, work, work_alone
 from saferule.runs.interruptible import AGENT, LOG, SAVE_SECONDS, progress, snapshot_path
 from saferule.runs.store import Store
+from saferule.sim import get_task
 from saferule.unlearn import family, structure
 
 EPISODES = "episodes.csv"
@@ -237,7 +237,7 @@ def _train_adversary(store: Store, cell: Adversary) -> None:
 def _make_forget_sets(place: Place, cells: Sequence[Forget]) -> list[str]:
     """The forget sets of one adversary, from one set of rollouts; returns what there is to say."""
     from saferule.attack.adversary import leading, roll_out
-    from saferule.online import OnlinePolicy
+    from saferule.sim.ppo import OnlinePolicy
 
     adversary, said = cells[0].adversary, []
     policy = OnlinePolicy.load(place.store.folder(adversary))

@@ -13,21 +13,20 @@ import torch
 from torch import Tensor
 
 from saferule.agents import get_backbone
-from saferule.agents.batch import Batch
 from saferule.agents.checkpoint import load_agent
+from saferule.agents.loop import Log, keep_freed_memory, log_every
+from saferule.agents.loop import run as loop
 from saferule.agents.parts import ORIGINAL, Scalars
 from saferule.agents.population import Algorithm, Population, create, reset_optimisers, stack, training
-from saferule.agents.training import Log, keep_freed_memory, log_every
-from saferule.agents.training import run as loop
 from saferule.attack.poison import ForgetSet, load_forget_set
+from saferule.data.batches import Batch, TransitionPool, draw_rows
 from saferule.data.clean import clean_data
-from saferule.data.sampler import TransitionPool, draw_rows
-from saferule.envs import get_task
 from saferule.runs.cells import Forget, Policy, Relearning, Training, Unlearning, config, origin
 from saferule.runs.interruptible import AGENT, InterruptibleRun
 from saferule.runs.store import Store
+from saferule.sim import get_task
 from saferule.unlearn import begin, unlearning
-from saferule.unlearn.data import adapt, pairs, statistics
+from saferule.unlearn.start import adapt, pairs, statistics
 
 Say = Callable[[str], None]
 UNLEARNING_SEEDS, RELEARNING_SEEDS = 1_000_000, 2_000_000  # the training seed is added

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from saferule.data.clean import clean_file
 from saferule.data.schema import load
-from saferule.envs.tasks import get_task
 from saferule.errors import DataError
 from saferule.profiles import Profile
 from saferule.runs import plan
 from saferule.runs.cells import Cell, Training, Unlearning, kind
 from saferule.runs.store import Store
+from saferule.sim.tasks import get_task
 
 # Of every poisoned policy: the method and the baselines of Section 5.
 REPAIRS = ("fine-tuning", "trajdeleter", "trajdeleter-cost", "trajdeleter-released", "reward-only", "safe-rule")

@@ -8,7 +8,6 @@ from itertools import product
 
 from saferule.attack.poison import rollouts_needed
 from saferule.data.schema import Dataset
-from saferule.envs import get_task
 from saferule.paper.readings import ATTACK, default_readings
 from saferule.paper.settings import TABLE7
 from saferule.profiles import Profile
@@ -24,6 +23,7 @@ from saferule.runs.cells import (
     origin,
     settings,
 )
+from saferule.sim import get_task
 from saferule.unlearn import applicable, supported
 
 

@@ -13,7 +13,6 @@ import pandas as pd
 
 from saferule.attack.poison import ForgetSet
 from saferule.data.schema import Dataset
-from saferule.envs import get_task
 from saferule.files import write_bytes
 from saferule.paper.settings import TABLE7
 from saferule.profiles import Profile, get_profile
@@ -27,6 +26,7 @@ from saferule.runs.interruptible import snapshot_steps
 from saferule.runs.inventory import REPAIRS, ablated, audited
 from saferule.runs.places import default_data_folder, project_root
 from saferule.runs.store import Store
+from saferule.sim import get_task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,8 +103,8 @@ class Study:
 
         A kept one is shown on a machine that cannot draw the task, too.
         """
-        from saferule.envs.graphics import drawing_problem
         from saferule.report.videos import Film, Job, film_adversaries, read
+        from saferule.sim.graphics import drawing_problem
 
         if not self.profile.videos:
             return [Film(None, f"{task}: no films. Videos are switched off (videos=false).")]

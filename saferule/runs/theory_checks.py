@@ -22,8 +22,8 @@ from saferule import theory
 from saferule.agents.checkpoint import Agent, load_networks
 from saferule.agents.networks import quantile
 from saferule.agents.parts import Nets
+from saferule.data.batches import TransitionPool
 from saferule.data.clean import clean_data
-from saferule.data.sampler import TransitionPool
 from saferule.data.schema import Dataset
 from saferule.runs.cells import Unlearning, config
 from saferule.runs.engine import Engine, identity
@@ -31,7 +31,7 @@ from saferule.runs.groups import Place, forget_data
 from saferule.runs.interruptible import LOG, snapshot_path, snapshot_steps
 from saferule.runs.store import Store
 from saferule.unlearn import coefficients
-from saferule.unlearn.data import reward_targets
+from saferule.unlearn.start import reward_targets
 
 SAMPLES = 2048  # of D_f, for the inequalities; as many of D_k for the reward reference
 BALLS = 256  # of these, for the certified neighbourhood

@@ -172,5 +172,5 @@ def safe_rule_coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, f
         "weight_first": float(readings["weight_update"] == "before"),
         "chi_normalised": float(readings["chi_gap"] == "normalised"),
         "reference_fixed": float(readings["reference"] == "dataset"),
-        "dataset_reference": 0.0,  # `saferule.unlearn.data.adapt` sets it where reference_fixed is 1
+        "dataset_reference": 0.0,  # `saferule.unlearn.start.adapt` sets it where reference_fixed is 1
     }

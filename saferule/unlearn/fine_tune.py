@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from saferule.agents.batch import Pair
 from saferule.agents.parts import Nets, Noise, Scalars
 from saferule.agents.population import Algorithm, Loss, training
+from saferule.data.batches import Pair
 
 
 def algorithm(backbone: ModuleType, cfg: Any, steps: int) -> Algorithm:

@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saferule.agents.batch import Pair
 from saferule.agents.networks import quantile, td_loss
 from saferule.agents.parts import Nets, Noise, Scalars
 from saferule.agents.population import Algorithm
+from saferule.data.batches import Pair
 from saferule.unlearn.fine_tune import on_keep
 
 USED = (  # scalars that the losses below look at

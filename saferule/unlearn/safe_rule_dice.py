@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from saferule.agents.batch import Batch, Pair
 from saferule.agents.networks import Network, gaussian
 from saferule.agents.parts import Nets, Noise, Scalars
 from saferule.agents.population import Algorithm
+from saferule.data.batches import Batch, Pair
 from saferule.unlearn.safe_rule import next_weight
 
 USED = (  # scalars that the losses below look at

@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saferule.agents.batch import Batch, Pair
 from saferule.agents.networks import td_loss
 from saferule.agents.parts import Nets, Noise, Scalars, original_nets
 from saferule.agents.population import Algorithm, Phases
+from saferule.data.batches import Batch, Pair
 from saferule.unlearn.fine_tune import on_keep
 
 FORGETTING = 0.8  # share of the steps: 8,000 of the released code's 10,000

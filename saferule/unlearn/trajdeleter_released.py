@@ -18,9 +18,9 @@ from typing import Any
 
 from torch import Tensor
 
-from saferule.agents.batch import Pair
 from saferule.agents.parts import Nets, Noise, Scalars
 from saferule.agents.population import Algorithm, Loss, Phases
+from saferule.data.batches import Pair
 from saferule.unlearn.fine_tune import on_keep
 from saferule.unlearn.trajdeleter import CRITICS, FORGETTING, anchored_critics_loss
 

@@ -1,4 +1,4 @@
-"""Batches for a population, gathered on the device that trains.
+"""What a gradient step sees: batches for a population, gathered on the device that trains.
 
 All transitions that a population needs lie packed in one matrix on the device; an agent is given the rows it may see.
 One gather per step serves P agents, whatever their data sets (osrl-lib's TransitionDataset yields one transition per
@@ -8,13 +8,40 @@ Python step).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from saferule.agents.batch import Batch
 from saferule.data.schema import Dataset
+
+
+class Batch(NamedTuple):
+    """B transitions of one agent (the population trainer stacks P of them in front).
+
+    observations, next_observations  (B, S)
+    actions                          (B, A), in [-1, 1]
+    rewards                          (B,), already multiplied by the backbone's reward scale
+    costs                            (B,), raw
+    done                             (B,), 1 where the episode ended or ran out of time (osrl-lib TransitionDataset)
+    is_init                          (B,), 1 for the first transition of an episode
+    """
+
+    observations: Tensor
+    next_observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    costs: Tensor
+    done: Tensor
+    is_init: Tensor
+
+
+class Pair(NamedTuple):
+    """What an unlearning step sees: a batch of the keep set and a batch of the forget set."""
+
+    keep: Batch
+    forget: Batch
 
 
 def first_steps(dataset: Dataset) -> np.ndarray:

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from functools import cache
 
-from saferule.envs.tasks import Task
 from saferule.errors import SettingsError
+from saferule.sim.tasks import Task
 
 
 def drawing_problem(task: Task) -> str | None:

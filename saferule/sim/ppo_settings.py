@@ -1,4 +1,4 @@
-"""Settings of the online learner, by task. Apart from `saferule.online`, so that naming them costs no heavy import."""
+"""Settings of the online learner, by task. Apart from `saferule.sim.ppo`, so that naming them costs no heavy import."""
 
 from __future__ import annotations
 

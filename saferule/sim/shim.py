@@ -93,7 +93,7 @@ def _array_defaults_allowed() -> Iterator[None]:
 def _without_gl_choice() -> Iterator[None]:
     """While active, MUJOCO_GL is unset: with it, importing mujoco fails where that OpenGL is not installed.
 
-    The choice is made when something is to be drawn (saferule.envs.graphics).
+    The choice is made when something is to be drawn (saferule.sim.graphics).
     """
     names = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
     chosen = {name: os.environ.pop(name) for name in names if name in os.environ}

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from saferule.envs.simulator import make
-from saferule.envs.tasks import Task
+from saferule.sim.simulator import make
+from saferule.sim.tasks import Task
 
 ScalarReward = Callable[[float, float], float]  # of one step's reward and cost
 

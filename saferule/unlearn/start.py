@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saferule.agents.batch import Pair
 from saferule.agents.networks import quantile
 from saferule.agents.parts import Nets, Scalars
 from saferule.agents.population import Population, member, stack
-from saferule.data.sampler import TransitionPool, draw_rows
+from saferule.data.batches import Pair, TransitionPool, draw_rows
 
 CHUNK = 1024  # transitions whose Bellman targets are computed at once
 Rows = Sequence[tuple[Tensor, Tensor]]  # for each agent: the rows of its keep and of its forget set in the pool

@@ -17,8 +17,8 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from saferule.envs.shim import load_safety_gymnasium
 from saferule.errors import RunError
+from saferule.sim.shim import load_safety_gymnasium
 
 load_safety_gymnasium()
 

@@ -5,8 +5,8 @@
     from saferule.agents.osrl import export_osrl, import_osrl
     from saferule.attack.poison import split
     from saferule.data.schema import load
-    from saferule.envs import get_task
-    from saferule.repair import repair
+    from saferule.sim import get_task
+    from saferule.runs.repair import repair
 
     data = load("d.hdf5", get_task("CarCircle"))
     keep, forget = split(data, np.load("idx.npy"))  # indices of the poisoned trajectories
@@ -37,22 +37,22 @@ from torch.utils._pytree import tree_map
 from saferule import __version__
 from saferule.agents import get_backbone
 from saferule.agents.checkpoint import Agent, load_agent, save_agent
+from saferule.agents.loop import Log, Stopped, keep_freed_memory, log_every, run
 from saferule.agents.osrl import export_osrl, import_osrl
 from saferule.agents.parts import ORIGINAL
 from saferule.agents.population import Population, member
-from saferule.agents.training import Log, Stopped, keep_freed_memory, log_every, run
 from saferule.attack.poison import split
-from saferule.data.sampler import TransitionPool
+from saferule.data.batches import TransitionPool
 from saferule.data.schema import Dataset, load
 from saferule.data.schema import check as check_data
-from saferule.envs import get_task
 from saferule.errors import CheckpointError, DataError, RunError, SettingsError
 from saferule.files import write_folder
 from saferule.paper.readings import UNLEARNING, check
 from saferule.paper.settings import TABLE7
 from saferule.runs.store import machine, versions
+from saferule.sim import get_task
 from saferule.unlearn import METHODS, begin, family, unlearning
-from saferule.unlearn.data import adapt, pairs
+from saferule.unlearn.start import adapt, pairs
 
 AGENT, MODEL, LOG, RECORD = "agent.safetensors", "model.pt", "log.csv", "repair.json"
 SAY_SECONDS = 60.0

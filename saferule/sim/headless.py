@@ -14,7 +14,7 @@ from typing import Any
 
 import mujoco
 
-from saferule.envs.shim import load_safety_gymnasium
+from saferule.sim.shim import load_safety_gymnasium
 
 load_safety_gymnasium()
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saferule.envs.shim import load_bullet_safety_gym, load_safety_gymnasium, standard_streams
-from saferule.envs.tasks import Task, get_task
 from saferule.errors import RunError, SettingsError
+from saferule.sim.shim import load_bullet_safety_gym, load_safety_gymnasium, standard_streams
+from saferule.sim.tasks import Task, get_task
 
 FRAME = (480, 480)  # height, width of rendered frames
 
@@ -105,7 +105,7 @@ class MujocoSimulator(Simulator):
         load_safety_gymnasium()
         options: dict[str, Any] = {}
         if self._can_render:
-            from saferule.envs.graphics import use_offscreen_gl
+            from saferule.sim.graphics import use_offscreen_gl
 
             use_offscreen_gl()
             options = {"render_mode": "rgb_array", "width": FRAME[1], "height": FRAME[0]}
@@ -114,11 +114,11 @@ class MujocoSimulator(Simulator):
         env = _from_registry(self.task.env_id, **options)
         self._is_builder = hasattr(env, "task")  # the velocity tasks are plain MuJoCo environments, compiled once
         if self._is_builder:
-            from saferule.envs.fast import use_fast_task
+            from saferule.sim.fast import use_fast_task
 
             use_fast_task(env)
             if not self._can_render:
-                from saferule.envs.headless import use_headless_world
+                from saferule.sim.headless import use_headless_world
 
                 use_headless_world(env)
         return env

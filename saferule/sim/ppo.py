@@ -20,11 +20,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
-from saferule.envs import Task, get_task
-from saferule.envs.vector import Episode, ScalarReward, SimulatorVecEnv
 from saferule.errors import CheckpointError
 from saferule.files import write_bytes
-from saferule.ppo_settings import PPOSettings, behaviour_settings
+from saferule.sim import Task, get_task
+from saferule.sim.ppo_settings import PPOSettings, behaviour_settings
+from saferule.sim.vector import Episode, ScalarReward, SimulatorVecEnv
 
 
 @dataclass
