@@ -6,13 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from scipy.stats import wasserstein_distance
 
 from saferule import audit
 from saferule.report import audit as report
 from saferule.report import audit_figures
 
-RNG = np.random.default_rng(0)
 CELL = {"task": "CarCircle", "backbone": "cpq", "attack": "max_cost", "ratio": 0.15, "training_seed": 0}
 
 # Actions
@@ -42,67 +40,6 @@ def test_sample_is_seeded_without_repetition():
     assert few.tolist() == again.tolist() == sorted(set(few.tolist())) and len(few) == 10
     assert audit.sample(100, 10, seed=1).tolist() != few.tolist()
     assert audit.sample(3, 10).tolist() == [0, 1, 2]
-
-
-# Value sequences
-
-
-def test_windows_cover_a_trajectory():
-    assert audit.windows(300) == [slice(0, 128), slice(128, 256), slice(256, 300)]
-    assert audit.windows(128) == [slice(0, 128)] and audit.windows(5) == [slice(0, 5)]
-
-
-def test_wasserstein_is_scipys():
-    one, other = RNG.normal(size=(2, 50))
-    assert audit.wasserstein(one, other) == pytest.approx(wasserstein_distance(one, other))
-    assert audit.wasserstein(one, one + 3.5) == pytest.approx(3.5)
-    assert audit.wasserstein(one, one[::-1]) == 0.0  # no order in time
-    assert audit.wasserstein(one, np.stack((one, one - 2))).tolist() == pytest.approx([0.0, 2.0])
-
-
-def test_sequence_distance_is_taken_in_windows():
-    centre = np.zeros(300)
-    shifted = np.where(np.arange(300) >= 256, 1.0, 0.0)  # the last window alone
-    assert audit.sequence_distance(centre, shifted[None]) == pytest.approx([44 / 300])
-    step = np.where(np.arange(256) < 128, 0.0, 1.0)  # the same values in another window are elsewhere
-    assert audit.sequence_distance(step, step[::-1][None]) == pytest.approx([1.0])
-
-
-def test_deviation_in_units_of_the_reference():
-    reference = np.outer([-1.0, 0.0, 1.0], np.ones(10))  # distances to the mean of the other two: 1.5, 0, 1.5
-    mean, spread = 1, math.sqrt(0.75)
-    assert audit.deviation(reference, np.full((2, 10), 2.0)) == pytest.approx((2 - mean) / spread)
-    assert audit.deviation(reference, np.zeros((2, 10))) == pytest.approx(-mean / spread)
-
-
-def test_deviation_without_noise():
-    same = np.ones((3, 10))
-    assert audit.deviation(same, same) == 0.0
-    assert audit.deviation(same, same + 1) == math.inf
-
-
-def test_deviation_of_fresh_draws_of_the_reference_is_near_zero():
-    base = RNG.normal(size=200)
-    reference, fresh = (base + 0.1 * RNG.normal(size=(count, 200)) for count in (20, 4))
-    assert abs(audit.deviation(reference, fresh)) < 2
-    assert audit.deviation(reference, fresh + 1) > 10
-
-
-def test_deviation_of_the_reference_from_itself_has_no_bias():
-    drawn = np.sin(np.arange(100) / 9) + 0.1 * np.random.default_rng(0).normal(size=(200, 2, 20, 100))
-    assert abs(np.mean([audit.deviation(*pair) for pair in drawn])) < 0.1  # 0.23 with means that hold the sequence
-
-
-def test_auc_counts_ties_half():
-    assert audit.auc([1, 2, 3], [2, 0]) == pytest.approx((1 + 1.5 + 2) / 6)
-    assert audit.auc([1, 1], [1, 1, 1]) == 0.5
-    assert audit.auc([5, math.inf], [1]) == 1.0
-
-
-def test_auc_of_equals_has_the_spread_of_mann_whitney():
-    assert audit.auc_chance(1, 1) == 0.5
-    drawn = [audit.auc(*RNG.normal(size=(2, 10))) for _ in range(2000)]
-    assert audit.auc_chance(10, 10) == pytest.approx(np.std(drawn), abs=0.01)
 
 
 # Relearning
@@ -285,7 +222,7 @@ def test_no_level_without_a_poisoned_policy():
     assert isinstance(audit_figures.relearning(curves(clean=(10, 12, 14)), table, "title"), Figure)
 
 
-# What is told of the other two
+# What is told of the actions
 
 
 def action_rows(low, high, pairs, **distances):
@@ -336,21 +273,6 @@ def test_a_poison_within_the_floor_does_not_show():
         in said
     )
     assert "nearer" not in said
-
-
-def test_value_sentences_and_figure():
-    rows = [
-        CELL
-        | {"method": m, "judge": "bcq-lag", "critic": c, "z_forget": z, "z_keep": 1.0, "auc": auc, "auc_chance": 0.1}
-        for m, z, auc in (("clean", 30.0, 0.9), ("poisoned", 0.1, 0.5), ("safe-rule", 12.0, 0.8))
-        for c in ("reward", "cost")
-    ]
-    said = report.value_sentences(pd.DataFrame(rows), ["cpq", "coptidice"])
-    assert said.startswith("- COptiDICE is left out")
-    assert "reward critic of the poisoned BCQ-Lag policy. The scale: poisoned z 0.1, AUC 0.50; clean" in said
-    assert "first: Safe-RULE (z 12.0, AUC 0.80)." in said
-    assert isinstance(audit_figures.values(pd.DataFrame(rows), "title"), Figure)
-    assert report.value_sentences(pd.DataFrame(), ["coptidice"]).count("\n") == 0
 
 
 def test_few_seeds_are_little_evidence():

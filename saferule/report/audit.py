@@ -144,39 +144,6 @@ def _action_words(words: str, means: pd.DataFrame) -> str:
     return said
 
 
-def value_sentences(table: pd.DataFrame, backbones: Sequence[str]) -> str:
-    """What the value sequences say, a Markdown list with a point per task, backbone and critic of the judge.
-
-    backbones  that were asked about; those without a judge are named
-    """
-    judged = set(table["backbone"]) if len(table) else set()
-    points = [
-        f"{BACKBONES[name]} is left out: it has no critics of actions, and no other backbone's are among these runs."
-        for name in backbones
-        if name not in judged
-    ]
-    if not judged:
-        return _points(points)
-    for name, cell in by_cell(over_seeds(table, ["judge", "critic"])):
-        for (by, critic), rows in cell.groupby(["judge", "critic"], sort=False):
-            values = rows.set_index("method")
-            scale = [
-                f"{method_name(m)} z {_tenths(values['z_forget'][m])}, AUC {values['auc'][m]:.2f}"
-                for m in ("poisoned", "clean")
-                if m in values.index
-            ]
-            repairs = values.drop(["clean", "poisoned"], errors="ignore").sort_values("z_forget", ascending=False)
-            order = [
-                f"{method_name(m)} (z {_tenths(z)}, AUC {auc:.2f})"
-                for m, z, auc in zip(repairs.index, repairs["z_forget"], repairs["auc"], strict=True)
-            ]
-            points.append(
-                f"**{name}**, {critic} critic of the poisoned {BACKBONES[by]} policy. The scale: {'; '.join(scale)}. "
-                f"Farthest from the poisoned policy first: {'; '.join(order) or 'no repair'}."
-            )
-    return _points(points)
-
-
 def relearning_sentences(table: pd.DataFrame) -> str:
     """What relearning says, a Markdown list with a point per task and backbone."""
     if not len(table):
@@ -275,10 +242,6 @@ def _listed(steps: pd.Series) -> str:
 
 def _of(count: int, seeds: int) -> str:
     return f"{count} of {seeds} seeds"
-
-
-def _tenths(value: float) -> str:
-    return f"{round(value, 1) + 0.0:.1f}"  # no minus before a zero
 
 
 def _points(points: Sequence[str]) -> str:

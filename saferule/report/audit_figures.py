@@ -12,7 +12,6 @@ from saferule.report.audit import SIDES, by_cell
 from saferule.report.canvas import LIMIT, dot, head, limit_handle, panels, styled, with_zero
 from saferule.report.labels import in_order, method_colour, method_name
 
-MARKS = {"reward": "o", "cost": "s"}  # of the judge's critics
 BAND = "#EEEEEE"  # what chance or seeds alone make
 BACK = {"color": "#555555", "linestyle": ":"}
 
@@ -35,31 +34,6 @@ def actions(table: pd.DataFrame, title: str) -> Figure:
     floor = Line2D([], [], label="floor: clean policies of different seeds", **LIMIT)
     spread = [Patch(color=BAND, label="its range over pairs of seeds")] if table["pairs"].max() > 1 else []
     return head(figure, title, [dot("#444444", "one training seed"), floor, *spread])
-
-
-@styled
-def values(table: pd.DataFrame, title: str) -> Figure:
-    """z on forget trajectories and AUC against keep trajectories: a row per backbone."""
-    cells = list(by_cell(table))
-    figure, axes = panels(len(cells), 2, 4.3, _height(table), sharex="col", sharey="row")
-    for row, (name, cell) in enumerate(cells):
-        for panel, column, what in zip(axes[row], ("z_forget", "auc"), ("z on D_f", "AUC"), strict=True):
-            for critic, here in cell.groupby("critic", sort=False):
-                _by_method(panel, here, column, MARKS[critic], 0.15 if critic == "cost" else -0.15)
-            panel.axvline(0.5 if column == "auc" else 0.0, **LIMIT)
-            if column == "auc":
-                chance = 2 * cell["auc_chance"].max()
-                panel.axvspan(0.5 - chance, 0.5 + chance, color=BAND, zorder=0)
-            panel.set_title(f"{_panel_title(name)}: {what}")
-            panel.label_outer()
-        axes[row, 0].set_xscale("symlog", linthresh=1.0)
-    axes[-1, 0].set_xlabel("z on trajectories of D_f (median; linear below 1)")
-    axes[-1, 1].set_xlabel("AUC of z, D_f against D")
-    axes[0, 1].set_xlim(-0.03, 1.03)
-    marks = [dot("#444444", f"judged by the {critic} critic", mark) for critic, mark in MARKS.items()]
-    nothing = Line2D([], [], label="no change (z), no difference (AUC)", **LIMIT)
-    chance = Patch(color=BAND, label="chance (2 sd)")
-    return head(figure, title, [*marks, nothing, chance])
 
 
 @styled
