@@ -42,7 +42,10 @@ from saferule.agents.parts import (
 from saferule.data.batches import Batch
 
 __all__ = ["TARGETS", "q_cost", "q_reward"]  # shared parts of the interface
-NAME = "bcq-lag"
+NAME, LABEL = "bcq-lag", "BCQ-Lag"
+CRITICS = True
+ACTING = {"actor": None, "vae": "d_"}
+statistics = regulariser = None
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,10 @@ from saferule.data.batches import Batch
 from saferule.errors import SettingsError
 
 __all__ = ["TARGETS", "act", "policy", "q_cost", "q_reward"]  # shared parts of the interface
-NAME = "bear-lag"
+NAME, LABEL = "bear-lag", "BEAR-Lag"
+CRITICS = True
+ACTING = {"actor": None}
+statistics = None
 LOG_ALPHA_MIN, LOG_ALPHA_MAX = -5.0, 5.0
 KERNELS = ("gaussian", "laplacian")
 

@@ -35,7 +35,10 @@ from saferule.data.batches import Batch
 from saferule.errors import SettingsError
 
 __all__ = ["act", "policy"]  # of the squashed Gaussian, part of this backbone's interface
-NAME = "coptidice"
+NAME, LABEL = "coptidice", "COptiDICE"
+CRITICS = False
+ACTING = {"actor": None}
+regulariser = None
 TARGETS: dict[str, str] = {}
 SMOOTHING = 0.1  # noise on the actor's observations and actions, in units of the data's standard deviation
 

@@ -46,7 +46,10 @@ from saferule.agents.parts import squashed_policy as policy
 from saferule.data.batches import Batch
 
 __all__ = ["TARGETS", "act", "policy", "q_cost", "q_reward"]  # shared parts of the interface
-NAME = "cpq"
+NAME, LABEL = "cpq", "CPQ"
+CRITICS = True
+ACTING = {"actor": None}
+statistics = regulariser = None
 LOG_ALPHA_MIN, LOG_ALPHA_MAX = -5.0, 5.0
 
 

@@ -42,8 +42,8 @@ from saferule.paper import numbers
 from saferule.profiles import Profile
 from saferule.runs.cells import Training, config
 from saferule.runs.inventory import REPAIRS
-from saferule.unlearn import METHODS, begin, supported, unlearning
-from saferule.unlearn.start import CHUNK, adapt, pairs, reward_targets, statistics
+from saferule.unlearn import METHODS, supported, unlearning
+from saferule.unlearn.start import CHUNK, adapt, begin, pairs, reward_targets, statistics
 
 RETRAINING = "retraining"
 PAPER_NAMES = {  # in Table 3, which is about CPQ
@@ -116,14 +116,14 @@ class Bench:
 
     def _agent(self, seen: torch.Tensor) -> Population:
         population = create(self.backbone, self.cfg, [0], self.device)
-        if hasattr(self.backbone, "statistics"):
+        if self.backbone.statistics is not None:
             population.scalars |= stack([statistics(self.backbone, self.pool, seen)])
         return population
 
     @cached_property
     def reference_s(self) -> float | None:
         """Seconds of the reward targets over all of D_k, from those of a chunk; None for COptiDICE, which has none."""
-        if not hasattr(self.backbone, "bellman_targets"):
+        if not self.backbone.CRITICS:
             return None
         nets, rows = member(self._agent(self.keep).nets, 0), self.keep[:CHUNK]
 

@@ -90,7 +90,7 @@ def judge(suspect: Relearning, suspects: Sequence[Relearning]) -> Training | Non
         for cell in suspects
         if cell.method == "poisoned" and (cell.forget, origin(cell).seed) == (suspect.forget, root.seed)
     ]
-    able = [policy for policy in poisoned if hasattr(get_backbone(policy.backbone), "q_reward")]
+    able = [policy for policy in poisoned if get_backbone(policy.backbone).CRITICS]
     return next(iter([policy for policy in able if policy.backbone == root.backbone] or able), None)
 
 

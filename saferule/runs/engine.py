@@ -29,7 +29,7 @@ from saferule.runs.groups import Place, cores, forget_data, work, work_alone
 from saferule.runs.interruptible import AGENT, LOG, SAVE_SECONDS, progress, snapshot_path
 from saferule.runs.store import Store
 from saferule.sim import get_task
-from saferule.unlearn import family, structure
+from saferule.unlearn import family, loss_options
 
 EPISODES = "episodes.csv"
 POPULATION_LIMIT = 32  # agents trained together
@@ -99,7 +99,7 @@ class Engine:
         def together(cell: Unlearning) -> tuple:
             t = cell.training
             method = family(cell.method, t.backbone).__name__
-            losses = structure(cell.method, t.backbone, dict(cell.readings))
+            losses = loss_options(cell.method, t.backbone, dict(cell.readings))
             return (t.task, t.backbone, t.data, t.settings, method, losses, cell.steps, cell.snapshots)
 
         self._work(todo, cells, together)

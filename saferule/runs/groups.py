@@ -25,8 +25,8 @@ from saferule.runs.cells import Forget, Policy, Relearning, Training, Unlearning
 from saferule.runs.interruptible import AGENT, InterruptibleRun
 from saferule.runs.store import Store
 from saferule.sim import get_task
-from saferule.unlearn import begin, unlearning
-from saferule.unlearn.start import adapt, pairs, statistics
+from saferule.unlearn import unlearning
+from saferule.unlearn.start import adapt, begin, pairs, statistics
 
 Say = Callable[[str], None]
 UNLEARNING_SEEDS, RELEARNING_SEEDS = 1_000_000, 2_000_000  # the training seed is added
@@ -129,7 +129,7 @@ def _saved(place: Place, policies: Sequence[Training | Unlearning], seeds: int) 
 
 def _statistics(backbone: Any, pool: TransitionPool, visible: Sequence[Tensor]) -> Scalars:
     """What a backbone needs to know of the data that each agent sees (COptiDICE), else nothing."""
-    return stack([statistics(backbone, pool, own) for own in visible]) if hasattr(backbone, "statistics") else {}
+    return stack([statistics(backbone, pool, own) for own in visible]) if backbone.statistics is not None else {}
 
 
 def _batches(pool: TransitionPool, visible: Sequence[Tensor], cfg: Any) -> Callable[[Population, Sequence[int]], Batch]:

@@ -51,8 +51,8 @@ from saferule.paper.readings import UNLEARNING, check
 from saferule.paper.settings import TABLE7
 from saferule.runs.store import machine, versions
 from saferule.sim import get_task
-from saferule.unlearn import METHODS, begin, family, unlearning
-from saferule.unlearn.start import adapt, pairs
+from saferule.unlearn import METHODS, family, unlearning
+from saferule.unlearn.start import adapt, begin, pairs
 
 AGENT, MODEL, LOG, RECORD = "agent.safetensors", "model.pt", "log.csv", "repair.json"
 SAY_SECONDS = 60.0
