@@ -45,11 +45,10 @@ class Engine:
         data_folder: str | Path,
         device: str | None = None,
         say: Callable[[str], None] = print,
-        captured: bool = False,
     ) -> None:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.store = store
-        self.place = Place(store, Path(data_folder), device, captured and device != "cpu")
+        self.place = Place(store, Path(data_folder), device)
         self.say = say
 
     @cached_property

@@ -34,12 +34,11 @@ UNLEARNING_SEEDS, RELEARNING_SEEDS = 1_000_000, 2_000_000  # the training seed i
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs are made: the store, the folder of the clean data, the device; whether steps are captured (GPU)."""
+    """Where runs are made: the store, the folder of the clean data, the device."""
 
     store: Store
     data_folder: Path
     device: str
-    captured: bool = False
 
 
 def forget_data(store: Store, cell: Forget) -> ForgetSet:
@@ -173,7 +172,6 @@ def _run(
         group[0].steps,
         agents=agents,
         log=log,
-        captured=place.captured and isinstance(algorithm, Algorithm),
         log_every=log_every(group[0].steps),
         log_also=run.snapshot_steps,
         on_log=lambda now, left: run.keep(now, left, log),
