@@ -40,7 +40,6 @@ class Profile:
     curve_episodes: int  # evaluation episodes per snapshot
     block_seconds: float = 1.0  # of a block of the measurement of Table 3
     settings: Settings = ()  # changes to the backbones' Config
-    captured: bool = False  # on a GPU, replay training steps as CUDA graphs
     videos: bool = True  # film the adversaries where the machine can draw
     adversary_steps_by_task: Settings = ()  # where it takes others
 

@@ -29,8 +29,8 @@ from saferule.data.batches import TransitionPool, draw_rows
 from saferule.data.schema import load
 from saferule.sim import get_task
 from saferule.sim.rollout import roll_out
-from saferule.unlearn import begin, supported, unlearning
-from saferule.unlearn.start import adapt, pairs, statistics
+from saferule.unlearn import supported, unlearning
+from saferule.unlearn.start import adapt, begin, pairs, statistics
 
 RECORD = Path(__file__).parent / "golden" / "golden.json"
 METHODS = ("fine-tuning", "trajdeleter", "trajdeleter-cost", "trajdeleter-released", "reward-only", "safe-rule")

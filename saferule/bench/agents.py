@@ -75,7 +75,7 @@ class Ours:
         self.algorithm = training(self.backbone, self.cfg)
         self.population = create(self.backbone, self.cfg, range(size), device)
         self.pool, self.rows = pool, [pool.rows_of(0)] * size
-        if hasattr(self.backbone, "statistics"):
+        if self.backbone.statistics is not None:
             whole = pool.gather(self.rows[0])
             found = self.backbone.statistics(whole.observations, whole.actions, whole.is_init)
             self.population.scalars |= {k: torch.stack([v] * size) for k, v in found.items()}
@@ -219,7 +219,7 @@ def _cases(
 def _target_operations(ours: Ours) -> float:
     """Operations of the passes without gradient that `target_precision` applies to."""
     backbone = ours.backbone
-    if not hasattr(backbone, "bellman_targets"):  # COptiDICE
+    if not backbone.CRITICS:  # COptiDICE
         return 0.0
     noise = draw_noise(ours.population, ours.algorithm.noise_shapes, torch.float32)
     one = {net: {k: v[0] for k, v in leaves.items()} for net, leaves in ours.population.nets.items()}

@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
 from typing import Any
@@ -33,7 +33,7 @@ import torch
 
 from saferule.agents import get_backbone
 from saferule.agents.loop import inputs, keep_freed_memory
-from saferule.agents.population import Algorithm, Phases, Population, create, member, stack, training, update
+from saferule.agents.population import Algorithm, Population, create, member, stack, training, update
 from saferule.attack.poison import split
 from saferule.bench import block_times, processor, seconds_per_call
 from saferule.data.batches import TransitionPool, draw_rows
@@ -42,8 +42,8 @@ from saferule.paper import numbers
 from saferule.profiles import Profile
 from saferule.runs.cells import Training, config
 from saferule.runs.inventory import REPAIRS
-from saferule.unlearn import METHODS, begin, supported, unlearning
-from saferule.unlearn.start import CHUNK, adapt, pairs, reward_targets, statistics
+from saferule.unlearn import METHODS, supported, unlearning
+from saferule.unlearn.start import CHUNK, adapt, begin, pairs, reward_targets, statistics
 
 RETRAINING = "retraining"
 PAPER_NAMES = {  # in Table 3, which is about CPQ
@@ -109,21 +109,22 @@ class Bench:
         begin(population, algorithm, self.backbone.NAME, [method])
         adapt(population, self.backbone, self.cfg, self.pool, rows)
         start_s, draw = time.perf_counter() - started, pairs(self.pool, rows, self.cfg.batch_size)
-        parts = algorithm.parts if isinstance(algorithm, Phases) else (algorithm,)
-        functions = tuple(_step(population, part, draw) for part in parts)
+        functions = tuple(
+            _step(population, replace(algorithm, phases=(p,), phase=_first), draw) for p in algorithm.phases
+        )
         reference = self.reference_s if METHODS[method].family == "safe_rule" else None
         return Timed(method, steps, functions, shares(algorithm, steps), start_s, reference)
 
     def _agent(self, seen: torch.Tensor) -> Population:
         population = create(self.backbone, self.cfg, [0], self.device)
-        if hasattr(self.backbone, "statistics"):
+        if self.backbone.statistics is not None:
             population.scalars |= stack([statistics(self.backbone, self.pool, seen)])
         return population
 
     @cached_property
     def reference_s(self) -> float | None:
         """Seconds of the reward targets over all of D_k, from those of a chunk; None for COptiDICE, which has none."""
-        if not hasattr(self.backbone, "bellman_targets"):
+        if not self.backbone.CRITICS:
             return None
         nets, rows = member(self._agent(self.keep).nets, 0), self.keep[:CHUNK]
 
@@ -147,12 +148,14 @@ def marked(data: Dataset, ratio: float) -> tuple[Dataset, Dataset]:
     return split(data, np.arange(count) >= count - max(1, round(ratio * count)))
 
 
-def shares(algorithm: Algorithm | Phases, steps: int) -> tuple[float, ...]:
-    """The share of its steps in which each part of a method is done; (1,) for one without phases."""
-    if isinstance(algorithm, Algorithm):
-        return (1.0,)
-    done = Counter(algorithm.which(step) for step in range(steps))
-    return tuple(done[part] / steps for part in range(len(algorithm.parts)))
+def _first(step: int) -> int:
+    return 0
+
+
+def shares(algorithm: Algorithm, steps: int) -> tuple[float, ...]:
+    """The share of its steps in which each phase of a method is done; (1,) for one without phases."""
+    done = Counter(algorithm.phase(step) for step in range(steps))
+    return tuple(done[part] / steps for part in range(len(algorithm.phases)))
 
 
 def measure(

@@ -29,7 +29,7 @@ from saferule.runs.groups import Place, cores, forget_data, work, work_alone
 from saferule.runs.interruptible import AGENT, LOG, SAVE_SECONDS, progress, snapshot_path
 from saferule.runs.store import Store
 from saferule.sim import get_task
-from saferule.unlearn import family, structure
+from saferule.unlearn import family, loss_options
 
 EPISODES = "episodes.csv"
 POPULATION_LIMIT = 32  # agents trained together
@@ -45,11 +45,10 @@ class Engine:
         data_folder: str | Path,
         device: str | None = None,
         say: Callable[[str], None] = print,
-        captured: bool = False,
     ) -> None:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.store = store
-        self.place = Place(store, Path(data_folder), device, captured and device != "cpu")
+        self.place = Place(store, Path(data_folder), device)
         self.say = say
 
     @cached_property
@@ -99,7 +98,7 @@ class Engine:
         def together(cell: Unlearning) -> tuple:
             t = cell.training
             method = family(cell.method, t.backbone).__name__
-            losses = structure(cell.method, t.backbone, dict(cell.readings))
+            losses = loss_options(cell.method, t.backbone, dict(cell.readings))
             return (t.task, t.backbone, t.data, t.settings, method, losses, cell.steps, cell.snapshots)
 
         self._work(todo, cells, together)

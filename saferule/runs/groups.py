@@ -25,8 +25,8 @@ from saferule.runs.cells import Forget, Policy, Relearning, Training, Unlearning
 from saferule.runs.interruptible import AGENT, InterruptibleRun
 from saferule.runs.store import Store
 from saferule.sim import get_task
-from saferule.unlearn import begin, unlearning
-from saferule.unlearn.start import adapt, pairs, statistics
+from saferule.unlearn import unlearning
+from saferule.unlearn.start import adapt, begin, pairs, statistics
 
 Say = Callable[[str], None]
 UNLEARNING_SEEDS, RELEARNING_SEEDS = 1_000_000, 2_000_000  # the training seed is added
@@ -34,12 +34,11 @@ UNLEARNING_SEEDS, RELEARNING_SEEDS = 1_000_000, 2_000_000  # the training seed i
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs are made: the store, the folder of the clean data, the device; whether steps are captured (GPU)."""
+    """Where runs are made: the store, the folder of the clean data, the device."""
 
     store: Store
     data_folder: Path
     device: str
-    captured: bool = False
 
 
 def forget_data(store: Store, cell: Forget) -> ForgetSet:
@@ -129,7 +128,7 @@ def _saved(place: Place, policies: Sequence[Training | Unlearning], seeds: int) 
 
 def _statistics(backbone: Any, pool: TransitionPool, visible: Sequence[Tensor]) -> Scalars:
     """What a backbone needs to know of the data that each agent sees (COptiDICE), else nothing."""
-    return stack([statistics(backbone, pool, own) for own in visible]) if hasattr(backbone, "statistics") else {}
+    return stack([statistics(backbone, pool, own) for own in visible]) if backbone.statistics is not None else {}
 
 
 def _batches(pool: TransitionPool, visible: Sequence[Tensor], cfg: Any) -> Callable[[Population, Sequence[int]], Batch]:
@@ -173,7 +172,6 @@ def _run(
         group[0].steps,
         agents=agents,
         log=log,
-        captured=place.captured and isinstance(algorithm, Algorithm),
         log_every=log_every(group[0].steps),
         log_also=run.snapshot_steps,
         on_log=lambda now, left: run.keep(now, left, log),

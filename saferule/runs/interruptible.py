@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from saferule.agents.checkpoint import save_acting, save_agent, save_networks, save_tensors
-from saferule.agents.loop import Log, Stopped
+from saferule.agents.loop import Diverged, Log
 from saferule.agents.population import Population
 from saferule.agents.state import read, restore, tensors_of, write
 from saferule.errors import CheckpointError
@@ -86,7 +86,7 @@ class InterruptibleRun:
         write_bytes(self.folder / PROGRESS, str(population.step).encode())
         self.saved_at = time.monotonic()
 
-    def stop(self, agent: int, stopped: Stopped, log: Log) -> None:
+    def stop(self, agent: int, stopped: Diverged, log: Log) -> None:
         """Write the folder of an agent whose values were not finite, with its last good state."""
         sentence = stopped.sentence(self.cells[agent].label)
         self.say(sentence)

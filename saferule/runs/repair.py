@@ -37,7 +37,7 @@ from torch.utils._pytree import tree_map
 from saferule import __version__
 from saferule.agents import get_backbone
 from saferule.agents.checkpoint import Agent, load_agent, save_agent
-from saferule.agents.loop import Log, Stopped, keep_freed_memory, log_every, run
+from saferule.agents.loop import Diverged, Log, keep_freed_memory, log_every, run
 from saferule.agents.osrl import export_osrl, import_osrl
 from saferule.agents.parts import ORIGINAL
 from saferule.agents.population import Population, member
@@ -51,8 +51,8 @@ from saferule.paper.readings import UNLEARNING, check
 from saferule.paper.settings import TABLE7
 from saferule.runs.store import machine, versions
 from saferule.sim import get_task
-from saferule.unlearn import METHODS, begin, family, unlearning
-from saferule.unlearn.start import adapt, pairs
+from saferule.unlearn import METHODS, family, unlearning
+from saferule.unlearn.start import adapt, begin, pairs
 
 AGENT, MODEL, LOG, RECORD = "agent.safetensors", "model.pt", "log.csv", "repair.json"
 SAY_SECONDS = 60.0
@@ -107,7 +107,7 @@ def repair(
     begin(population, algorithm, backbone.NAME, [method], [chosen])
     adapt(population, backbone, cfg, pool, rows)
 
-    def stop(_: int, stopped: Stopped) -> None:
+    def stop(_: int, stopped: Diverged) -> None:
         raise RunError(
             f"{method} on this {backbone.NAME} agent: {stopped.quantity} was not finite at step {stopped.step} of "
             f"{steps}, expected finite values: take fewer steps or another method, or check the agent and the data"

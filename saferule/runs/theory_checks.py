@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from saferule import theory
+from saferule.agents import get_backbone
 from saferule.agents.checkpoint import Agent, load_networks
 from saferule.agents.networks import quantile
 from saferule.agents.parts import Nets
@@ -68,7 +69,7 @@ class Stage:
 
 def has_critics(cell: Unlearning) -> bool:
     """Whether the lemmas apply: COptiDICE has state values, no Q critics."""
-    return cell.training.backbone != "coptidice"
+    return get_backbone(cell.training.backbone).CRITICS
 
 
 def draw_samples(forget: Dataset, keep: Dataset, count: int = SAMPLES) -> Samples:

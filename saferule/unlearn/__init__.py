@@ -1,65 +1,132 @@
-"""Unlearning methods. A method is a family (one loss) plus coefficients; variants of a family share a population.
+"""Unlearning methods, and the one declaration of everything that makes a policy.
+
+A method is a family (one loss) plus coefficients; variants of a family share a population.
 
     family                  methods
-    safe_rule.py            safe-rule, fixed-weight, reward-only, no-critic, percentile-0, percentile-50, percentile-100
-    safe_rule_dice.py       the same for COptiDICE, where there is no critic and no percentile (Appendix C.2)
+    train_on_all.py         clean, poisoned, relearn: the backbone's ordinary training on D and D_f
     fine_tune.py            fine-tuning
     trajdeleter.py          trajdeleter, trajdeleter-cost (as published; cost-aware)
     trajdeleter_released.py trajdeleter-released
+    safe_rule.py            safe-rule and its variants
+    safe_rule_dice.py       the same for COptiDICE, where there is no critic and no percentile (Appendix C.2)
 
-A family module has ``algorithm(backbone, cfg, steps)``; one with ``COEFFICIENTS`` names its scalars and their defaults.
-Of Safe-RULE's scalars, ``USED`` names those that the family's losses look at. Most readings are coefficients too;
-``vae`` and ``regulariser`` change which losses there are (`structure`).
+A family module has
+
+    PAIRED        its losses take a `saferule.data.batches.Pair`; False: batches of D and D_f together
+    READINGS      names of the readings that change what its losses compute
+    coefficients  (cfg, readings) -> the scalars that it adds to an agent
+    algorithm     (backbone, cfg, steps, readings) -> Algorithm
+
+where ``readings`` maps every reading to its option. To register a method is to add an entry to `METHODS`: tables,
+legends, help texts and plans derive from it.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from saferule.agents import get_backbone
 from saferule.errors import SettingsError
-from saferule.paper.readings import UNLEARNING, check
-from saferule.paper.settings import TABLE7
+from saferule.paper import UNLEARNING, check
 
 if TYPE_CHECKING:
-    from saferule.agents.population import Algorithm, Phases, Population
+    from saferule.agents.population import Algorithm
+
+Readings = Mapping[str, str] | None  # {reading: option}; those left out are at their defaults
 
 
 @dataclass(frozen=True)
 class Method:
-    """A family by the name of its module, and what the method changes in the family's coefficients."""
+    """What makes a policy from another, or from fresh networks.
 
+    label, colour, style  how it is shown
+    family         the name of the module with its loss
+    part           of the experiment: "main", "ablations" or "forgetting"
+    coefficients   what it changes in the family's coefficients
+    readings       the options that it fixes
+    start          "fresh" networks, the "poisoned" policy, or "every policy"
+    forget         "attack": it is given a forget set; "none": it is not
+    needs_critics  not for backbones without CRITICS
+    frozen_copy    its losses look at the networks that it started from
+    """
+
+    name: str
+    label: str
+    colour: str
     family: str
-    changes: Mapping[str, float] = field(default_factory=dict)
+    part: str
+    coefficients: Mapping[str, float] = field(default_factory=dict)
+    readings: Mapping[str, str] = field(default_factory=dict)
+    start: str = "poisoned"
+    forget: str = "attack"
+    needs_critics: bool = False
+    frozen_copy: bool = False
+    style: str = "-"
 
 
-METHODS: dict[str, Method] = {
-    "safe-rule": Method("safe_rule"),
-    "fixed-weight": Method("safe_rule", {"beta_f": 1.0, "beta_min": 1.0, "beta_max": 1.0}),  # Table 2
-    "reward-only": Method("safe_rule", {"cost_weight": 0.0}),  # Section 5
-    "no-critic": Method("safe_rule", {"alpha_k": 0.0, "alpha_f": 0.0}),  # Table 5
-    "percentile-0": Method("safe_rule", {"percentile": 0.0}),  # Table 6
-    "percentile-50": Method("safe_rule", {"percentile": 0.5}),
-    "percentile-100": Method("safe_rule", {"percentile": 1.0}),
-    "fine-tuning": Method("fine_tune"),
-    "trajdeleter": Method("trajdeleter"),
-    "trajdeleter-cost": Method("trajdeleter", {"lambda_c": 1.0, "anchor_cost": 0.1}),  # Eq. 28
-    "trajdeleter-released": Method("trajdeleter_released"),
-}
-FOR_COPTIDICE = {"safe_rule": "safe_rule_dice"}
+COST_AWARE = {"lambda_c": 1.0, "anchor_cost": 0.1}  # Eq. 28
+FIXED_WEIGHT = {"beta_f": 1.0, "beta_min": 1.0, "beta_max": 1.0}  # Table 2
+NO_CRITIC = {"alpha_k": 0.0, "alpha_f": 0.0}  # Table 5
+
+# In the order in which methods are listed. The colours are those of Okabe and Ito (2008) and Tol (2021), which people
+# with the common colour vision deficiencies can tell apart.
+DECLARED = (
+    Method("clean", "clean (retrained)", "#009E73", "train_on_all", "main", start="fresh", forget="none"),
+    Method("poisoned", "poisoned", "#D55E00", "train_on_all", "main", start="fresh"),
+    Method("fine-tuning", "fine-tuning", "#CC79A7", "fine_tune", "main"),
+    Method(
+        "trajdeleter", "Trajdeleter", "#882255", "trajdeleter", "main", needs_critics=True, frozen_copy=True, style="--"
+    ),
+    Method(
+        name="trajdeleter-cost",
+        label="Trajdeleter, cost-aware",
+        colour="#332288",
+        family="trajdeleter",
+        part="main",
+        coefficients=COST_AWARE,
+        needs_critics=True,
+        frozen_copy=True,
+        style="--",
+    ),
+    Method(
+        name="trajdeleter-released",
+        label="Trajdeleter, released code",
+        colour="#AA4499",
+        family="trajdeleter_released",
+        part="main",
+        frozen_copy=True,
+        style="--",
+    ),
+    Method("reward-only", "reward only", "#E69F00", "safe_rule", "main", {"cost_weight": 0.0}),  # Section 5
+    Method("safe-rule", "Safe-RULE", "#0072B2", "safe_rule", "main"),
+    Method("fixed-weight", "fixed weight", "#56B4E9", "safe_rule", "ablations", FIXED_WEIGHT),
+    Method("no-critic", "no critic unlearning", "#000000", "safe_rule", "ablations", NO_CRITIC),
+    Method("percentile-0", "percentile 0", "#8A8A8A", "safe_rule", "ablations", {"percentile": 0.0}),  # Table 6
+    Method("percentile-50", "percentile 50", "#8A8A8A", "safe_rule", "ablations", {"percentile": 0.5}),
+    Method("percentile-100", "percentile 100", "#8A8A8A", "safe_rule", "ablations", {"percentile": 1.0}),
+    Method("relearn", "relearning", "#444444", "train_on_all", "forgetting", start="every policy"),
+)
+METHODS: dict[str, Method] = {method.name: method for method in DECLARED}
+WITHOUT_CRITICS = {"safe_rule": "safe_rule_dice"}  # the family that stands in where a backbone has no critics
+
+
+def get_method(name: str) -> Method:
+    """A method by name; SettingsError for an unknown one."""
+    if name not in METHODS:
+        raise SettingsError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
+    return METHODS[name]
 
 
 def supported(method: str, backbone: str) -> bool:
     """Whether a backbone has what a method needs: Trajdeleter as published needs critics, which COptiDICE has not.
 
-    SettingsError for an unknown method.
+    SettingsError for an unknown method or backbone.
     """
-    if method not in METHODS:
-        raise SettingsError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
-    return not (backbone == "coptidice" and METHODS[method].family == "trajdeleter")
+    return get_backbone(backbone).CRITICS or not get_method(method).needs_critics
 
 
 def family(method: str, backbone: str) -> ModuleType:
@@ -70,107 +137,52 @@ def family(method: str, backbone: str) -> ModuleType:
     if not supported(method, backbone):
         raise SettingsError(f"{method} needs critics, which {backbone} has not: use trajdeleter-released")
     name = METHODS[method].family
-    if backbone == "coptidice":
-        name = FOR_COPTIDICE.get(name, name)
+    if not get_backbone(backbone).CRITICS:
+        name = WITHOUT_CRITICS.get(name, name)
     return importlib.import_module(f"saferule.unlearn.{name}")
 
 
-def structure(method: str, backbone: str, readings: Mapping[str, str] | None = None) -> tuple[tuple[str, bool], ...]:
-    """What the readings change in the losses of Safe-RULE, as named options of its ``algorithm``.
+def chosen(method: str, readings: Readings = None) -> dict[str, str]:
+    """The option of every reading: the method's own, then the given ones, then the defaults."""
+    return check(dict(readings or {}) | dict(get_method(method).readings))
 
-    Agents share a population only where these are equal. Empty for other families and where a reading changes nothing:
-    a backbone without VAE (COptiDICE), or without a regulariser that carries gradient (BCQ-Lag, CPQ, COptiDICE).
+
+def loss_options(method: str, backbone: str, readings: Readings = None) -> tuple[tuple[str, str], ...]:
+    """What the readings change in what a method computes on a backbone, as (reading, option), defaults included.
+
+    Agents share a population only where their families and these are equal. Left out are readings that change nothing:
+    the regulariser of a backbone that has none with a gradient (BCQ-Lag, CPQ, COptiDICE).
     """
-    from saferule.agents import get_backbone
-
-    chosen, module = check(readings), get_backbone(backbone)
-    if family(method, backbone).__name__ != "saferule.unlearn.safe_rule":
-        return ()
-    options = {
-        "train_vae": chosen["vae"] == "keep",
-        "regularised": chosen["regulariser"] == "kept" and hasattr(module, "regulariser"),
-    }
-    return tuple((name, True) for name, wanted in options.items() if wanted)
+    options, none = chosen(method, readings), get_backbone(backbone).regulariser is None
+    return tuple(
+        (name, options[name]) for name in family(method, backbone).READINGS if not (name == "regulariser" and none)
+    )
 
 
-def unlearning(
-    method: str, backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str, str] | None = None
-) -> Algorithm | Phases:
-    """What a method does in each of its steps on a backbone, under the given readings."""
-    options = dict(structure(method, backbone.NAME, readings))
-    return family(method, backbone.NAME).algorithm(backbone, cfg, steps, **options)
+def unlearning(method: str, backbone: ModuleType, cfg: Any, steps: int, readings: Readings = None) -> Algorithm:
+    """What a method does in each of its ``steps`` steps on a backbone, under the given readings."""
+    return family(method, backbone.NAME).algorithm(backbone, cfg, steps, chosen(method, readings))
 
 
-def coefficients(method: str, backbone: str, cfg: Any, readings: Mapping[str, str] | None = None) -> dict[str, float]:
-    """The scalars that a method adds to an agent: Table 7, the readings of open points, the method's own changes.
+def coefficients(method: str, backbone: str, cfg: Any, readings: Readings = None) -> dict[str, float]:
+    """The scalars that a method adds to an agent: the family's under these readings, and what the method changes.
 
-    Those that the method's losses on this backbone do not look at are left out.
     cfg  the backbone's settings; its ``q_limit`` is kappa under the reading kappa = per_step
     """
-    module, chosen = family(method, backbone), check(readings)
-    if METHODS[method].family == "safe_rule":
-        values = safe_rule_coefficients(cfg, chosen) | dict(METHODS[method].changes)
-        return {name: values[name] for name in module.USED}
-    return getattr(module, "COEFFICIENTS", {}) | dict(METHODS[method].changes)
+    values = family(method, backbone).coefficients(cfg, chosen(method, readings))
+    changes = get_method(method).coefficients
+    return {name: changes.get(name, value) for name, value in values.items()}
 
 
 def applicable(backbone: str, cfg: Any) -> list[dict[str, str]]:
     """The readings that make another run of Safe-RULE on this backbone, one option other than the default at a time.
 
     Left out are options under which neither the coefficients nor the losses differ: they would repeat the same run. In
-    the order of `saferule.paper.readings.UNLEARNING`, each as {reading: option}.
+    the order of `saferule.paper.UNLEARNING`, each as {reading: option}.
     """
 
     def run(readings: Mapping[str, str]) -> tuple[Any, Any]:
-        return coefficients("safe-rule", backbone, cfg, readings), structure("safe-rule", backbone, readings)
+        return coefficients("safe-rule", backbone, cfg, readings), loss_options("safe-rule", backbone, readings)
 
     others = [{r.name: option} for r in UNLEARNING for option in r.options if option != r.default]
     return [reading for reading in others if run(reading) != run({})]
-
-
-def begin(
-    population: Population,
-    algorithm: Algorithm | Phases,
-    backbone: str,
-    methods: Sequence[str],
-    readings: Sequence[Mapping[str, str]] | None = None,
-) -> None:
-    """Make corrupted agents ready for unlearning, in place: agent p for ``methods[p]``, all of one family.
-
-    Adds the coefficients to the scalars and, where the method refers to the corrupted agent, frozen copies of its
-    networks; Adam starts cold and the steps count from 0.
-    """
-    from saferule.agents.parts import originals
-    from saferule.agents.population import reset_optimisers
-
-    readings = readings or [{}] * len(methods)
-    cfg = algorithm.cfg
-    added = [coefficients(m, backbone, cfg, r) for m, r in zip(methods, readings, strict=True)]
-    like = next(iter(population.nets["actor"].values()))
-    population.scalars |= {k: like.new_tensor([values[k] for values in added]) for k in added[0]}
-    if hasattr(family(methods[0], backbone), "anchored_critics_loss"):
-        population.nets |= originals(population.nets)
-    population.step = 0
-    reset_optimisers(population, algorithm)
-
-
-def safe_rule_coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
-    """Coefficients of Safe-RULE under the given readings."""
-    return {
-        "alpha_k": TABLE7.alpha_k,
-        "alpha_f": TABLE7.alpha_f,
-        "kappa": TABLE7.kappa if readings["kappa"] == "literal" else cfg.q_limit,
-        "sigma": TABLE7.sigma,
-        "percentile": float(readings["reward_percentile"]) / 100,
-        "cost_weight": 1.0,
-        "beta_f": TABLE7.beta_initial,
-        "beta_min": TABLE7.beta_min,
-        "beta_max": TABLE7.beta_max,
-        "tau_beta": TABLE7.tau_beta,
-        "gate_at_data": float(readings["gate"] == "data"),
-        "forget_sign": 1.0 if readings["forget_actor"] == "printed" else -1.0,
-        "weight_first": float(readings["weight_update"] == "before"),
-        "chi_normalised": float(readings["chi_gap"] == "normalised"),
-        "reference_fixed": float(readings["reference"] == "dataset"),
-        "dataset_reference": 0.0,  # `saferule.unlearn.start.adapt` sets it where reference_fixed is 1
-    }

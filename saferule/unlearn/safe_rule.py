@@ -1,8 +1,8 @@
 """Safe-RULE on the actor-critic backbones: Algorithm 2 of the paper, for BCQ-Lag, BEAR-Lag and CPQ.
 
 Written against the backbone's value interface: ``bellman_targets``, ``q_reward``, ``q_cost``, ``policy``. What differs
-between the variants (adaptive or fixed weight, reward-only, no critic unlearning, percentiles, readings) are the
-coefficients in ``scalars``, so variants run side by side in one population.
+between the variants (adaptive or fixed weight, reward-only, no critic unlearning, percentiles) are the coefficients in
+``scalars``, so variants run side by side in one population; what the readings change is chosen in `algorithm`.
 
 Where the paper is silent:
 - A critic is an ensemble of E networks. Every member has its own keep and forget loss; the losses are summed over
@@ -15,6 +15,7 @@ Where the paper is silent:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -27,35 +28,64 @@ from saferule.agents.networks import quantile, td_loss
 from saferule.agents.parts import Nets, Noise, Scalars
 from saferule.agents.population import Algorithm
 from saferule.data.batches import Pair
+from saferule.paper import TABLE7
 from saferule.unlearn.fine_tune import on_keep
 
-USED = (  # scalars that the losses below look at
-    *("alpha_k", "alpha_f", "cost_weight", "percentile", "reference_fixed", "dataset_reference", "kappa", "sigma"),
-    *("beta_f", "beta_min", "beta_max", "tau_beta", "weight_first", "gate_at_data", "forget_sign"),
-)
+PAIRED = True
+READINGS = ("reference", "gate", "weight_update", "forget_actor", "regulariser", "vae")
 
 
-def algorithm(
-    backbone: ModuleType, cfg: Any, steps: int, *, train_vae: bool = False, regularised: bool = False
-) -> Algorithm:
+def coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
+    """The scalars of the losses below, from Table 7 and the readings.
+
+    dataset_reference is there under reference = dataset alone, and is set by `saferule.unlearn.start.adapt`.
+    """
+    own = {"alpha_f": TABLE7.alpha_f, "percentile": int(readings["reward_percentile"]) / 100}
+    if readings["reference"] == "dataset":
+        own["dataset_reference"] = 0.0
+    return shared_coefficients(cfg, readings) | own
+
+
+def shared_coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
+    """Those that Safe-RULE has on COptiDICE, too."""
+    return {
+        "alpha_k": TABLE7.alpha_k,
+        "kappa": cfg.cost_limit if readings["kappa"] == "literal" else cfg.q_limit,
+        "sigma": TABLE7.sigma,
+        "cost_weight": 1.0,
+        "beta_f": TABLE7.beta_initial,
+        "beta_min": TABLE7.beta_min,
+        "beta_max": TABLE7.beta_max,
+        "tau_beta": TABLE7.tau_beta,
+    }
+
+
+def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str, str]) -> Algorithm:
     """One Safe-RULE step: critics (lines 5-11), then actor and weight (lines 12-16), then targets (line 17).
 
-    train_vae    the VAE is trained first, on the keep batch (reading vae = keep)
-    regularised  the backbone's regulariser is part of the keep actor loss (reading regulariser = kept)
+    Under vae = keep the VAE is trained first, on the keep batch; under regulariser = kept the backbone's regulariser,
+    if it has one, is part of the keep actor loss.
     """
     ordinary = backbone.noise_shapes(cfg, cfg.batch_size)
     policy = ordinary["policy"]
     shapes = {"target": ordinary["target"], "keep_policy": policy, "forget_policy": policy}
-    losses: tuple = (
-        (("critic", "cost_critic"), partial(critics_loss, backbone)),
-        (("actor",), partial(actor_loss, backbone, regularised=regularised)),
+    regularised = readings["regulariser"] == "kept" and backbone.regulariser is not None
+    critics = partial(critics_loss, backbone, over_dataset=readings["reference"] == "dataset")
+    actor = partial(
+        actor_loss,
+        backbone,
+        gate_at_data=readings["gate"] == "data",
+        repelling=readings["forget_actor"] == "repelling",
+        weight_first=readings["weight_update"] == "before",
+        regularised=regularised,
     )
-    if train_vae:
+    losses: tuple = ((("critic", "cost_critic"), critics), (("actor",), actor))
+    if readings["vae"] == "keep":
         losses = ((("vae",), partial(on_keep, dict(backbone.LOSSES)[("vae",)])), *losses)
         shapes |= {"vae": ordinary["vae"]}
     if regularised:
         shapes |= {name: ordinary[name] for name in ("behaviour", "match")}
-    return Algorithm(losses, shapes, backbone.TARGETS, cfg)
+    return Algorithm((losses,), shapes, backbone.TARGETS, cfg)
 
 
 def suppress_reward(q_r: Tensor, reference: Tensor) -> Tensor:
@@ -69,19 +99,25 @@ def raise_cost(q_c: Tensor, target: Tensor) -> Tensor:
 
 
 def critics_loss(
-    backbone: ModuleType, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any
+    backbone: ModuleType,
+    nets: Nets,
+    scalars: Scalars,
+    batch: Pair,
+    noise: Noise,
+    cfg: Any,
+    *,
+    over_dataset: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor], Scalars]:
     """Eq. 7 and 8: Bellman regression on the keep batch, suppression on the forget batch.
 
     scalars  alpha_k, alpha_f (weights of keeping and forgetting), cost_weight (1, or 0 for reward-only),
-             percentile (of y_r on the keep batch, 0..1), kappa, sigma; switch: reference_fixed (the reward reference
-             is dataset_reference, the percentile of y_r over D_k, not that of the batch)
+             percentile (of y_r on the keep batch, 0..1), kappa, sigma
+    over_dataset  the reward reference is the scalar dataset_reference, the percentile of y_r over D_k
     """
     keep, forget = batch
     with torch.no_grad():
         y_r, y_c = backbone.bellman_targets(nets, keep, noise["target"], cfg)  # line 5
-        reference = quantile(y_r, scalars["percentile"])  # line 7
-        reference = torch.where(scalars["reference_fixed"] > 0, scalars["dataset_reference"], reference)
+        reference = scalars["dataset_reference"] if over_dataset else quantile(y_r, scalars["percentile"])  # line 7
     keep_r = td_loss(backbone.q_reward(nets, keep.observations, keep.actions), y_r)  # line 6, Eq. 3
     keep_c = td_loss(backbone.q_cost(nets, keep.observations, keep.actions), y_c)  # line 6, Eq. 4
     q_r = backbone.q_reward(nets, forget.observations, forget.actions)
@@ -118,17 +154,16 @@ def forget_actor_loss(
     kappa: Tensor,
     sigma: Tensor,
     cost_weight: Tensor,
-    sign: Tensor,
     gate_cost: Tensor,
+    repelling: bool = False,
 ) -> Tensor:
     """Eq. 10: mean(I[Q_c >= kappa] Q_r) + mean softplus(kappa + sigma - Q_c); all inputs (B,), Q at the policy's
     actions.
 
-    As printed (sign = 1) the second term moves the policy towards actions that its critic calls unsafe. With sign = -1,
-    the repelling reading, it is softplus(Q_c - kappa): the policy moves away from them.
+    As printed the second term moves the policy towards actions that its critic calls unsafe. In the repelling reading
+    it is softplus(Q_c - kappa): the policy moves away from them.
     """
-    towards, away = raise_cost(q_c, kappa + sigma), F.softplus(q_c - kappa).mean()
-    cost_term = torch.where(sign > 0, towards, away)
+    cost_term = F.softplus(q_c - kappa).mean() if repelling else raise_cost(q_c, kappa + sigma)
     return ((gate_cost >= kappa) * q_r).mean() + cost_weight * cost_term
 
 
@@ -145,14 +180,18 @@ def actor_loss(
     noise: Noise,
     cfg: Any,
     *,
+    gate_at_data: bool = False,
+    repelling: bool = False,
+    weight_first: bool = True,
     regularised: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor], Scalars]:
     """Eq. 11: keep loss plus beta_f times forget loss; moves beta_f by the forgetting gap (lines 12-16).
 
-    scalars  kappa, sigma, cost_weight, beta_f and its bounds and step; switches: gate_at_data (the indicators look at
-             the data's action, not at pi(s)), forget_sign (1 as printed, -1 repelling), weight_first (beta_f moves
-             before the actor's step)
-    regularised  the backbone's own regulariser on the keep batch is added to Eq. 9
+    scalars  kappa, sigma, cost_weight, beta_f and its bounds and step
+    gate_at_data  the indicators look at the data's action, not at pi(s)
+    repelling     the sign of Eq. 10's cost term, `forget_actor_loss`
+    weight_first  beta_f moves before the actor's step
+    regularised   the backbone's own regulariser on the keep batch is added to Eq. 9
     """
     keep, forget = batch
     kappa, sigma = scalars["kappa"], scalars["sigma"]
@@ -161,18 +200,16 @@ def actor_loss(
         actions = backbone.policy(nets, part.observations, draws, cfg)
         q_r = backbone.q_reward(nets, part.observations, actions).amin(0)
         q_c = backbone.q_cost(nets, part.observations, actions).amin(0)
-        at_data = backbone.q_cost(nets, part.observations, part.actions).amin(0)
-        return q_r, q_c, torch.where(scalars["gate_at_data"] > 0, at_data, q_c).detach()
+        at = backbone.q_cost(nets, part.observations, part.actions).amin(0) if gate_at_data else q_c
+        return q_r, q_c, at.detach()
 
     q_r, q_c, gate = values(keep, noise["keep_policy"])
     keep_loss = keep_actor_loss(q_r, q_c, kappa, gate)  # line 12
     q_r, q_c, gate = values(forget, noise["forget_policy"])
-    forget_loss = forget_actor_loss(  # line 13
-        q_r, q_c, kappa, sigma, scalars["cost_weight"], scalars["forget_sign"], gate
-    )
+    forget_loss = forget_actor_loss(q_r, q_c, kappa, sigma, scalars["cost_weight"], gate, repelling)  # line 13
     gap = (kappa + sigma - q_c.mean()).detach()  # line 14
     beta_next = next_weight(scalars["beta_f"], gap, scalars)  # line 15
-    beta_f = torch.where(scalars["weight_first"] > 0, beta_next, scalars["beta_f"])
+    beta_f = beta_next if weight_first else scalars["beta_f"]
     loss = keep_loss + beta_f * forget_loss  # line 16, Eq. 11
     info = {
         "keep_actor_loss": keep_loss,

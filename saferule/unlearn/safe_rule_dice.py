@@ -12,6 +12,7 @@ it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -24,19 +25,28 @@ from saferule.agents.networks import Network, gaussian
 from saferule.agents.parts import Nets, Noise, Scalars
 from saferule.agents.population import Algorithm
 from saferule.data.batches import Batch, Pair
-from saferule.unlearn.safe_rule import next_weight
+from saferule.unlearn.safe_rule import next_weight, shared_coefficients
 
-USED = (  # scalars that the losses below look at
-    *("alpha_k", "cost_weight", "kappa", "sigma"),
-    *("beta_f", "beta_min", "beta_max", "tau_beta", "weight_first", "chi_normalised"),
-)
+PAIRED = True
+READINGS = ("weight_update", "chi_gap")
 
 
-def algorithm(backbone: ModuleType, cfg: Any, steps: int) -> Algorithm:
+def coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
+    """Of Safe-RULE's scalars those that Appendix C.2 uses."""
+    return shared_coefficients(cfg, readings)
+
+
+def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str, str]) -> Algorithm:
     """Values on the keep batch, then the actor on both."""
     (values, _), _ = backbone.LOSSES
-    losses = ((values, partial(values_loss, backbone)), (("actor",), partial(actor_loss, backbone)))
-    return Algorithm(losses, backbone.noise_shapes(cfg, cfg.batch_size), backbone.TARGETS, cfg)
+    actor = partial(
+        actor_loss,
+        backbone,
+        normalised=readings["chi_gap"] == "normalised",
+        weight_first=readings["weight_update"] == "before",
+    )
+    losses = ((values, partial(values_loss, backbone)), (("actor",), actor))
+    return Algorithm((losses,), backbone.noise_shapes(cfg, cfg.batch_size), backbone.TARGETS, cfg)
 
 
 def values_loss(
@@ -60,11 +70,20 @@ def to_unit_range(values: Tensor) -> Tensor:
 
 
 def actor_loss(
-    backbone: ModuleType, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any
+    backbone: ModuleType,
+    nets: Nets,
+    scalars: Scalars,
+    batch: Pair,
+    noise: Noise,
+    cfg: Any,
+    *,
+    normalised: bool = False,
+    weight_first: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor], Scalars]:
     """Keep: COptiDICE's actor loss. Forget: the weighted log-likelihood itself, times beta_f, which follows the gap.
 
-    The gap is kappa + sigma minus the mean of chi on the forget batch, raw or scaled to [0, 1] (chi_normalised).
+    The gap is kappa + sigma minus the mean of chi on the forget batch, raw or scaled to [0, 1] (``normalised``).
+    With ``weight_first`` beta_f moves before the actor's step.
     """
     keep_loss, _, _ = backbone.actor_loss(nets, scalars, batch.keep, noise, cfg)
     with torch.no_grad():
@@ -72,10 +91,10 @@ def actor_loss(
         chi, _ = backbone.state_values(nets["chi"], batch.forget)
         scaled = to_unit_range(chi)
         weight = w * (1 + scalars["cost_weight"] * scaled)
-        level = torch.where(scalars["chi_normalised"] > 0, scaled, chi).mean()
+        level = (scaled if normalised else chi).mean()
         gap = scalars["kappa"] + scalars["sigma"] - level
         beta_next = next_weight(scalars["beta_f"], gap, scalars)
-        beta_f = torch.where(scalars["weight_first"] > 0, beta_next, scalars["beta_f"])
+    beta_f = beta_next if weight_first else scalars["beta_f"]
     forget_loss = (weight * log_likelihood(nets["actor"], batch.forget)).mean()
     info = {
         "keep_actor_loss": keep_loss,

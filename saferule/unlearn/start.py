@@ -1,8 +1,8 @@
-"""What unlearning needs of its two data sets: pairs of batches, and what is computed once from all of D_k or D_f."""
+"""From a corrupted agent to the first step of unlearning: coefficients, frozen copies, what the data sets give."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -10,12 +10,35 @@ import torch
 from torch import Tensor
 
 from saferule.agents.networks import quantile
-from saferule.agents.parts import Nets, Scalars
-from saferule.agents.population import Population, member, stack
+from saferule.agents.parts import Nets, Scalars, originals
+from saferule.agents.population import Algorithm, Population, member, reset_optimisers, stack
 from saferule.data.batches import Pair, TransitionPool, draw_rows
+from saferule.unlearn import coefficients, get_method
 
 CHUNK = 1024  # transitions whose Bellman targets are computed at once
 Rows = Sequence[tuple[Tensor, Tensor]]  # for each agent: the rows of its keep and of its forget set in the pool
+
+
+def begin(
+    population: Population,
+    algorithm: Algorithm,
+    backbone: str,
+    methods: Sequence[str],
+    readings: Sequence[Mapping[str, str]] | None = None,
+) -> None:
+    """Make corrupted agents ready for unlearning, in place: agent p for ``methods[p]``, all of one family.
+
+    Adds the coefficients to the scalars and, where the method refers to the corrupted agent, frozen copies of its
+    networks; Adam starts cold and the steps count from 0.
+    """
+    readings = readings or [{}] * len(methods)
+    added = [coefficients(m, backbone, algorithm.cfg, r) for m, r in zip(methods, readings, strict=True)]
+    like = next(iter(population.nets["actor"].values()))
+    population.scalars |= {k: like.new_tensor([values[k] for values in added]) for k in added[0]}
+    if get_method(methods[0]).frozen_copy:
+        population.nets |= originals(population.nets)
+    population.step = 0
+    reset_optimisers(population, algorithm)
 
 
 def pairs(pool: TransitionPool, rows: Rows, batch_size: int) -> Callable[[Population, Sequence[int]], Pair]:
@@ -35,19 +58,20 @@ def statistics(backbone: ModuleType, pool: TransitionPool, rows: Tensor) -> Scal
 
 
 def adapt(population: Population, backbone: ModuleType, cfg: Any, pool: TransitionPool, rows: Rows) -> None:
-    """Take from the data what does not change during unlearning, in place; after `saferule.unlearn.begin`.
+    """Take from the data what does not change during unlearning, in place; after `begin`.
 
     D_k is the training data from now on: its statistics replace those of the poisoned data. Where the reward reference
-    is to be taken over all of D_k, it is computed here, once, from the corrupted agent's Bellman targets.
+    is taken over all of D_k (reading reference = dataset), it is computed here, once, from the corrupted agent's
+    Bellman targets.
     """
-    if hasattr(backbone, "statistics"):
+    if backbone.statistics is not None:
         population.scalars |= stack([statistics(backbone, pool, keep) for keep, _ in rows])
         first = [pool.gather(forget).is_init.mean() for _, forget in rows]
         population.scalars |= {"forget_init_proportion": torch.stack(first)}
     scalars = population.scalars
-    if hasattr(backbone, "bellman_targets") and "reference_fixed" in scalars:
-        for p in scalars["reference_fixed"].nonzero().flatten().tolist():
-            y_r = reward_targets(backbone, member(population.nets, p), cfg, pool, rows[p][0])
+    if "dataset_reference" in scalars:
+        for p, (keep, _) in enumerate(rows):
+            y_r = reward_targets(backbone, member(population.nets, p), cfg, pool, keep)
             scalars["dataset_reference"][p] = quantile(y_r, scalars["percentile"][p])
 
 

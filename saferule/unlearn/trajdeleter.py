@@ -16,6 +16,7 @@ when an agent is loaded and never reach their actor's update. `trajdeleter_relea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -26,26 +27,32 @@ from torch import Tensor
 
 from saferule.agents.networks import td_loss
 from saferule.agents.parts import Nets, Noise, Scalars, original_nets
-from saferule.agents.population import Algorithm, Phases
+from saferule.agents.population import Algorithm
 from saferule.data.batches import Batch, Pair
 from saferule.unlearn.fine_tune import on_keep
 
+PAIRED = True
+READINGS = ()
 FORGETTING = 0.8  # share of the steps: 8,000 of the released code's 10,000
-CRITICS = ("critic", "cost_critic")
-COEFFICIENTS = {"beta_f": 1.0, "lambda_c": 0.0, "cost_advantage_target": 0.0, "anchor": 0.1, "anchor_cost": 0.0}
+CRITIC_NETWORKS = ("critic", "cost_critic")
 
 
-def algorithm(backbone: ModuleType, cfg: Any, steps: int) -> Phases:
+def coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
+    """Those of the published method; the cost-aware one changes ``lambda_c`` and ``anchor_cost``."""
+    return {"beta_f": 1.0, "lambda_c": 0.0, "cost_advantage_target": 0.0, "anchor": 0.1, "anchor_cost": 0.0}
+
+
+def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str, str]) -> Algorithm:
     """Forgetting in the first four fifths of the steps, then convergence."""
     ordinary = backbone.noise_shapes(cfg, cfg.batch_size)
     policy = ordinary["policy"]
     shapes = ordinary | {"forget_policy": policy, "forget_baseline": (cfg.samples, *policy)}
     losses = {names: partial(on_keep, loss) for names, loss in backbone.LOSSES}
     forgetting = losses | {("actor",): partial(actor_loss, backbone)}
-    convergence = losses | {CRITICS: partial(anchored_critics_loss, backbone)}
-    parts = tuple(Algorithm(tuple(part.items()), shapes, backbone.TARGETS, cfg) for part in (forgetting, convergence))
+    convergence = losses | {CRITIC_NETWORKS: partial(anchored_critics_loss, backbone)}
+    phases = tuple(tuple(part.items()) for part in (forgetting, convergence))
     switch = round(FORGETTING * steps)
-    return Phases(parts, lambda step: int(step >= switch))
+    return Algorithm(phases, shapes, backbone.TARGETS, cfg, lambda step: int(step >= switch))
 
 
 def advantage(
@@ -88,7 +95,7 @@ def anchored_critics_loss(
     backbone: ModuleType, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any
 ) -> tuple[Tensor, dict[str, Tensor], Scalars]:
     """The backbone's critic loss on D_k plus the anchor: squared errors to the corrupted agent's Bellman targets."""
-    ordinary = dict(backbone.LOSSES)[CRITICS]
+    ordinary = dict(backbone.LOSSES)[CRITIC_NETWORKS]
     loss, info, changed = ordinary(nets, scalars, batch.keep, noise, cfg)
     with torch.no_grad():
         y_r, y_c = backbone.bellman_targets(original_nets(nets), batch.keep, noise["target"], cfg)
