@@ -21,8 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from saferule.errors import SettingsError
-from saferule.paper.readings import UNLEARNING, check
-from saferule.paper.settings import TABLE7
+from saferule.paper import TABLE7, UNLEARNING, check
 
 if TYPE_CHECKING:
     from saferule.agents.population import Algorithm, Phases, Population
@@ -118,7 +117,7 @@ def applicable(backbone: str, cfg: Any) -> list[dict[str, str]]:
     """The readings that make another run of Safe-RULE on this backbone, one option other than the default at a time.
 
     Left out are options under which neither the coefficients nor the losses differ: they would repeat the same run. In
-    the order of `saferule.paper.readings.UNLEARNING`, each as {reading: option}.
+    the order of `saferule.paper.UNLEARNING`, each as {reading: option}.
     """
 
     def run(readings: Mapping[str, str]) -> tuple[Any, Any]:
