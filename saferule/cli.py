@@ -57,7 +57,7 @@ SetOption = Annotated[
 ]
 ReadingOption = Annotated[
     list[str],
-    typer.Option("--reading", metavar="NAME=OPTION", help="Of saferule/paper/readings.py; repeatable."),
+    typer.Option("--reading", metavar="NAME=OPTION", help="Of saferule/paper/readings.toml; repeatable."),
 ]
 PAPER_PARAMETERS = ("tasks", "backbones", "attacks", "ratios", "seeds")  # those of the notebooks' parameters cells
 
@@ -168,7 +168,7 @@ def repair(
     device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one].")] = None,
 ) -> None:
     """Unlearn poisoned trajectories from a policy of your own; writes it for saferule and for osrl-lib."""
-    from saferule.paper.settings import TABLE7
+    from saferule.paper import TABLE7
     from saferule.runs.repair import repair_files
 
     steps = TABLE7.unlearning_steps if steps is None else steps

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from saferule.agents import BACKBONES
 from saferule.errors import SettingsError
-from saferule.paper.settings import TABLE7
+from saferule.paper import TABLE7
 from saferule.runs.cells import Settings, settings
 from saferule.sim.tasks import TASKS
 

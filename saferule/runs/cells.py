@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from saferule.sim.ppo_settings import adversary_settings
 
 Settings = tuple[tuple[str, Any], ...]
+LEARNER = {"adversary": "ppo"}  # of every adversary; it stays in their descriptions, which name kept folders
 
 
 def settings(**values: Any) -> Settings:
@@ -33,7 +34,12 @@ class Adversary:
     attack: str
     steps: int  # environment steps
     seed: int = 0
-    readings: Settings = ()  # changes to the default readings
+    readings: Settings = ()  # LEARNER, and changes to the default readings
+
+    @property
+    def start(self) -> dict[str, str]:
+        """The readings, without the learner."""
+        return {name: option for name, option in self.readings if name not in LEARNER}
 
     @property
     def label(self) -> str:
@@ -184,7 +190,7 @@ def kind(cell: Cell) -> str:
 def in_force(cell: Cell) -> dict[str, Any]:
     """Settings that the cell takes from the code: a change to them is another run."""
     if isinstance(cell, Adversary):
-        return asdict(adversary_settings(cell.task, cell.attack, dict(cell.readings)))
+        return asdict(adversary_settings(cell.task, cell.attack, cell.start))
     if isinstance(cell, Training):
         return asdict(config(cell))
     if isinstance(cell, Unlearning):

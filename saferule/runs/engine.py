@@ -228,7 +228,7 @@ def _train_adversary(store: Store, cell: Adversary) -> None:
             cell.steps,
             cell.seed,
             folder,
-            readings=dict(cell.readings),
+            readings=cell.start,
             progress=False,
         )
 

@@ -8,10 +8,10 @@ from itertools import product
 
 from saferule.attack.poison import rollouts_needed
 from saferule.data.schema import Dataset
-from saferule.paper.readings import ATTACK, default_readings
-from saferule.paper.settings import TABLE7
+from saferule.paper import ATTACK, TABLE7, default_readings
 from saferule.profiles import Profile
 from saferule.runs.cells import (
+    LEARNER,
     Adversary,
     Evaluation,
     Forget,
@@ -29,8 +29,9 @@ from saferule.unlearn import applicable, supported
 
 def adversary(profile: Profile, task: str, attack: str) -> Adversary:
     """The adversary of an attack on a task, under the default readings of Algorithm 1."""
-    readings = {name: default_readings()[name] for name in ("adversary", "adversary_start")}
-    return Adversary(task, attack, profile.steps_of_adversary(task), readings=settings(**readings))
+    start = default_readings()["adversary_start"]
+    readings = settings(**LEARNER, adversary_start=start)
+    return Adversary(task, attack, profile.steps_of_adversary(task), readings=readings)
 
 
 def forget_set(profile: Profile, data: Dataset, task: str, attack: str, ratio: float) -> Forget:

@@ -47,8 +47,7 @@ from saferule.data.schema import Dataset, load
 from saferule.data.schema import check as check_data
 from saferule.errors import CheckpointError, DataError, RunError, SettingsError
 from saferule.files import write_folder
-from saferule.paper.readings import UNLEARNING, check
-from saferule.paper.settings import TABLE7
+from saferule.paper import TABLE7, UNLEARNING, check
 from saferule.runs.store import machine, versions
 from saferule.sim import get_task
 from saferule.unlearn import METHODS, family, unlearning
@@ -76,7 +75,7 @@ def repair(
 
     agent         complete, from `import_osrl` or `load_agent`
     keep, forget  D_k and D_f, labels as the agent saw them, from `saferule.attack.poison.split`
-    readings      changes to the default readings of Safe-RULE (`saferule.paper.readings.UNLEARNING`)
+    readings      changes to the default readings of Safe-RULE (`saferule.paper.UNLEARNING`)
     seed          of batches and noise
     device        where to compute; None for where the agent is
     log           gets what the losses report, about a hundred rows
