@@ -8,8 +8,7 @@ from saferule.agents import get_backbone
 from saferule.agents.population import create, member
 from saferule.data.batches import Pair, TransitionPool
 from saferule.errors import SettingsError
-from saferule.paper.readings import UNLEARNING
-from saferule.paper.settings import TABLE7
+from saferule.paper import TABLE7, UNLEARNING
 from saferule.unlearn import METHODS, applicable, coefficients, family, unlearning
 
 PAPER = {
@@ -46,7 +45,6 @@ CHANGES = {
 def test_coefficients_of_each_method_are_those_of_table_7(method):
     cfg = get_backbone("bcq-lag").Config(observation_dim=4, action_dim=1, episode_len=300)
     assert coefficients(method, "cpq", cfg) == PAPER | CHANGES[method]
-    assert PAPER["kappa"] + PAPER["sigma"] == TABLE7.forget_cost_target
 
 
 @pytest.mark.parametrize("method", CHANGES)

@@ -8,7 +8,7 @@ from saferule.agents import get_backbone
 from saferule.agents.networks import clip_latent, gaussian, quantile, vae_decode_raw, vae_loss
 from saferule.agents.population import Population, create, draw_noise, member, training, update
 from saferule.data.batches import TransitionPool
-from saferule.paper.readings import READINGS
+from saferule.paper import READINGS
 from saferule.runs.cells import Training, Unlearning, settings
 from saferule.runs.engine import Engine
 from saferule.runs.store import Store

@@ -38,7 +38,7 @@ from saferule.attack.poison import split
 from saferule.bench import block_times, processor, seconds_per_call
 from saferule.data.batches import TransitionPool, draw_rows
 from saferule.data.schema import Dataset
-from saferule.paper import numbers
+from saferule.paper import table
 from saferule.profiles import Profile
 from saferule.runs.cells import Training, config
 from saferule.runs.inventory import REPAIRS
@@ -253,6 +253,6 @@ def rows_of(task: str, backbone: str, timed: Sequence[tuple[Timed, Sequence[floa
 
 def paper_minutes(task: str) -> dict[str, float]:
     """Table 3 by our names of the methods. Its Trajdeleter is set beside the published variant (it names none)."""
-    rows = numbers.table(3)
+    rows = table(3)
     printed = rows[rows["task"] == task].set_index("method")["minutes"]
     return {method: float(printed[name]) for method, name in PAPER_NAMES.items() if name in printed}
