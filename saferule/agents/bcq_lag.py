@@ -17,28 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saferule.agents.lagrangian import init_pid, pid_multiplier
-from saferule.agents.networks import (
-    Network,
-    clip_latent,
-    init_mlp,
-    init_vae,
-    mlp,
-    vae_decode,
-)
-from saferule.agents.parts import (
-    TARGETS,
-    ActorCriticSettings,
-    Nets,
-    Noise,
-    Scalars,
-    behaviour_loss,
-    bellman_losses,
-    double_targets,
-    for_targets,
-    q_cost,
-    q_reward,
-)
+from saferule.agents import networks as nn
+from saferule.agents import parts
+from saferule.agents.parts import TARGETS, Nets, Noise, Scalars, q_cost, q_reward
 from saferule.data.batches import Batch
 
 __all__ = ["TARGETS", "q_cost", "q_reward"]  # shared parts of the interface
@@ -49,7 +30,7 @@ statistics = regulariser = None
 
 
 @dataclass(frozen=True)
-class Config(ActorCriticSettings):
+class Config(parts.ActorCriticConfig):
     """osrl-lib's BCQLTrainConfig."""
 
     phi: float = 0.05  # largest perturbation of the VAE's action
@@ -61,12 +42,12 @@ def init(cfg: Config, generator: torch.Generator) -> tuple[Nets, Scalars]:
     """Fresh networks and multiplier of one agent."""
     pair = cfg.observation_dim + cfg.action_dim
     nets = {
-        "actor": init_mlp((pair, *cfg.hidden, cfg.action_dim), generator),
-        "critic": init_mlp((pair, *cfg.hidden, 1), generator, ensemble=2 * cfg.num_q),
-        "cost_critic": init_mlp((pair, *cfg.hidden, 1), generator, ensemble=2 * cfg.num_q),
-        "vae": init_vae(cfg.observation_dim, cfg.action_dim, cfg.vae_hidden, cfg.latent_dim, generator),
+        "actor": nn.init_mlp((pair, *cfg.hidden, cfg.action_dim), generator),
+        "critic": nn.init_mlp((pair, *cfg.hidden, 1), generator, ensemble=2 * cfg.num_q),
+        "cost_critic": nn.init_mlp((pair, *cfg.hidden, 1), generator, ensemble=2 * cfg.num_q),
+        "vae": nn.init_vae(cfg.observation_dim, cfg.action_dim, cfg.vae_hidden, cfg.latent_dim, generator),
     }
-    return nets, init_pid()
+    return nets, parts.init_pid()
 
 
 def noise_shapes(cfg: Config, batch_size: int) -> dict[str, tuple[int, ...]]:
@@ -75,16 +56,16 @@ def noise_shapes(cfg: Config, batch_size: int) -> dict[str, tuple[int, ...]]:
     return {"vae": latent, "target": (cfg.samples, *latent), "policy": latent}
 
 
-def perturb(actor: Network, observations: Tensor, actions: Tensor, phi: float) -> Tensor:
+def perturb(actor: nn.Network, observations: Tensor, actions: Tensor, phi: float) -> Tensor:
     """The VAE's actions, moved by at most ``phi`` and clipped to the box (osrl-lib MLPGaussianPerturbationActor)."""
-    shift = mlp(actor, observations, actions, activation=torch.tanh_).tanh()
+    shift = nn.mlp(actor, observations, actions, activation=torch.tanh_).tanh()
     return (actions + phi * shift).clamp(-1.0, 1.0)
 
 
 def policy(nets: Nets, observations: Tensor, noise: Tensor, cfg: Config) -> Tensor:
     """pi(s): (B, A), or (n, B, A) for noise (n, B, L). Differentiable in the actor, not in the VAE."""
     with torch.no_grad():
-        candidates = vae_decode(nets["vae"], observations, clip_latent(noise))
+        candidates = nn.vae_decode(nets["vae"], observations, nn.clip_latent(noise))
     return perturb(nets["actor"], observations, candidates, cfg.phi)
 
 
@@ -102,19 +83,17 @@ def bellman_targets(nets: Nets, batch: Batch, noise: Tensor, cfg: Config) -> tup
     Returns y_r, y_c: (B,). As in osrl-lib the cost target is not stopped at episode ends and takes the largest
     candidate cost.
     """
-    nets = for_targets(nets, ("actor_target", "vae", "critic_target", "cost_critic_target"), cfg)
     target = {"actor": nets["actor_target"], "vae": nets["vae"]}
     observations = batch.next_observations
     actions = policy(target, observations, noise, cfg)
-
-    return double_targets(nets, batch, actions, cfg)
+    return parts.double_targets(nets, batch, actions, cfg)
 
 
 def critics_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: Config):
     """Squared Bellman errors of the reward and the cost critics."""
     with torch.no_grad():
         y_r, y_c = bellman_targets(nets, batch, noise["target"], cfg)
-    losses = bellman_losses(nets, batch, y_r, y_c)
+    losses = parts.bellman_losses(nets, batch, y_r, y_c)
     return sum(losses.values()), losses, {}
 
 
@@ -123,9 +102,9 @@ def actor_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: Co
     actions = policy(nets, batch.observations, noise["policy"], cfg)
     q_r = q_reward(nets, batch.observations, actions).amin(0)
     q_c = q_cost(nets, batch.observations, actions).amin(0)
-    multiplier, pid = pid_multiplier(scalars, q_c, cfg.q_limit, cfg.gains)
+    multiplier, pid = parts.pid_multiplier(scalars, q_c, cfg.q_limit, cfg.gains)
     loss = -q_r.mean() + multiplier * (q_c - cfg.q_limit).mean()
     return loss, {"actor_loss": loss, "multiplier": multiplier, "q_cost": q_c.mean()}, pid
 
 
-LOSSES = ((("vae",), behaviour_loss), (("critic", "cost_critic"), critics_loss), (("actor",), actor_loss))
+LOSSES = ((("vae",), parts.behaviour_loss), (("critic", "cost_critic"), critics_loss), (("actor",), actor_loss))

@@ -23,27 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saferule.agents.lagrangian import init_pid, pid_multiplier
-from saferule.agents.networks import (
-    clip_latent,
-    gaussian,
-    init_mlp,
-    init_vae,
-    vae_decode_raw,
-)
-from saferule.agents.parts import (
-    TARGETS,
-    ActorCriticSettings,
-    Nets,
-    Noise,
-    Scalars,
-    behaviour_loss,
-    bellman_losses,
-    double_targets,
-    for_targets,
-    q_cost,
-    q_reward,
-)
+from saferule.agents import networks as nn
+from saferule.agents import parts
+from saferule.agents.parts import TARGETS, Nets, Noise, Scalars, q_cost, q_reward
 from saferule.agents.parts import squashed_act as act
 from saferule.agents.parts import squashed_policy as policy
 from saferule.data.batches import Batch
@@ -59,7 +41,7 @@ KERNELS = ("gaussian", "laplacian")
 
 
 @dataclass(frozen=True)
-class Config(ActorCriticSettings):
+class Config(parts.ActorCriticConfig):
     """osrl-lib's BEARLTrainConfig; alpha_lr is the default of BEARLTrainer, which the config does not set."""
 
     lmbda: float = 0.75  # weight of the smaller of two critics in the target
@@ -81,12 +63,12 @@ def init(cfg: Config, generator: torch.Generator) -> tuple[Nets, Scalars]:
     """Fresh networks, multiplier, log alpha and step counter of one agent."""
     pair = cfg.observation_dim + cfg.action_dim
     nets = {
-        "actor": init_mlp((cfg.observation_dim, *cfg.hidden, 2 * cfg.action_dim), generator),
-        "critic": init_mlp((pair, *cfg.hidden, 1), generator, ensemble=2 * cfg.num_q),
-        "cost_critic": init_mlp((pair, *cfg.hidden, 1), generator, ensemble=2 * cfg.num_q),
-        "vae": init_vae(cfg.observation_dim, cfg.action_dim, cfg.vae_hidden, cfg.latent_dim, generator),
+        "actor": nn.init_mlp((cfg.observation_dim, *cfg.hidden, 2 * cfg.action_dim), generator),
+        "critic": nn.init_mlp((pair, *cfg.hidden, 1), generator, ensemble=2 * cfg.num_q),
+        "cost_critic": nn.init_mlp((pair, *cfg.hidden, 1), generator, ensemble=2 * cfg.num_q),
+        "vae": nn.init_vae(cfg.observation_dim, cfg.action_dim, cfg.vae_hidden, cfg.latent_dim, generator),
     }
-    return nets, init_pid() | {"log_alpha": torch.zeros(()), "n_train_steps": torch.zeros((), dtype=torch.long)}
+    return nets, parts.init_pid() | {"log_alpha": torch.zeros(()), "n_train_steps": torch.zeros((), dtype=torch.long)}
 
 
 def noise_shapes(cfg: Config, batch_size: int) -> dict[str, tuple[int, ...]]:
@@ -108,18 +90,16 @@ def bellman_targets(nets: Nets, batch: Batch, noise: Tensor, cfg: Config) -> tup
     Returns y_r, y_c: (B,). As in osrl-lib the cost target is not stopped at episode ends and takes the largest
     candidate cost.
     """
-    nets = for_targets(nets, ("actor_target", "critic_target", "cost_critic_target"), cfg)
     observations = batch.next_observations
     actions = policy({"actor": nets["actor_target"]}, observations, noise, cfg)
-
-    return double_targets(nets, batch, actions, cfg)
+    return parts.double_targets(nets, batch, actions, cfg)
 
 
 def critics_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: Config):
     """Squared Bellman errors of the reward and the cost critics."""
     with torch.no_grad():
         y_r, y_c = bellman_targets(nets, batch, noise["target"], cfg)
-    losses = bellman_losses(nets, batch, y_r, y_c)
+    losses = parts.bellman_losses(nets, batch, y_r, y_c)
     return sum(losses.values()), losses, {}
 
 
@@ -141,8 +121,8 @@ def behaviour_excess(nets: Nets, observations: Tensor, noise: Noise, cfg: Config
     The samples (n, B, A) are before the tanh; the first is that of "policy".
     """
     with torch.no_grad():
-        behaviour = vae_decode_raw(nets["vae"], observations, clip_latent(noise["behaviour"]))
-    mean, std = gaussian(nets["actor"], observations)
+        behaviour = nn.vae_decode_raw(nets["vae"], observations, nn.clip_latent(noise["behaviour"]))
+    mean, std = nn.gaussian(nets["actor"], observations)
     raw = mean + std * torch.cat((noise["policy"].unsqueeze(0), noise["match"]))
     return discrepancy(behaviour, raw, cfg) - cfg.target_mmd_thresh, raw
 
@@ -170,7 +150,7 @@ def actor_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: Co
     actions = raw[0].tanh()
     q_r = q_reward(nets, batch.observations, actions).amin(0)
     q_c = q_cost(nets, batch.observations, actions).amin(0)
-    multiplier, pid = pid_multiplier(scalars, q_c, cfg.q_limit, cfg.gains)
+    multiplier, pid = parts.pid_multiplier(scalars, q_c, cfg.q_limit, cfg.gains)
     alpha = scalars["log_alpha"].exp()
     improving = scalars["n_train_steps"] >= cfg.start_update_policy_step
     loss = (alpha * excess - improving * q_r).mean() + multiplier * (q_c - cfg.q_limit).mean()
@@ -185,4 +165,4 @@ def actor_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: Co
     return loss, info, pid | {"log_alpha": log_alpha, "n_train_steps": scalars["n_train_steps"] + 1}
 
 
-LOSSES = ((("vae",), behaviour_loss), (("critic", "cost_critic"), critics_loss), (("actor",), actor_loss))
+LOSSES = ((("vae",), parts.behaviour_loss), (("critic", "cost_critic"), critics_loss), (("actor",), actor_loss))

@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Normal
 
-from saferule.agents.networks import Network, gaussian, init_mlp, q_values
-from saferule.agents.parts import Nets, Noise, Scalars, Settings
+from saferule.agents import networks as nn
+from saferule.agents import parts
+from saferule.agents.parts import Nets, Noise, Scalars
 from saferule.agents.parts import squashed_act as act
 from saferule.agents.parts import squashed_policy as policy
 from saferule.data.batches import Batch
@@ -54,7 +55,7 @@ DIVERGENCES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
 
 
 @dataclass(frozen=True)
-class Config(Settings):
+class Config(parts.BaseConfig):
     """osrl-lib's COptiDICETrainConfig."""
 
     f_type: str = "softchi"
@@ -86,9 +87,9 @@ def init(cfg: Config, generator: torch.Generator) -> tuple[Nets, Scalars]:
     """
     state = cfg.observation_dim
     nets = {
-        "actor": init_mlp((state, *cfg.hidden, 2 * cfg.action_dim), generator),
-        "nu": init_mlp((state, *cfg.hidden, 1), generator, ensemble=cfg.num_nu),
-        "chi": init_mlp((state, *cfg.hidden, 1), generator, ensemble=cfg.num_chi),
+        "actor": nn.init_mlp((state, *cfg.hidden, 2 * cfg.action_dim), generator),
+        "nu": nn.init_mlp((state, *cfg.hidden, 1), generator, ensemble=cfg.num_nu),
+        "chi": nn.init_mlp((state, *cfg.hidden, 1), generator, ensemble=cfg.num_chi),
         "tau": {"raw": torch.ones(1)},
         "lmbda": {"raw": torch.ones(1)},
     }
@@ -120,19 +121,19 @@ def noise_shapes(cfg: Config, batch_size: int) -> dict[str, tuple[int, ...]]:
     return {"observation": (batch_size, cfg.observation_dim), "action": action, "policy": action}
 
 
-def positive(network: Network) -> Tensor:
+def positive(network: nn.Network) -> Tensor:
     """The value () of a one-parameter network: tau or lambda."""
     return F.softplus(network["raw"]).squeeze(-1)
 
 
-def state_values(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
+def state_values(network: nn.Network, batch: Batch) -> tuple[Tensor, Tensor]:
     """The smallest member's values of the states and of the next states, each (B,)."""
     both = torch.stack((batch.observations, batch.next_observations))
-    here, there = q_values(network, both).amin(0).unbind(0)
+    here, there = nn.q_values(network, both).amin(0).unbind(0)
     return here, there
 
 
-def correction(nu: Network, multiplier: Tensor, batch: Batch, cfg: Config) -> tuple[Tensor, Tensor, Tensor]:
+def correction(nu: nn.Network, multiplier: Tensor, batch: Batch, cfg: Config) -> tuple[Tensor, Tensor, Tensor]:
     """nu(s), the advantage e and the distribution correction w = max(0, f'^-1(e / alpha)), each (B,)."""
     here, there = state_values(nu, batch)
     advantage = batch.rewards - multiplier * batch.costs + cfg.gamma * (1 - batch.done) * there - here
@@ -187,7 +188,7 @@ def actor_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: Co
         _, _, w = correction(nets["nu"], scalars["multiplier"], batch, cfg)
     observations = batch.observations + SMOOTHING * scalars["observation_std"] * noise["observation"]
     actions = batch.actions + SMOOTHING * scalars["action_std"] * noise["action"]
-    mean, std = gaussian(nets["actor"], observations)
+    mean, std = nn.gaussian(nets["actor"], observations)
     likelihood = Normal(mean, std, validate_args=False).log_prob(actions).sum(-1)
     loss = -(w * likelihood).mean()
     return loss, {"actor_loss": loss, "weight": w.mean()}, {}

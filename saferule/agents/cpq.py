@@ -20,27 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saferule.agents.networks import (
-    gaussian,
-    init_mlp,
-    init_vae,
-    latent_kl,
-    q_values,
-    quantile,
-    td_loss,
-    vae_encode,
-)
-from saferule.agents.parts import (
-    TARGETS,
-    ActorCriticSettings,
-    Nets,
-    Noise,
-    Scalars,
-    behaviour_loss,
-    for_targets,
-    q_cost,
-    q_reward,
-)
+from saferule.agents import networks as nn
+from saferule.agents import parts
+from saferule.agents.parts import TARGETS, Nets, Noise, Scalars, q_cost, q_reward
 from saferule.agents.parts import squashed_act as act
 from saferule.agents.parts import squashed_policy as policy
 from saferule.data.batches import Batch
@@ -54,7 +36,7 @@ LOG_ALPHA_MIN, LOG_ALPHA_MAX = -5.0, 5.0
 
 
 @dataclass(frozen=True)
-class Config(ActorCriticSettings):
+class Config(parts.ActorCriticConfig):
     """osrl-lib's CPQTrainConfig."""
 
     qc_scalar: float = 1.5  # threshold of the out-of-distribution term, in units of q_limit
@@ -66,10 +48,10 @@ def init(cfg: Config, generator: torch.Generator) -> tuple[Nets, Scalars]:
     """Fresh networks and log alpha of one agent."""
     pair = cfg.observation_dim + cfg.action_dim
     nets = {
-        "actor": init_mlp((cfg.observation_dim, *cfg.hidden, 2 * cfg.action_dim), generator),
-        "critic": init_mlp((pair, *cfg.hidden, 1), generator, ensemble=cfg.num_q),
-        "cost_critic": init_mlp((pair, *cfg.hidden, 1), generator, ensemble=cfg.num_q),
-        "vae": init_vae(cfg.observation_dim, cfg.action_dim, cfg.vae_hidden, cfg.latent_dim, generator),
+        "actor": nn.init_mlp((cfg.observation_dim, *cfg.hidden, 2 * cfg.action_dim), generator),
+        "critic": nn.init_mlp((pair, *cfg.hidden, 1), generator, ensemble=cfg.num_q),
+        "cost_critic": nn.init_mlp((pair, *cfg.hidden, 1), generator, ensemble=cfg.num_q),
+        "vae": nn.init_vae(cfg.observation_dim, cfg.action_dim, cfg.vae_hidden, cfg.latent_dim, generator),
     }
     return nets, {"log_alpha": torch.zeros(())}
 
@@ -91,11 +73,10 @@ def bellman_targets(nets: Nets, batch: Batch, noise: Tensor, cfg: Config) -> tup
     noise  (B, A)
     Returns y_r, y_c: (B,). The reward is not backed up from next actions that the cost critic calls unsafe.
     """
-    nets = for_targets(nets, ("actor", "critic_target", "cost_critic_target"), cfg)
     observations = batch.next_observations
     actions = policy(nets, observations, noise, cfg)
-    q_r = q_values(nets["critic_target"], observations, actions).amin(0).to(batch.rewards.dtype)
-    q_c = q_values(nets["cost_critic_target"], observations, actions).amin(0).to(batch.rewards.dtype)
+    q_r = nn.q_values(nets["critic_target"], observations, actions).amin(0)
+    q_c = nn.q_values(nets["cost_critic_target"], observations, actions).amin(0)
     y_r = batch.rewards + cfg.gamma * (1 - batch.done) * (q_c <= cfg.q_limit) * q_r
     y_c = batch.costs + cfg.gamma * q_c
     return y_r, y_c
@@ -106,13 +87,12 @@ def ood_cost(nets: Nets, batch: Batch, noise: Tensor, cfg: Config) -> Tensor:
 
     noise  (n, B, A)
     """
-    nets = for_targets(nets, ("actor", "vae", "cost_critic_target"), cfg)
-    mean, std = gaussian(nets["actor"], batch.observations)
+    mean, std = nn.gaussian(nets["actor"], batch.observations)
     actions = mean + std * noise  # before the tanh, as in osrl-lib
-    q_c = q_values(nets["cost_critic_target"], batch.observations, actions).amin(0)
-    kl = latent_kl(*vae_encode(nets["vae"], batch.observations, actions)).mean(-1)  # (n, B)
-    far = kl >= quantile(kl.flatten(), 0.75)
-    return (far * q_c).mean().to(batch.costs.dtype)
+    q_c = nn.q_values(nets["cost_critic_target"], batch.observations, actions).amin(0)
+    kl = nn.latent_kl(*nn.vae_encode(nets["vae"], batch.observations, actions)).mean(-1)  # (n, B)
+    far = kl >= nn.quantile(kl.flatten(), 0.75)
+    return (far * q_c).mean()
 
 
 def critics_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: Config):
@@ -123,8 +103,8 @@ def critics_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: 
         excess = ood_cost(nets, batch, noise["ood"], cfg) - threshold
         alpha = scalars["log_alpha"].exp()
         log_alpha = (scalars["log_alpha"] - cfg.alpha_lr * alpha * excess).clamp(LOG_ALPHA_MIN, LOG_ALPHA_MAX)
-    reward_loss = td_loss(q_reward(nets, batch.observations, batch.actions), y_r)
-    cost_loss = td_loss(q_cost(nets, batch.observations, batch.actions), y_c) - alpha * excess
+    reward_loss = nn.td_loss(q_reward(nets, batch.observations, batch.actions), y_r)
+    cost_loss = nn.td_loss(q_cost(nets, batch.observations, batch.actions), y_c) - alpha * excess
     info = {"critic_loss": reward_loss, "cost_critic_loss": cost_loss, "alpha": log_alpha.exp()}
     return reward_loss + cost_loss, info, {"log_alpha": log_alpha}
 
@@ -139,4 +119,4 @@ def actor_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: Co
     return loss, {"actor_loss": loss, "safe": safe.to(loss.dtype).mean(), "q_cost": q_c.mean()}, {}
 
 
-LOSSES = ((("vae",), behaviour_loss), (("critic", "cost_critic"), critics_loss), (("actor",), actor_loss))
+LOSSES = ((("vae",), parts.behaviour_loss), (("critic", "cost_critic"), critics_loss), (("actor",), actor_loss))

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saferule.agents.captured import CapturedUpdate
 from saferule.agents.parts import Noise
-from saferule.agents.population import Algorithm, Phases, Population, draw_noise, update
+from saferule.agents.population import Algorithm, Population, draw_noise, update
 from saferule.agents.state import take, tensors_of
 
 LOG_ROWS = 100  # about so many per agent, if that is not too seldom
@@ -55,7 +54,7 @@ class Log:
 
 
 @dataclass
-class Stopped:
+class Diverged:
     """An agent whose run ended early, with its last good state."""
 
     step: int
@@ -73,7 +72,7 @@ class Stopped:
 
 def run(
     population: Population,
-    algorithm: Algorithm | Phases,
+    algorithm: Algorithm,
     draw_batch: Callable[[Population, Sequence[int]], Any],
     steps: int,
     *,
@@ -81,31 +80,26 @@ def run(
     log: Log | None = None,
     log_every: int = 100,
     log_also: Collection[int] = (),
-    captured: bool = False,
     on_log: Callable[[Population, list[int]], None] | None = None,
-    on_stop: Callable[[int, Stopped], None] | None = None,
+    on_stop: Callable[[int, Diverged], None] | None = None,
 ) -> tuple[Population, list[int]]:
     """Update until ``population.step == steps``.
 
     draw_batch(population, agents) -> batch with a leading P; ``agents``: numbers of the agents still in the population
     log_every  a step is logged when this divides it; the last one and those in ``log_also`` are logged too
-    captured   replay the step as a CUDA graph (`saferule.agents.captured`)
     on_log     called after each logged step, to save
     on_stop    called for an agent that leaves the population because a loss or a parameter of it was not finite
     Returns the population of the agents that reached the end, and their numbers.
     """
     agents = list(range(len(population))) if agents is None else list(agents)
     log = Log() if log is None else log
-    graph: CapturedUpdate | None = None
     good, good_step = _snapshot(population), population.step
     # For each set of quantities: the step at which each first was not finite, 0 while all is well; (quantities, P),
     # read only when something is logged.
     first_bad: dict[tuple[str, ...], Tensor] = {}
     while population.step < steps and agents:
         batch, noise = inputs(population, algorithm, draw_batch, agents)
-        if captured and graph is None:  # at the start, and again when an agent has left
-            graph = CapturedUpdate(population, algorithm, batch, noise)
-        info = graph(batch, noise) if graph else update(population, algorithm.at(population.step), batch, noise)
+        info = update(population, algorithm, batch, noise)
         names = tuple(info)
         finite = torch.stack([value.isfinite() for value in info.values()])  # (quantities, P)
         known = first_bad.get(names)
@@ -119,12 +113,12 @@ def run(
             for p, (step, quantity) in bad.items():
                 tensors = {n: v if n.endswith("/step") else v[p : p + 1].clone() for n, v in good.items()}
                 if on_stop is not None:
-                    on_stop(agents[p], Stopped(step, quantity, good_step, tensors))
+                    on_stop(agents[p], Diverged(step, quantity, good_step, tensors))
             keep = [p for p in range(len(agents)) if p not in bad]
             agents = [agents[p] for p in keep]
             if not agents:
                 break
-            population, graph = take(population, keep, algorithm.cfg.learning_rates), None
+            population = take(population, keep, algorithm.cfg.learning_rates)
         first_bad = {}
         good, good_step = _snapshot(population), population.step
         if on_log is not None:
@@ -134,14 +128,14 @@ def run(
 
 def inputs(
     population: Population,
-    algorithm: Algorithm | Phases,
+    algorithm: Algorithm,
     draw_batch: Callable[[Population, Sequence[int]], Any],
     agents: Sequence[int],
 ) -> tuple[Any, Noise]:
-    """What the next step takes: a batch from ``draw_batch``, and the noise of what is done in that step."""
+    """What the next step takes: a batch from ``draw_batch``, and the noise."""
     batch = draw_batch(population, agents)
     dtype = next(iter(population.nets["actor"].values())).dtype
-    return batch, draw_noise(population, algorithm.at(population.step).noise_shapes, dtype)
+    return batch, draw_noise(population, algorithm.noise_shapes, dtype)
 
 
 def _snapshot(population: Population) -> dict[str, Tensor]:

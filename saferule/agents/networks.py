@@ -48,13 +48,11 @@ def mlp(network: Network, *inputs: Tensor, activation: Callable[[Tensor], Tensor
     """The network's output before any output activation.
 
     inputs  parts of the input, each (B, d) or (n, B, d); parts without the sample axis are shared by all samples
-    Returns (B, out) or (n, B, out); with a leading E for an ensemble: (E, B, out) or (E, n, B, out). Inputs are
-    converted to the precision of the parameters.
+    Returns (B, out) or (n, B, out); with a leading E for an ensemble: (E, B, out) or (E, n, B, out).
     """
     samples = max((x.shape[0] for x in inputs if x.dim() == 3), default=None)
     products, start = [], 0
     for x in inputs:
-        x = x.to(network["w0"].dtype)
         product = product_with(x.flatten(0, -2), network["w0"][..., start : start + x.shape[-1], :])
         if samples:
             product = product.unflatten(-2, (x.shape[0] if x.dim() == 3 else 1, -1))

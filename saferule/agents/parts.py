@@ -1,4 +1,4 @@
-"""What the actor-critic backbones share: settings, the value interface of their critics, the VAE's loss."""
+"""What the backbones share: settings, the value interface of the critics, the VAE's loss, the PID multiplier."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saferule.agents.lagrangian import discounted_limit
-from saferule.agents.networks import Network, best_of_candidates, gaussian, q_values, td_loss, vae_loss
+from saferule.agents import networks as nn
 from saferule.data.batches import Batch
+from saferule.paper import TABLE7
 
-Nets = dict[str, Network]
+Nets = dict[str, nn.Network]
 Scalars = dict[str, Tensor]  # of one agent: multipliers and coefficients (), statistics of its data (S,) or (A,)
 Noise = dict[str, Tensor]
 
@@ -23,18 +23,17 @@ TARGETS = {"actor_target": "actor", "critic_target": "critic", "cost_critic_targ
 
 
 @dataclass(frozen=True)
-class Settings:
+class BaseConfig:
     """Settings common to all backbones, with osrl-lib's values; the first three come from the task."""
 
     observation_dim: int
     action_dim: int
     episode_len: int  # steps; horizon of the task
-    cost_limit: float = 10.0  # cost per episode
+    cost_limit: float = TABLE7.kappa  # cost per episode
     hidden: tuple[int, ...] = (256, 256)  # actor and critics
     gamma: float = 0.99
     reward_scale: float = 0.1
     batch_size: int = 512
-    target_precision: str = "float32"  # of the passes without gradient: "float32" or "bfloat16"
 
     @property
     def q_limit(self) -> float:
@@ -42,8 +41,13 @@ class Settings:
         return discounted_limit(self.cost_limit, self.gamma, self.episode_len)
 
 
+def discounted_limit(limit: float, gamma: float, horizon: int) -> float:
+    """An episode cost limit as a level of the discounted cost critic: limit * (1 - gamma^T) / (1 - gamma) / T."""
+    return limit * (1 - gamma**horizon) / (1 - gamma) / horizon
+
+
 @dataclass(frozen=True)
-class ActorCriticSettings(Settings):
+class ActorCriticConfig(BaseConfig):
     """Settings of the backbones with a VAE and two kinds of critics."""
 
     vae_hidden: int = 400
@@ -67,27 +71,19 @@ class ActorCriticSettings(Settings):
         return {"vae": self.vae_lr, "actor": self.actor_lr} | critics
 
 
-def for_targets(nets: Nets, names: tuple[str, ...], cfg: Settings) -> Nets:
-    """Copies of some networks in the precision of the passes without gradient."""
-    if cfg.target_precision == "float32":
-        return nets
-    dtype = getattr(torch, cfg.target_precision)
-    return {name: {k: v.to(dtype) for k, v in nets[name].items()} for name in names}
-
-
 def q_reward(nets: Nets, observations: Tensor, actions: Tensor) -> Tensor:
     """Q_r of every ensemble member: (E, B)."""
-    return q_values(nets["critic"], observations, actions)
+    return nn.q_values(nets["critic"], observations, actions)
 
 
 def q_cost(nets: Nets, observations: Tensor, actions: Tensor) -> Tensor:
     """Q_c of every ensemble member: (E, B)."""
-    return q_values(nets["cost_critic"], observations, actions)
+    return nn.q_values(nets["cost_critic"], observations, actions)
 
 
-def behaviour_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: ActorCriticSettings):
+def behaviour_loss(nets: Nets, scalars: Scalars, batch: Batch, noise: Noise, cfg: ActorCriticConfig):
     """The VAE's loss (vae_loss of osrl-lib's BCQL, BEARL and CPQ). noise["vae"]: (B, L)."""
-    loss = vae_loss(nets["vae"], batch.observations, batch.actions, noise["vae"], cfg.beta)
+    loss = nn.vae_loss(nets["vae"], batch.observations, batch.actions, noise["vae"], cfg.beta)
     return loss, {"vae_loss": loss}, {}
 
 
@@ -101,16 +97,16 @@ def original_nets(nets: Nets) -> Nets:
     return {name.removeprefix(ORIGINAL): net for name, net in nets.items() if name.startswith(ORIGINAL)}
 
 
-def squashed_policy(nets: Nets, observations: Tensor, noise: Tensor, cfg: Settings) -> Tensor:
+def squashed_policy(nets: Nets, observations: Tensor, noise: Tensor, cfg: BaseConfig) -> Tensor:
     """pi(s): (B, A), or (n, B, A) for noise (n, B, A); reparametrised samples of the actor's squashed Gaussian."""
-    mean, std = gaussian(nets["actor"], observations)
+    mean, std = nn.gaussian(nets["actor"], observations)
     return (mean + std * noise).tanh()
 
 
-def squashed_act(nets: Nets, observations: Tensor, noise: Tensor | None, cfg: Settings) -> Tensor:
+def squashed_act(nets: Nets, observations: Tensor, noise: Tensor | None, cfg: BaseConfig) -> Tensor:
     """Actions (B, A) in the environment; deterministic (the mean) when noise is None."""
     if noise is None:
-        return gaussian(nets["actor"], observations)[0].tanh()
+        return nn.gaussian(nets["actor"], observations)[0].tanh()
     return squashed_policy(nets, observations, noise, cfg)
 
 
@@ -120,7 +116,7 @@ def double_targets(nets: Nets, batch: Batch, actions: Tensor, cfg: Any) -> tuple
     As in osrl-lib the cost target is not stopped at episode ends and takes the largest candidate cost.
     """
     q_r, q_c = (
-        best_of_candidates(q_values(nets[name], batch.next_observations, actions), cfg.lmbda).to(batch.rewards.dtype)
+        nn.best_of_candidates(nn.q_values(nets[name], batch.next_observations, actions), cfg.lmbda)
         for name in ("critic_target", "cost_critic_target")
     )
     return batch.rewards + cfg.gamma * (1 - batch.done) * q_r, batch.costs + cfg.gamma * q_c
@@ -129,6 +125,26 @@ def double_targets(nets: Nets, batch: Batch, actions: Tensor, cfg: Any) -> tuple
 def bellman_losses(nets: Nets, batch: Batch, y_r: Tensor, y_c: Tensor) -> dict[str, Tensor]:
     """Squared errors of the reward and of the cost critics to targets (B,), as they are logged."""
     return {
-        "critic_loss": td_loss(q_reward(nets, batch.observations, batch.actions), y_r),
-        "cost_critic_loss": td_loss(q_cost(nets, batch.observations, batch.actions), y_c),
+        "critic_loss": nn.td_loss(q_reward(nets, batch.observations, batch.actions), y_r),
+        "cost_critic_loss": nn.td_loss(q_cost(nets, batch.observations, batch.actions), y_c),
     }
+
+
+# The PID multiplier of BCQ-Lag and BEAR-Lag (Stooke et al. 2020; osrl-lib LagrangianPIDController)
+
+
+def init_pid() -> Scalars:
+    """The controller's state: last error and integral, both scalars."""
+    return {"pid_error": torch.zeros(()), "pid_integral": torch.zeros(())}
+
+
+def pid_multiplier(
+    scalars: Scalars, q_cost: Tensor, limit: float, gains: tuple[float, float, float]
+) -> tuple[Tensor, Scalars]:
+    """The Lagrange multiplier for the cost values (B,) of the policy's actions, and the controller's next state."""
+    kp, ki, kd = gains
+    error = (q_cost.detach() - limit).mean()
+    difference = torch.relu(error - scalars["pid_error"])
+    integral = torch.relu(scalars["pid_integral"] + error)
+    multiplier = torch.relu(kp * torch.relu(error) + ki * integral + kd * difference)
+    return multiplier, {"pid_error": error, "pid_integral": integral}

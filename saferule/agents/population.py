@@ -19,61 +19,39 @@ from torch.utils._pytree import tree_map
 from saferule.agents.parts import Nets, Noise, Scalars
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor], Scalars]]
+Losses = tuple[tuple[tuple[str, ...], Loss], ...]
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """What is done in one step: a backbone's training, or an unlearning method on top of it.
+    """What is done in each step: a backbone's training, or an unlearning method on top of it.
 
-    losses        ((names of the networks it trains, loss), ...) in the order of application
+    phases        the losses of each phase: ((names of the networks it trains, loss), ...) in the order of application
     noise_shapes  names and shapes of the standard normal draws of one agent's step
     targets       {target network: network it follows}
     cfg           the backbone's settings (learning rates, tau)
+    phase         step, counted from 0 -> the number of the phase that it belongs to
     """
 
-    losses: tuple[tuple[tuple[str, ...], Loss], ...]
+    phases: tuple[Losses, ...]
     noise_shapes: dict[str, tuple[int, ...]]
     targets: dict[str, str]
     cfg: Any
+    phase: Callable[[int], int] = lambda step: 0
 
-    def at(self, step: int) -> Algorithm:
-        """What is done in a step, counted from 0: always the same."""
-        return self
+    def at(self, step: int) -> Losses:
+        """The losses that are applied in a step."""
+        return self.phases[self.phase(step)]
 
     @property
     def trained(self) -> tuple[str, ...]:
         """Names of the networks that some loss trains."""
-        return tuple(name for names, _ in self.losses for name in names)
-
-
-@dataclass(frozen=True)
-class Phases:
-    """An algorithm that does different things in different steps.
-
-    which     step, counted from 0 -> the number of the part that is done in it
-    """
-
-    parts: tuple[Algorithm, ...]
-    which: Callable[[int], int]
-
-    def at(self, step: int) -> Algorithm:
-        """What is done in a step."""
-        return self.parts[self.which(step)]
-
-    @property
-    def cfg(self) -> Any:
-        """The backbone's settings."""
-        return self.parts[0].cfg
-
-    @property
-    def trained(self) -> tuple[str, ...]:
-        """Names of the networks that some part trains."""
-        return tuple(dict.fromkeys(name for part in self.parts for name in part.trained))
+        return tuple(dict.fromkeys(name for losses in self.phases for names, _ in losses for name in names))
 
 
 def training(backbone: Any, cfg: Any) -> Algorithm:
     """The ordinary training step of a backbone."""
-    return Algorithm(backbone.LOSSES, backbone.noise_shapes(cfg, cfg.batch_size), backbone.TARGETS, cfg)
+    return Algorithm((backbone.LOSSES,), backbone.noise_shapes(cfg, cfg.batch_size), backbone.TARGETS, cfg)
 
 
 @dataclass
@@ -117,7 +95,7 @@ def member(tree: Any, index: int) -> Any:
     return tree_map(lambda leaf: leaf[index].detach().clone(), tree)
 
 
-def reset_optimisers(population: Population, algorithm: Algorithm | Phases) -> None:
+def reset_optimisers(population: Population, algorithm: Algorithm) -> None:
     """Cold Adam for every network that the algorithm trains.
 
     The moments are there from the beginning, as Adam's first step would make them: a state saved before a network's
@@ -146,12 +124,12 @@ def draw_noise(population: Population, shapes: dict[str, tuple[int, ...]], dtype
 
 
 def update(population: Population, algorithm: Algorithm, batch: Any, noise: Noise) -> dict[str, Tensor]:
-    """One step of all agents, in place. batch and noise carry the leading population axis.
+    """The next step of all agents, in place. batch and noise carry the leading population axis.
 
     Returns what the losses report, (P,) each, detached and still on the device.
     """
     nets, info = population.nets, {}
-    for names, loss in algorithm.losses:
+    for names, loss in algorithm.at(population.step):
         view = {name: net if name in names else tree_map(torch.detach, net) for name, net in nets.items()}
         values, reported, changed = vmap(lambda n, s, b, z, loss=loss: loss(n, s, b, z, algorithm.cfg))(
             view, population.scalars, batch, noise

@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
 from typing import Any
@@ -33,7 +33,7 @@ import torch
 
 from saferule.agents import get_backbone
 from saferule.agents.loop import inputs, keep_freed_memory
-from saferule.agents.population import Algorithm, Phases, Population, create, member, stack, training, update
+from saferule.agents.population import Algorithm, Population, create, member, stack, training, update
 from saferule.attack.poison import split
 from saferule.bench import block_times, processor, seconds_per_call
 from saferule.data.batches import TransitionPool, draw_rows
@@ -109,8 +109,9 @@ class Bench:
         begin(population, algorithm, self.backbone.NAME, [method])
         adapt(population, self.backbone, self.cfg, self.pool, rows)
         start_s, draw = time.perf_counter() - started, pairs(self.pool, rows, self.cfg.batch_size)
-        parts = algorithm.parts if isinstance(algorithm, Phases) else (algorithm,)
-        functions = tuple(_step(population, part, draw) for part in parts)
+        functions = tuple(
+            _step(population, replace(algorithm, phases=(p,), phase=_first), draw) for p in algorithm.phases
+        )
         reference = self.reference_s if METHODS[method].family == "safe_rule" else None
         return Timed(method, steps, functions, shares(algorithm, steps), start_s, reference)
 
@@ -147,12 +148,14 @@ def marked(data: Dataset, ratio: float) -> tuple[Dataset, Dataset]:
     return split(data, np.arange(count) >= count - max(1, round(ratio * count)))
 
 
-def shares(algorithm: Algorithm | Phases, steps: int) -> tuple[float, ...]:
-    """The share of its steps in which each part of a method is done; (1,) for one without phases."""
-    if isinstance(algorithm, Algorithm):
-        return (1.0,)
-    done = Counter(algorithm.which(step) for step in range(steps))
-    return tuple(done[part] / steps for part in range(len(algorithm.parts)))
+def _first(step: int) -> int:
+    return 0
+
+
+def shares(algorithm: Algorithm, steps: int) -> tuple[float, ...]:
+    """The share of its steps in which each phase of a method is done; (1,) for one without phases."""
+    done = Counter(algorithm.phase(step) for step in range(steps))
+    return tuple(done[part] / steps for part in range(len(algorithm.phases)))
 
 
 def measure(

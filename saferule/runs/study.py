@@ -65,7 +65,7 @@ class Study:
         self.folder = Path(output or project_root() / "artifacts") / profile
         self.data_folder = Path(data or default_data_folder(self.profile))
         self.store = Store(self.folder)
-        self.engine = Engine(self.store, self.data_folder, captured=self.profile.captured)
+        self.engine = Engine(self.store, self.data_folder)
 
     @property
     def name(self) -> str:

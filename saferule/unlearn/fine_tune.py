@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -25,8 +26,8 @@ def coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
 def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str, str]) -> Algorithm:
     """The training step, given the keep half of each pair."""
     ordinary = training(backbone, cfg)
-    losses = tuple((names, partial(on_keep, loss)) for names, loss in ordinary.losses)
-    return Algorithm(losses, ordinary.noise_shapes, ordinary.targets, cfg)
+    losses = tuple((names, partial(on_keep, loss)) for names, loss in backbone.LOSSES)
+    return replace(ordinary, phases=(losses,))
 
 
 def on_keep(

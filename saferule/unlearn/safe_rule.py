@@ -85,7 +85,7 @@ def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str,
         shapes |= {"vae": ordinary["vae"]}
     if regularised:
         shapes |= {name: ordinary[name] for name in ("behaviour", "match")}
-    return Algorithm(losses, shapes, backbone.TARGETS, cfg)
+    return Algorithm((losses,), shapes, backbone.TARGETS, cfg)
 
 
 def suppress_reward(q_r: Tensor, reference: Tensor) -> Tensor:

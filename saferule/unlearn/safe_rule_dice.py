@@ -46,7 +46,7 @@ def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str,
         weight_first=readings["weight_update"] == "before",
     )
     losses = ((values, partial(values_loss, backbone)), (("actor",), actor))
-    return Algorithm(losses, backbone.noise_shapes(cfg, cfg.batch_size), backbone.TARGETS, cfg)
+    return Algorithm((losses,), backbone.noise_shapes(cfg, cfg.batch_size), backbone.TARGETS, cfg)
 
 
 def values_loss(

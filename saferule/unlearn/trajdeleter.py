@@ -27,7 +27,7 @@ from torch import Tensor
 
 from saferule.agents.networks import td_loss
 from saferule.agents.parts import Nets, Noise, Scalars, original_nets
-from saferule.agents.population import Algorithm, Phases
+from saferule.agents.population import Algorithm
 from saferule.data.batches import Batch, Pair
 from saferule.unlearn.fine_tune import on_keep
 
@@ -42,7 +42,7 @@ def coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
     return {"beta_f": 1.0, "lambda_c": 0.0, "cost_advantage_target": 0.0, "anchor": 0.1, "anchor_cost": 0.0}
 
 
-def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str, str]) -> Phases:
+def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str, str]) -> Algorithm:
     """Forgetting in the first four fifths of the steps, then convergence."""
     ordinary = backbone.noise_shapes(cfg, cfg.batch_size)
     policy = ordinary["policy"]
@@ -50,9 +50,9 @@ def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str,
     losses = {names: partial(on_keep, loss) for names, loss in backbone.LOSSES}
     forgetting = losses | {("actor",): partial(actor_loss, backbone)}
     convergence = losses | {CRITIC_NETWORKS: partial(anchored_critics_loss, backbone)}
-    parts = tuple(Algorithm(tuple(part.items()), shapes, backbone.TARGETS, cfg) for part in (forgetting, convergence))
+    phases = tuple(tuple(part.items()) for part in (forgetting, convergence))
     switch = round(FORGETTING * steps)
-    return Phases(parts, lambda step: int(step >= switch))
+    return Algorithm(phases, shapes, backbone.TARGETS, cfg, lambda step: int(step >= switch))
 
 
 def advantage(

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from saferule.agents.parts import Nets, Noise, Scalars
-from saferule.agents.population import Algorithm, Loss, Phases
+from saferule.agents.population import Algorithm, Loss
 from saferule.data.batches import Pair
 from saferule.unlearn.fine_tune import on_keep
 from saferule.unlearn.trajdeleter import CRITIC_NETWORKS, FORGETTING, anchored_critics_loss
@@ -35,7 +35,7 @@ def coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
     return {"anchor": 0.1, "anchor_cost": 0.0}
 
 
-def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str, str]) -> Phases:
+def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str, str]) -> Algorithm:
     """Keep and forget blocks in turn for four fifths of the steps, then convergence."""
     shapes = backbone.noise_shapes(cfg, cfg.batch_size)
     keep = {names: partial(on_keep, loss) for names, loss in backbone.LOSSES}
@@ -45,15 +45,13 @@ def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str,
         if backbone.CRITICS
         else {backbone.LOSSES[0][0]: partial(anchored_values_loss, backbone)}
     )
-    parts = tuple(
-        Algorithm(tuple(part.items()), shapes, backbone.TARGETS, cfg) for part in (keep, forget, keep | anchored)
-    )
+    phases = tuple(tuple(part.items()) for part in (keep, forget, keep | anchored))
     switch, blocks = round(FORGETTING * steps), 2 * ROUNDS
 
-    def which(step: int) -> int:
+    def phase(step: int) -> int:
         return 2 if step >= switch else (step * blocks // switch) % 2
 
-    return Phases(parts, which)
+    return Algorithm(phases, shapes, backbone.TARGETS, cfg, phase)
 
 
 def on_negated_forget(
