@@ -286,7 +286,7 @@ def _named_texts(texts: Sequence[str] | None, option: str) -> dict[str, str]:
 
 
 def _named_values(texts: Sequence[str] | None, option: str) -> dict[str, Any]:
-    """The same with Python's plain values: numbers, true and false, lists with commas; what is none of these is text."""
+    """The same with plain values: numbers, true and false, lists with commas; what is none of these is text."""
 
     def value(text: str) -> Any:
         if text in ("true", "false"):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -59,9 +60,8 @@ def measure(run: TimingRun, data: Dataset, device: str) -> list[dict[str, Any]]:
         prepare(population, algorithm, backbone, [method], [{}], pool, rows)
         draw = draw_batches(method, backbone, pool, rows, cfg.batch_size)
         started = time.perf_counter() - began
-        phases = Counter(id(algorithm.at(step)) for step in range(steps))
-        parts = {id(part): part for part in map(algorithm.at, range(steps))}
-        functions = [_step(population, parts[phase], draw) for phase in phases]
+        phases = Counter(map(algorithm.phase, range(steps)))
+        functions = [_step(population, replace(algorithm, phase=lambda step, k=k: k), draw) for k in phases]
         timed.append((method, steps, started, functions, [n / steps for n in phases.values()]))
     timed = timed[1:]
     synchronise = torch.cuda.synchronize if device != "cpu" else lambda: None
@@ -75,8 +75,8 @@ def measure(run: TimingRun, data: Dataset, device: str) -> list[dict[str, Any]]:
     ]
 
 
-def _step(population: Population, part: Algorithm, draw: Callable) -> Callable[[], None]:
-    return lambda: update(population, part, *inputs(population, part, draw, [0]))
+def _step(population: Population, algorithm: Algorithm, draw: Callable) -> Callable[[], None]:
+    return lambda: update(population, algorithm, *inputs(population, algorithm, draw, [0]))
 
 
 def _weighted(parts: Sequence[Sequence[float]], shares: Sequence[float]) -> list[float]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from saferule.agents import get_backbone
 from saferule.agents.checkpoint import agent_policy, load_agent, load_networks
