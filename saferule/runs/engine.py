@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from saferule.agents.state import read
+from saferule.agents.checkpoint import read
 from saferule.attack.poison import ForgetSet, poison, save_forget_set
 from saferule.data.clean import clean_data
 from saferule.data.schema import Dataset

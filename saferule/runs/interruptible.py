@@ -12,10 +12,18 @@ from typing import Any
 import pandas as pd
 import torch
 
-from saferule.agents.checkpoint import save_acting, save_agent, save_networks, save_tensors
+from saferule.agents.checkpoint import (
+    read,
+    restore,
+    save_acting,
+    save_agent,
+    save_networks,
+    save_tensors,
+    tensors_of,
+    write,
+)
 from saferule.agents.loop import Diverged, Log
 from saferule.agents.population import Population
-from saferule.agents.state import read, restore, tensors_of, write
 from saferule.errors import CheckpointError
 from saferule.files import write_bytes
 from saferule.runs.cells import Policy, Unlearning, key, origin
