@@ -12,7 +12,6 @@ Pr(x >= u) <= E[softplus(x)] / softplus(u). The paper does not have it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -178,7 +177,6 @@ def search_violations(
     kappa: float,
     generator: torch.Generator,
     *,
-    in_box: bool = False,
     tries: int = 32,
     steps: int = 20,
     tolerance: float = 1e-9,
@@ -189,21 +187,14 @@ def search_violations(
     the ball, its step shrinking from half the radius. None is further away than the diameter of the action box
     [-1, 1]^A, as within this all actions lie. A value counts as violated when it is below kappa by more than
     ``tolerance``, which is for rounding.
-
-    in_box  consider only actions of the box, widened to a centre outside it, as data may be by rounding; the other half
-            of the random points is then uniform in the box and moved into the ball. By default the ball is not cut, as
-            the certificate does not need the box.
     """
-    centre, limit = actions.double(), 1.0 if in_box else math.inf
-    low, high = centre.clamp_max(-limit), centre.clamp_min(limit)
+    centre = actions.double()
     radius = radius.double().clamp_max(2 * centre.shape[-1] ** 0.5).unsqueeze(-1)
     best, lowest = centre, member_values(critic, observations, centre).amin(0)
 
     def project(point: Tensor) -> Tensor:
-        """Into the ball and the box: the clamp expands no distance and keeps the centre, so it stays in the ball."""
         moved = point - centre
-        scale = (radius / moved.norm(dim=-1, keepdim=True).clamp_min(1e-300)).clamp_max(1)
-        return (centre + moved * scale).clamp(low, high)
+        return centre + moved * (radius / moved.norm(dim=-1, keepdim=True).clamp_min(1e-300)).clamp_max(1)
 
     def keep_lower(point: Tensor) -> None:
         nonlocal best, lowest
@@ -211,19 +202,11 @@ def search_violations(
         best = torch.where((value < lowest).unsqueeze(-1), point, best)
         lowest = torch.minimum(value, lowest)
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64).to(centre.device)
-
     for attempt in range(tries):
-        direction = _unit(torch.randn(centre.shape, generator=generator, dtype=torch.float64).to(centre.device))
-        share = uniform(len(centre), 1).pow(1 / centre.shape[-1])
-        if attempt % 2 == 0:
-            point = centre + radius * direction
-        elif in_box:
-            point = 2 * uniform(*centre.shape) - 1
-        else:
-            point = centre + radius * share * direction
-        keep_lower(project(point))
+        direction = _unit(torch.randn(centre.shape, generator=generator, dtype=torch.float64)).to(centre.device)
+        share = torch.rand(len(centre), 1, generator=generator, dtype=torch.float64).to(centre.device)
+        reach = 1.0 if attempt % 2 == 0 else share.pow(1 / centre.shape[-1])
+        keep_lower(project(centre + radius * reach * direction))
     point = best
     for step in range(steps):
         _, gradient = _slope(critic, observations, point)
@@ -232,21 +215,16 @@ def search_violations(
     return Search(lowest, best, lowest < kappa - tolerance * max(1.0, abs(kappa)))
 
 
-def holds_box(actions: Tensor, radius: Tensor) -> Tensor:
-    """Which balls (N,) bool, of ``radius`` (N,) around ``actions`` (N, A), hold every action of the box [-1, 1]^A."""
-    return radius.double() >= (actions.double().abs() + 1).norm(dim=-1)  # the distance to the furthest corner
-
-
 def member_values(critic: Network, observations: Tensor, actions: Tensor) -> Tensor:
     """Values (E, N) of every member, in float64, without gradient: observations (N, S), actions (N, A)."""
     with torch.no_grad():
-        return q_values({k: v.double() for k, v in critic.items()}, observations, actions)
+        return q_values({k: v.double() for k, v in critic.items()}, observations.double(), actions.double())
 
 
 def _slope(critic: Network, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
     """The smallest member's value (N,) and its gradient in the action (N, A)."""
     point = actions.to(observations.device).double().requires_grad_(True)
-    value = q_values({k: v.detach().double() for k, v in critic.items()}, observations, point).amin(0)
+    value = q_values({k: v.detach().double() for k, v in critic.items()}, observations.double(), point).amin(0)
     (gradient,) = torch.autograd.grad(value.sum(), [point])
     return value.detach(), gradient
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from saferule.agents import BACKBONES, get_backbone
+from saferule.agents.checkpoint import tensors_of
 from saferule.agents.population import Population
-from saferule.agents.state import tensors_of
 from saferule.data.batches import Batch, TransitionPool, draw_rows
 from saferule.data.schema import Dataset
 
 # The backbones that exist, and those with the value interface that Safe-RULE is written against.
 EXISTING = [n for n in BACKBONES if importlib.util.find_spec(f"saferule.agents.{n.replace('-', '_')}")]
-ACTOR_CRITIC = [name for name in EXISTING if hasattr(get_backbone(name), "bellman_targets")]
+ACTOR_CRITIC = [name for name in EXISTING if get_backbone(name).CRITICS]
 
 SMALL = {
     "observation_dim": 3,

@@ -15,8 +15,7 @@ import torch
 from helpers import assert_same_state
 
 from saferule.agents import loop
-from saferule.agents.checkpoint import load_agent
-from saferule.agents.state import read
+from saferule.agents.checkpoint import load_agent, read
 from saferule.attack.poison import save_forget_set
 from saferule.errors import DataError
 from saferule.runs import interruptible

@@ -19,11 +19,10 @@ import pytest
 import torch
 
 from saferule.agents import BACKBONES, get_backbone
-from saferule.agents.checkpoint import agent_policy
+from saferule.agents.checkpoint import agent_policy, tensors_of
 from saferule.agents.loop import Log, run
 from saferule.agents.parts import ORIGINAL
 from saferule.agents.population import Population, create, member, stack, training
-from saferule.agents.state import tensors_of
 from saferule.attack.poison import poison
 from saferule.data.batches import TransitionPool, draw_rows
 from saferule.data.schema import load

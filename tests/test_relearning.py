@@ -15,8 +15,7 @@ from helpers import assert_same_state
 from test_engine import engine, files, trainings
 
 from saferule.agents import get_backbone, loop
-from saferule.agents.checkpoint import load_agent
-from saferule.agents.state import read
+from saferule.agents.checkpoint import load_agent, read
 from saferule.attack.poison import save_forget_set
 from saferule.profiles import PROFILES
 from saferule.runs import auditing, groups, interruptible, plan

@@ -19,10 +19,9 @@ import torch
 from typer.testing import CliRunner
 
 from saferule.agents import BACKBONES
-from saferule.agents.checkpoint import load_agent, save_acting
+from saferule.agents.checkpoint import load_agent, save_acting, tensors_of
 from saferule.agents.loop import Log
 from saferule.agents.osrl import import_osrl
-from saferule.agents.state import tensors_of
 from saferule.attack.poison import split
 from saferule.bench.osrl_lib import quiet_trainer
 from saferule.cli import app

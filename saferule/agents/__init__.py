@@ -2,17 +2,20 @@
 
 Every backbone module has the same names:
 
-    NAME, Config          the paper's name; osrl-lib's settings as a frozen dataclass
+    NAME, LABEL           its name here, and as the paper writes it
+    Config                osrl-lib's settings as a frozen dataclass
+    CRITICS               whether the value interface below is here
+    ACTING                {network: prefix of the parameters, or None for all}: exactly what `act` reads
     init                  (cfg, generator) -> networks, scalars
     noise_shapes          (cfg, B) -> the standard normal draws of one step, by name; "policy" is what `act` takes
     LOSSES                ((networks, loss), ...) in the order in which they are applied;
                           loss(nets, scalars, batch, noise, cfg) -> (scalar, info, changed scalars)
     TARGETS               {target network: network it follows}
     act                   (nets, observations, noise or None, cfg) -> actions
-    statistics            optional: (observations, actions, is_init) of an agent's training data -> scalars
+    statistics            (observations, actions, is_init) of an agent's training data -> scalars; or None
+    regulariser           a loss like those above, what ties the actor to the data (BEAR-Lag); or None
 
-and, for unlearning, the value interface of the actor-critic backbones: ``bellman_targets``, ``q_reward``, ``q_cost``,
-``policy``; optional ``regulariser``, a loss like those above: what ties the actor to the data (BEAR-Lag).
+and, with critics, the value interface that unlearning needs: ``bellman_targets``, ``q_reward``, ``q_cost``, ``policy``.
 """
 
 from __future__ import annotations

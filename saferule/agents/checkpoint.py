@@ -1,11 +1,13 @@
-"""One agent in one file: its tensors, and what is needed to use them (task, backbone, settings, step).
+"""Agents in safetensors files: their state as flat tensors under path-like names, and what is needed to use them.
 
-A file holds the complete agent, which can be trained on, or a snapshot: the acting networks alone, or all networks that
-the agent's losses train, without targets, optimisers and generators.
+Unlike an osrl-lib checkpoint, which holds the networks alone, a saved agent continues exactly where it stopped:
+networks, targets, multipliers, Adam's moments, step and generator are all there. A file may also hold less: what `act`
+reads, or the networks without targets and what training goes on with.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,23 +15,87 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from saferule.agents import get_backbone
 from saferule.agents.parts import ORIGINAL, Nets
-from saferule.agents.population import Population
-from saferule.agents.state import read, restore, tensors_of, write
+from saferule.agents.population import Population, adam
 from saferule.errors import CheckpointError
+from saferule.files import write_bytes
 from saferule.sim.rollout import Act
 
-ACTING = ("actor", "vae")  # the networks that choose actions
-SNAPSHOTS = ("acting_only", "networks_only")  # what a snapshot's description says of itself
+Tensors = dict[
+    str, Tensor
+]  # nets/<network>/<parameter>, scalars/<name>, adam/<network>/<parameter>/<moment>, generators
+
+
+def tensors_of(population: Population) -> Tensors:
+    """Every tensor of the population's state; leading axis P except for Adam's step."""
+    flat = {f"nets/{net}/{k}": v.detach() for net, leaves in population.nets.items() for k, v in leaves.items()}
+    flat |= {f"scalars/{name}": value for name, value in population.scalars.items()}
+    for net, optimiser in population.optimisers.items():
+        for k, leaf in population.nets[net].items():
+            flat |= {f"adam/{net}/{k}/{moment}": v for moment, v in optimiser.state[leaf].items()}
+    return flat | {"generators": torch.stack([generator.get_state() for generator in population.generators])}
+
+
+def part_of(tensors: Tensors, members: list[int]) -> Tensors:
+    """Copies of a state's tensors for some of its agents."""
+    return {name: v.clone() if name.endswith("/step") else v[members] for name, v in tensors.items()}
+
+
+def restore(tensors: Tensors, learning_rates: dict[str, float], step: int) -> Population:
+    """The population whose `tensors_of` these are; networks that Adam's moments name are trained on."""
+    tree: dict[str, Any] = {"nets": {}, "scalars": {}, "adam": {}}
+    for name, value in tensors.items():
+        *path, last = name.split("/")
+        place = tree
+        for key in path:
+            place = place.setdefault(key, {})
+        place[last] = value.cpu().clone() if name == "generators" else value.clone()
+    generators = [torch.Generator() for _ in tree["generators"]]
+    for generator, state in zip(generators, tree["generators"], strict=True):
+        generator.set_state(state.clone())  # a copy: set_state misreads a view
+    optimisers = {net: adam(tree["nets"][net], learning_rates[net], moments) for net, moments in tree["adam"].items()}
+    return Population(tree["nets"], tree["scalars"], optimisers, generators, step)
+
+
+def take(population: Population, members: list[int], learning_rates: dict[str, float]) -> Population:
+    """A population of some of the agents, their state unchanged."""
+    return restore(part_of(tensors_of(population), members), learning_rates, population.step)
+
+
+def write(path: str | Path, tensors: Tensors, meta: dict[str, Any]) -> None:
+    """Write tensors and what JSON can hold of them to one safetensors file, atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_bytes(path, safetensors.torch.save(contiguous, {"saferule": json.dumps(meta, sort_keys=True)}))
+
+
+def read(path: str | Path, device: str = "cpu") -> tuple[Tensors, dict[str, Any]]:
+    """What `write` wrote. CheckpointError for anything else."""
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            meta = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file, expected a saferule checkpoint: check the path") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({error}): the file is truncated or of another format, make it again"
+        ) from error
+    if "saferule" not in meta:
+        raise CheckpointError(f"{path}: a safetensors file that saferule did not write: give a saferule checkpoint")
+    return tensors, json.loads(meta["saferule"])
 
 
 @dataclass
 class Agent:
-    """A saved agent; ``population`` is None where only networks were kept (a snapshot) or read (`load_networks`)."""
+    """A saved agent; ``population`` is None where only networks were kept, or read (`load_networks`)."""
 
     task: str
     backbone: ModuleType
@@ -39,74 +105,64 @@ class Agent:
     meta: dict[str, Any]
 
 
+def save_tensors(tensors: Tensors, path: Path, task: str, backbone: str, cfg: Any, meta: dict[str, Any]) -> None:
+    """A state with population axis 1, or a part of one, and what is needed to use it."""
+    write(path, tensors, meta | {"task": task, "backbone": backbone, "config": asdict(cfg)})
+
+
 def save_agent(
     population: Population, p: int, path: Path, task: str, backbone: str, cfg: Any, meta: dict[str, Any]
 ) -> None:
-    """The complete state of agent p of a population."""
-    tensors = {
-        n: v if n.endswith("/step") else v[p : p + 1]
-        for n, v in tensors_of(population).items()
-        if not n.startswith(f"nets/{ORIGINAL}")  # copies of an agent that has a file of its own
-    }
-    save_tensors(tensors, path, task, backbone, cfg, meta | {"step": population.step})
-
-
-def save_tensors(
-    tensors: dict[str, Tensor], path: Path, task: str, backbone: str, cfg: Any, meta: dict[str, Any]
-) -> None:
-    """A state with population axis 1, as `tensors_of` names it."""
-    write(path, tensors, meta | {"task": task, "backbone": backbone, "settings": asdict(cfg)})
-
-
-def save_acting(population: Population, p: int, path: Path, task: str, backbone: str, cfg: Any) -> None:
-    """The acting networks of one agent: enough to evaluate it."""
-    acting = [net for net in ACTING if net in population.nets]
-    _save_some(acting, "acting_only", population, p, path, task, backbone, cfg)
+    """The complete state of agent p, without frozen copies of an agent that has a file of its own."""
+    own = {n: v for n, v in tensors_of(population).items() if not n.startswith(f"nets/{ORIGINAL}")}
+    save_tensors(part_of(own, [p]), path, task, backbone, cfg, meta | {"step": population.step})
 
 
 def save_networks(population: Population, p: int, path: Path, task: str, backbone: str, cfg: Any) -> None:
-    """The acting networks of one agent and what it judges actions by (critics; nu and chi of COptiDICE).
-
-    Enough to evaluate the agent and to ask its critics; left out are targets and copies of other agents' networks.
-    """
+    """The networks of agent p that are trained: enough to evaluate it and to ask what it judges actions by."""
     targets = get_backbone(backbone).TARGETS
     own = [net for net in population.nets if net not in targets and not net.startswith(ORIGINAL)]
-    _save_some(own, "networks_only", population, p, path, task, backbone, cfg)
+    _save_some(dict.fromkeys(own), population, p, path, task, backbone, cfg)
+
+
+def save_acting(population: Population, p: int, path: Path, task: str, backbone: str, cfg: Any) -> None:
+    """What ``act`` of agent p reads and nothing else: enough to evaluate it."""
+    _save_some(get_backbone(backbone).ACTING, population, p, path, task, backbone, cfg)
 
 
 def _save_some(
-    names: list[str], kind: str, population: Population, p: int, path: Path, task: str, backbone: str, cfg: Any
+    wanted: dict[str, str | None], population: Population, p: int, path: Path, task: str, backbone: str, cfg: Any
 ) -> None:
-    tensors = {f"nets/{net}/{k}": leaf[p : p + 1] for net in names for k, leaf in population.nets[net].items()}
-    save_tensors(tensors, path, task, backbone, cfg, {"step": population.step, kind: True})
+    """Networks by name; of each the parameters with a prefix, or all (None)."""
+    leaves = {(net, k): leaf for net in wanted for k, leaf in population.nets[net].items()}
+    some = {f"nets/{net}/{k}": leaf for (net, k), leaf in leaves.items() if k.startswith(wanted[net] or "")}
+    save_tensors(part_of(some, [p]), path, task, backbone, cfg, {"step": population.step})
 
 
 def load_agent(path: str | Path, device: str = "cpu") -> Agent:
     """Read an agent. CheckpointError when the file is not a whole saferule checkpoint."""
-    agent, tensors = _read_networks(path, device)
-    if not any(agent.meta.get(kind) for kind in SNAPSHOTS):
-        agent.population = restore(tensors, agent.cfg.learning_rates, agent.meta["step"])
-        agent.nets = {n: {k: v[0].detach() for k, v in net.items()} for n, net in agent.population.nets.items()}
-    return agent
+    return _load(path, device, complete=True)
 
 
 def load_networks(path: str | Path, device: str = "cpu") -> Agent:
-    """Read the networks of a complete agent or of a snapshot; what training goes on with stays in the file."""
-    return _read_networks(path, device)[0]
+    """Read the networks of an agent; what training goes on with, if it was saved, stays in the file."""
+    return _load(path, device, complete=False)
 
 
-def _read_networks(path: str | Path, device: str) -> tuple[Agent, dict[str, Tensor]]:
+def _load(path: str | Path, device: str, complete: bool) -> Agent:
     tensors, meta = read(path, device)
     if "backbone" not in meta:
         raise CheckpointError(f"{path}: the state of a population, expected one agent: give an agent.safetensors")
     backbone = get_backbone(meta["backbone"])
-    saved = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["settings"].items()}
+    saved = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["config"].items()}
+    cfg = backbone.Config(**saved)
+    population = restore(tensors, cfg.learning_rates, meta["step"]) if complete and "generators" in tensors else None
     nets: Nets = {}
-    for name, value in tensors.items():
+    for name, value in (tensors_of(population) if population else tensors).items():
         kind, *names = name.split("/")
         if kind == "nets":
             nets.setdefault(names[0], {})[names[1]] = value[0]
-    return Agent(meta["task"], backbone, backbone.Config(**saved), nets, None, meta), tensors
+    return Agent(meta["task"], backbone, cfg, nets, population, meta)
 
 
 def agent_policy(backbone: Any, cfg: Any, nets: dict, seeds: Sequence[int], deterministic: bool = True) -> Act:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saferule.agents.checkpoint import part_of, take, tensors_of
 from saferule.agents.parts import Noise
 from saferule.agents.population import Algorithm, Population, draw_noise, update
-from saferule.agents.state import take, tensors_of
 
 LOG_ROWS = 100  # about so many per agent, if that is not too seldom
 LOG_EVERY_AT_MOST = 500  # steps; logging is also when values are checked and states saved
@@ -111,9 +111,8 @@ def run(
         bad = _not_finite(population, first_bad)
         if bad:
             for p, (step, quantity) in bad.items():
-                tensors = {n: v if n.endswith("/step") else v[p : p + 1].clone() for n, v in good.items()}
                 if on_stop is not None:
-                    on_stop(agents[p], Diverged(step, quantity, good_step, tensors))
+                    on_stop(agents[p], Diverged(step, quantity, good_step, part_of(good, [p])))
             keep = [p for p in range(len(agents)) if p not in bad]
             agents = [agents[p] for p in keep]
             if not agents:

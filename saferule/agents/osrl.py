@@ -10,8 +10,7 @@ the two heads of a Gaussian are one last layer here; the members of an ensemble 
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from saferule.agents.population import Population, reset_optimisers, stack, trai
 from saferule.data.batches import first_steps
 from saferule.data.schema import Dataset
 from saferule.errors import CheckpointError
+from saferule.files import write_bytes
 from saferule.sim import Task, get_task
 
 State = dict[str, Tensor]
@@ -185,14 +185,9 @@ def export_osrl(agent: Agent, path: str | Path) -> None:
             "snapshot"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save({"model_state": state_of(agent.nets, name, agent.cfg)}, file)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    content = io.BytesIO()
+    torch.save({"model_state": state_of(agent.nets, name, agent.cfg)}, content)
+    write_bytes(path, content.getvalue())
 
 
 def read_state(path: str | Path) -> State:

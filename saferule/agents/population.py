@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
+from saferule.agents.networks import Network
 from saferule.agents.parts import Nets, Noise, Scalars
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor], Scalars]]
@@ -96,22 +97,31 @@ def member(tree: Any, index: int) -> Any:
 
 
 def reset_optimisers(population: Population, algorithm: Algorithm) -> None:
-    """Cold Adam for every network that the algorithm trains.
+    """Cold Adam for every network that the algorithm trains."""
+    rates = algorithm.cfg.learning_rates
+    population.optimisers = {name: adam(population.nets[name], rates[name]) for name in algorithm.trained}
 
-    The moments are there from the beginning, as Adam's first step would make them: a state saved before a network's
+
+def adam(
+    network: Network, learning_rate: float, moments: dict[str, dict[str, Tensor]] | None = None
+) -> torch.optim.Adam:
+    """Adam over a network's parameters, with the moments that `tensors_of` gave of each, or cold.
+
+    Cold moments are there from the beginning, as Adam's first step would make them: a state saved before a network's
     first step is complete too.
     """
-    device = next(iter(population.nets["actor"].values())).device
-    population.optimisers = {}
-    for name in algorithm.trained:
-        leaves = [leaf.requires_grad_(True) for leaf in population.nets[name].values()]
-        optimiser = torch.optim.Adam(
-            leaves, lr=algorithm.cfg.learning_rates[name], fused=True, capturable=device.type == "cuda"
+    optimiser = torch.optim.Adam([leaf.requires_grad_(True) for leaf in network.values()], learning_rate, fused=True)
+    for name, leaf in network.items():
+        optimiser.state[leaf] = (
+            moments[name]
+            if moments
+            else {
+                "step": torch.zeros((), dtype=torch.float32, device=leaf.device),
+                "exp_avg": torch.zeros_like(leaf),
+                "exp_avg_sq": torch.zeros_like(leaf),
+            }
         )
-        for leaf in leaves:
-            moments = {"exp_avg": torch.zeros_like(leaf), "exp_avg_sq": torch.zeros_like(leaf)}
-            optimiser.state[leaf] = {"step": torch.zeros((), dtype=torch.float32, device=device)} | moments
-        population.optimisers[name] = optimiser
+    return optimiser
 
 
 def draw_noise(population: Population, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> Noise:
