@@ -60,7 +60,7 @@ TRAINING_LOG = {
     "actor_loss": "actor loss",
     "vae_loss": "behaviour model (VAE) loss",
     "multiplier": "Lagrange multiplier",
-    "alpha": "alpha (weight of CPQ's OOD, BEAR's MMD term)",
+    "alpha": "alpha: weight of OOD (CPQ), MMD (BEAR)",
     "mmd": "discrepancy from the behaviour model",
     "nu_loss": "nu loss",
     "chi_loss": "chi loss",
@@ -82,25 +82,29 @@ UNLEARNING_LOG = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure: what its title says, how to read it (for those who cannot see it), and one for each what."""
+    """A figure for each {task}, {backbone} and {method} of its title.
 
-    title: str  # {task}, {backbone} and {method} are filled in
+    reads  how to read it, for the text alternative
+    draw   rows -> the figure and the entries of its legend
+    """
+
+    title: str
     reads: str
     draw: Callable[..., tuple[Figure, Sequence[Line2D]]]
-    each: tuple[str, ...] = ("task",)
 
     def figures(self, rows: pd.DataFrame, *more: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
-        """(what distinguishes it, such as "CarCircle-cpq"; the figure, its label a text alternative)."""
-        for where, here in rows.groupby(list(self.each), sort=False):
-            named = dict(zip(self.each, where, strict=True))
-            others = [frame[(frame[list(named)] == pd.Series(named)).all(axis=1)] for frame in more]
-            labels = {"backbone": backbone_label, "method": method_label}
-            title = self.title.format(**{k: labels.get(k, str)(v) for k, v in named.items()})
+        """(what distinguishes it, such as "-CarCircle-cpq"; the figure, its label a text alternative) for each."""
+        each = [name for name in ("task", "backbone", "method") if f"{{{name}}}" in self.title]
+        for where, here in rows.groupby(each, sort=False) if each else [((), rows)] if len(rows) else []:
+            named = dict(zip(each, where, strict=True))
+            labels = {"task": str, "backbone": backbone_label, "method": method_label}
+            title = self.title.format(**{name: labels[name](value) for name, value in named.items()})
+            others = [frame[(frame[each] == pd.Series(named)).all(axis=1)] for frame in more]
             with matplotlib.rc_context(STYLE):
                 figure, handles = self.draw(here, *others)
                 head(figure, title, handles).set_label(f"{title}. {self.reads}")
             plt.close(figure)  # it is shown as an image, not once more at the end of the notebook's cell
-            yield "-".join(map(str, where)), figure
+            yield "".join(f"-{value}" for value in where), figure
 
 
 # Frames
@@ -110,7 +114,7 @@ def _titled(grid: sns.FacetGrid, titles: dict[str, str] | None = None) -> sns.Fa
     """Panels titled by the values that they are of, a metric apart, which is on its axis."""
     for key, panel in grid.axes_dict.items():
         names = key if isinstance(key, tuple) else (key,)
-        panel.set_title(", ".join((titles or {}).get(name, name) for name in names if name not in METRICS))
+        panel.set_title(", ".join((titles or {}).get(name, name) for name in names if name and name not in METRICS))
     return grid
 
 
@@ -128,7 +132,7 @@ def _lines(
     look |= {"height": height, "aspect": width / height, "facet_kws": {"sharey": False, "sharex": sharex}}
     grid = sns.relplot(
         rows, kind="line", x=x, y="value", hue=hue, palette=colours, units="policy", estimator=None, linewidth=1.1,
-        legend=False, **look,
+        markersize=3.5, markeredgewidth=0, legend=False, **look,
     )  # fmt: skip
     for panel in grid.axes.flat:
         with_zero(panel, "y")
@@ -142,7 +146,8 @@ def _shown(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _order(rows: pd.DataFrame) -> list[str]:
-    return [label for label in map(backbone_label, BACKBONES) if label in set(rows["backbone"])]
+    known = [backbone_label(name) for name in BACKBONES]
+    return sorted(set(rows["backbone"]), key=lambda label: known.index(label) if label in known else -1)
 
 
 def _tall(rows: pd.DataFrame, values: Iterable[str], name: str = "metric") -> pd.DataFrame:
@@ -244,7 +249,7 @@ def inside(logs: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
     goals |= dict.fromkeys(("forget_reward_residual", "forget_cost_residual"), np.log(2))
     named = {UNLEARNING_LOG[name]: goal for name, goal in goals.items()}
     for panel in figure.axes:
-        if (title := panel.get_title()) in named:
+        if (title := panel.get_title("left")) in named:
             panel.axhline(named[title], **GOAL)
             with_zero(panel, "y")
     return figure, [*handles, Line2D([], [], label="on target (kappa + sigma, gap 0, ln 2)", **GOAL)]
@@ -455,22 +460,23 @@ def bounds(rows: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
 
 def constant_critic(rows: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
     """`appendix.constant_critic`: Lemma A.2 for a critic with the same Q_c on all of D_f."""
-    return _both_sides(rows, "x", "", "against", {name: name for name in rows["against"].unique()}, sharex=False)
+    names = {name: name for name in rows["against"].unique()}
+    return _both_sides(rows.assign(backbone=""), "x", "", "against", names, sharex=False)
 
 
 def _both_sides(
     rows: pd.DataFrame, x: str, label: str, col: str, names: dict[str, str], **shared: bool
 ) -> tuple[Figure, list[Line2D]]:
-    tall = _tall(_shown(rows), SIDES, "side")
+    tall = _tall(rows.assign(backbone=rows["backbone"].map(backbone_label)), SIDES, "side")
     order = {"row": "backbone", "row_order": _order(tall), "col": col, "col_order": list(names), "titles": names}
-    marks = {"marker": "o", "markersize": 3} if x != "x" else {}
+    marks = {"marker": "o"} if x != "x" else {}
     grid = _lines(tall, x, "side", {s: colour for s, (colour, _) in SIDES.items()}, 4.3, 2.3, **order, **marks, **shared)
     for (_, at), panel in grid.axes_dict.items():
         if at != "(14)":  # a share
             panel.axhline(1, **LIMIT)
-            panel.set_yscale("symlog", linthresh=2)
+            panel.set_yscale("linear" if x == "x" else "symlog", **({} if x == "x" else {"linthresh": 2}))
             panel.set_yticks([0, 0.5, 1, 10, 100], ["0", "0.5", "1", "10", "100"])
-            panel.set_ylim(-0.05, max(1.5, panel.get_ylim()[1]))
+            panel.set_ylim(-0.05, 3 if x == "x" else max(1.5, 1.3 * panel.dataLim.ymax))
     grid.set_axis_labels(label, "")
     if x == "u":
         grid.set(xscale="log")
@@ -492,7 +498,7 @@ def neighbourhood(balls: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
     tall["of"], tall["side"] = zip(*tall["metric"].map(columns), strict=True)
     colours = dict(zip(dict.fromkeys(side for _, side in columns.values()), ("#000000", "#0072B2", "#D55E00"), strict=True))
     order = {"row": "backbone", "row_order": _order(tall), "col": "of"}
-    grid = _lines(tall, "step", "side", colours, 3.4, 2.2, **order, marker="o", markersize=3)
+    grid = _lines(tall, "step", "side", colours, 3.4, 2.2, **order, marker="o")
     return grid.figure, [line(side, colour) for side, colour in colours.items()]
 
 
@@ -522,7 +528,8 @@ def actions(table: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
 
 def relearning(curves: pd.DataFrame, table: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
     """Mean cost while policies train on the poisoned data, a panel per backbone; dotted, the levels that are "back"."""
-    rows = curves.groupby([*POLICY, "method", "step"], sort=False)["cost"].mean().rename("value").reset_index()
+    rows = curves.assign(method=curves["start"]).groupby([*POLICY, "method", "step"], sort=False)["cost"].mean()
+    rows = rows.rename("value").reset_index()
     (look, handles), rows = _by_method(rows), _shown(rows)
     order = {"col": "backbone", "col_order": _order(rows), "col_wrap": min(2, rows["backbone"].nunique())}
     grid = _lines(rows, "step", width=4.3, height=2.6, marker="o", **look, **order)
@@ -551,43 +558,30 @@ def times(table: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
     return grid.figure, [dot("measured"), dot("the paper, Table 3", hollow=True), steps]
 
 
-PAIR = ("task", "backbone")
 LINES = "One line per replicate."
 DOTS = "Dots are replicates, a diamond is their mean with its 95 % interval."
 FIGURES: dict[str, Drawing] = {
-    "adversaries": Drawing("{task}: the adversaries while they learn", f"{LINES} Higher is a stronger attack.", adversaries),
-    "trajectories": Drawing(
-        "{task}: return against cost of every trajectory",
-        "Grey is D, orange D_f as it happened, blue D_f as it is labelled: at cost 0.",
-        trajectories,
-    ),
-    "training-losses": Drawing("{task}, {backbone}: training", LINES, logged, PAIR),
-    "training-curves": Drawing("{task}: policies in the simulator during training", LINES, training_curves),
-    "training-methods": Drawing("{task}, {backbone}: clean against poisoned", DOTS, methods, PAIR),
-    "unlearning-methods": Drawing("{task}, {backbone}: before and after unlearning", DOTS, methods, PAIR),
-    "unlearning-curves": Drawing(
-        "{task}, {backbone}: policies in the simulator during unlearning", LINES, unlearning_curves, PAIR
-    ),
-    "unlearning-inside": Drawing(
-        "{task}, {backbone}: {method} from the inside", LINES, inside, ("task", "backbone", "method")
-    ),
-    "ablations": Drawing("{task}, {backbone}: variants of Safe-RULE", DOTS, methods, PAIR),
-    "readings": Drawing(
-        "{task}: other readings of the paper against the default", "Left is less cost, right more return.", changes
-    ),
-    "table1-methods": Drawing("{task}: every method", "Filled is ours, hollow the paper's.", beside_paper),
-    "table1": Drawing(
-        "{task}: what Safe-RULE does to the poisoned policy", "Circles are before, squares after; hollow the paper's.", repairs
-    ),
-    "across-cells": Drawing("All cells of a backbone", "Dots with 95 % bootstrap intervals.", across, ("all",)),
-    "theory-tails": Drawing("{task}: Lemma A.1, Eq. 15, against u", LINES, tails),
-    "theory-bounds": Drawing("{task}: Eq. 26 and 27 during unlearning (step 0: the poisoned policy)", LINES, bounds),
-    "theory-constant-critic": Drawing(
-        "Lemma A.2 for a critic that is the same on all of the forget set", "Both bounds fall as Q_c grows.",
-        constant_critic, ("all",),
-    ),
-    "theory-neighbourhood": Drawing("{task}: the certified neighbourhood of the poisoned actions", LINES, neighbourhood),
-    "actions": Drawing("{task}: distance to the clean policies", f"{DOTS} The band is the floor.", actions),
-    "relearning": Drawing("{task}: cost while policies train on the poisoned data", LINES, relearning),
-    "table3": Drawing("{task}: time as a share of retraining's", "Dots are methods; hollow the paper's.", times),
-}  # fmt: skip
+    name: Drawing(title, reads, draw)
+    for name, title, reads, draw in (
+        ("adversaries", "{task}: the adversaries while they learn", LINES, adversaries),
+        ("trajectories", "{task}: return against cost of every trajectory", "Each dot is a trajectory.", trajectories),
+        ("training-losses", "{task}, {backbone}: training", LINES, logged),
+        ("training-curves", "{task}: policies in the simulator during training", LINES, training_curves),
+        ("training-methods", "{task}, {backbone}: clean against poisoned", DOTS, methods),
+        ("unlearning-methods", "{task}, {backbone}: before and after unlearning", DOTS, methods),
+        ("unlearning-curves", "{task}, {backbone}: in the simulator during unlearning", LINES, unlearning_curves),
+        ("unlearning-inside", "{task}, {backbone}: {method} from the inside", LINES, inside),
+        ("ablations", "{task}, {backbone}: variants of Safe-RULE", DOTS, methods),
+        ("readings", "{task}: other readings of the paper against the default", "Dots are episodes.", changes),
+        ("table1-methods", "{task}: every method", "Filled is ours, hollow the paper's.", beside_paper),
+        ("table1", "{task}: what Safe-RULE does to the poisoned policy", "Hollow is the paper's.", repairs),
+        ("across-cells", "All cells of a backbone", "Dots with 95 % bootstrap intervals.", across),
+        ("theory-tails", "{task}: Lemma A.1, Eq. 15, against u", LINES, tails),
+        ("theory-bounds", "{task}: Eq. 26 and 27 during unlearning (step 0: the poisoned policy)", LINES, bounds),
+        ("theory-constant-critic", "Lemma A.2 for a critic that is the same on all of D_f", "", constant_critic),
+        ("theory-neighbourhood", "{task}: the certified neighbourhood of poisoned actions", LINES, neighbourhood),
+        ("actions", "{task}: distance to the clean policies", f"{DOTS} The band is the floor.", actions),
+        ("relearning", "{task}: cost while policies train on the poisoned data", LINES, relearning),
+        ("table3", "{task}: time as a share of retraining's", "Hollow is the paper's.", times),
+    )
+}
