@@ -20,7 +20,7 @@ from saferule.runs.places import NOTEBOOKS, project_root
 if TYPE_CHECKING:
     from papermill.exceptions import PapermillExecutionError
 
-KERNEL = "saferule"  # registered by install.sh
+KERNEL = "saferule"  # in environments that register one of their own; else "python3" is the environment's
 ERROR_LINES = 12
 
 
