@@ -71,6 +71,7 @@ def run(
     changes: SetOption = [],  # noqa: B006  typer wants a list
 ) -> None:
     """Execute the notebooks of a profile; finished work is kept, interrupted work continues."""
+    from saferule.doctor import device
     from saferule.profiles import get_profile
     from saferule.runs.notebooks import run_all
     from saferule.runs.overrides import parse
@@ -83,7 +84,29 @@ def run(
         parameters["changes"] = changed
     if data is not None:
         parameters["data"] = str(data.resolve())
+    typer.echo(f"profile {profile} on {device().found}")
     run_all(profile, listed(notebooks) or NOTEBOOKS, output, parameters)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object.")] = False,
+) -> None:
+    """Check this machine: device, simulators, rendering, data, kernel; exit 1 when something needed does not work."""
+    import json
+
+    from saferule import doctor
+
+    results = []
+    for result in doctor.examine():
+        results.append(result)
+        if not as_json:
+            typer.echo(result.line())
+    report = doctor.as_json(results)
+    if as_json:
+        typer.echo(json.dumps(report, indent=1))
+    if not report["ok"]:
+        raise typer.Exit(1)
 
 
 @app.command()
