@@ -21,6 +21,7 @@ RUN dpkg-query -W | sort >/tmp/before \
     && apt-get update \
     && apt-get install -y --no-install-recommends \
         libegl1 libgl1-mesa-dri libopengl0 libosmesa6 make tini \
+    && apt-get clean \
     && rm -rf /var/lib/apt/lists/* \
     && mkdir -p /usr/local/share/saferule \
     && dpkg-query -W | sort | comm -13 /tmp/before - >/usr/local/share/saferule/apt-packages.tsv \

@@ -95,8 +95,11 @@ def doctor(
     """Check this machine: device, simulators, rendering, data, kernel; exit 1 when something needed does not work."""
     import json
 
-    from saferule import doctor
-
+    try:
+        from saferule import doctor
+    except ImportError as error:  # torch without one of its libraries, for example
+        typer.echo(f"FAILED packages: {error}: install anew with ./install.sh")
+        raise typer.Exit(1) from None
     results = []
     for result in doctor.examine():
         results.append(result)

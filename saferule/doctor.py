@@ -50,7 +50,7 @@ def checks() -> dict[str, Check]:
     """Every check by its name, in the order in which they are made."""
     return {
         "device": device,
-        "cores": cores,
+        "cores": lambda: Result("cores", OK, f"{len(os.sched_getaffinity(0))}"),
         "memory": memory,
         "shared memory": shared_memory,
         "disk": disk,
@@ -58,7 +58,7 @@ def checks() -> dict[str, Check]:
         **{name: partial(simulator_steps, name) for name in TASKS},
         "rendering": rendering,
         "datasets": datasets,
-        "notebook kernel": notebook_kernel,
+        "notebook kernel": lambda: Result("notebook kernel", OK, choose_kernel()),
         "system packages": system_packages,
     }
 
@@ -76,9 +76,6 @@ def examine(chosen: dict[str, Check] | None = None) -> Iterator[Result]:
 def as_json(results: list[Result]) -> dict[str, object]:
     """What ``--json`` prints."""
     return {"ok": all(r.state != FAILED for r in results), "checks": [asdict(r) for r in results]}
-
-
-# The machine
 
 
 def device() -> Result:
@@ -99,11 +96,6 @@ def device() -> Result:
     return Result("device", NOTE, f"cpu ({build}; {reason.rstrip('.')})", advice)
 
 
-def cores() -> Result:
-    """The CPU cores that this process may use."""
-    return Result("cores", OK, f"{len(os.sched_getaffinity(0))}")
-
-
 def memory() -> Result:
     """Main memory, or the container's share of it."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -115,8 +107,6 @@ def memory() -> Result:
 
 def shared_memory() -> Result:
     """/dev/shm, of which docker gives a container 64 MB."""
-    if not os.path.isdir("/dev/shm"):
-        return Result("shared memory", FAILED, "no /dev/shm", "processes cannot share locks: mount it")
     size = os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize
     advice = "enough for the process pool; with Ray, which keeps its objects there, give docker --shm-size=2g"
     return _enough("shared memory", size, SHARED_MEMORY, advice)
@@ -127,9 +117,6 @@ def disk() -> Result:
     folder = project_root() / "artifacts"
     free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
     return _enough("disk", free, FREE_DISK, "smoke writes 0.1 GB, cpu and paper more: make room", "free")
-
-
-# The computations
 
 
 def backbone_step(name: str) -> Result:
@@ -207,9 +194,6 @@ def rendering() -> Result:
     return Result("rendering", OK, f"a frame of {frame.shape[1]}x{frame.shape[0]} through {os.environ['MUJOCO_GL']}")
 
 
-# What comes with the project
-
-
 def datasets() -> Result:
     """The committed dataset files against their digests."""
     folder = project_root() / "artifacts" / "data"
@@ -229,11 +213,6 @@ def datasets() -> Result:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def notebook_kernel() -> Result:
-    """A kernel that starts this interpreter."""
-    return Result("notebook kernel", OK, choose_kernel())
 
 
 def system_packages() -> Result:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -171,3 +172,10 @@ def test_a_run_says_first_which_device_it_uses(monkeypatch):
     result = RUNNER.invoke(app, ["run"])
     device, running = result.stdout.splitlines()
     assert device == f"profile smoke on {doctor.device().found}" and running == "running"
+
+
+def test_a_torch_that_cannot_be_imported_is_a_line_too(monkeypatch):
+    monkeypatch.delattr("saferule.doctor")
+    monkeypatch.setitem(sys.modules, "saferule.doctor", None)
+    result = RUNNER.invoke(app, ["doctor"])
+    assert result.exit_code == 1 and result.stdout.startswith("FAILED packages: ") and "./install.sh" in result.stdout

@@ -69,12 +69,12 @@ def summary(found: dict[str, Any]) -> str:
             lines += ["", f"Large in it (MB): {large}; compiled Python {about['compiled_python_bytes'] / 1e6:.0f}."]
     lines += ["", "## Refused, in one sentence", "", "| case | exit code | what it says |", "|---|---|---|"]
     lines += [f"| {k[8:]} | {v[0]} | {v[1]} |" for k, v in found.items() if k.startswith("refused_")]
-    for run in ("root", "user", "readonly"):
+    for run in ("smoke", "smoke_again", "user", "root"):
         if run in found:
             owners = ", ".join(f"{who} ({n} files)" for who, n in found[run]["owners"].items())
             lines += ["", f"## Smoke inside: {run}", "", f"First line: `{found[run]['first_line']}`. Owners: {owners}."]
-    if "root" in found:
-        rows = found["root"]["table1"]
+    if "smoke" in found:
+        rows = found["smoke"]["table1"]
         lines += ["", "Table 1 of the smoke run:", "", "| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
         lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
     return "\n".join(lines) + "\n"
