@@ -8,10 +8,11 @@ Usage: ./run_all.sh [--profile smoke|cpu|paper] [--help]
 
   --profile smoke   (default) one task, tiny steps, every stage: minutes on 2 CPU cores
   --profile cpu     reduced steps and widths, committed local datasets, no GPU needed
-  --profile paper   the paper's own settings: one GPU
+  --profile paper   the paper's own settings: one GPU; starts with `saferule doctor`
 
-Makes .venv from requirements.lock if there is none (another place: SAFERULE_VENV=/path). Results are in
-artifacts/<profile>/. Finished work is kept: a second run trains nothing again, an interrupted one continues.
+Makes .venv from requirements.lock if there is none (another place: SAFERULE_VENV=/path), then says which device is
+used. Results are in artifacts/<profile>/. Finished work is kept: a second run trains nothing again, an interrupted one
+continues.
 TEXT
 }
 
@@ -47,7 +48,15 @@ esac
 
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
 venv="$(realpath -m -- "${SAFERULE_VENV:-$root/.venv}")"
+for folder in "$root/artifacts" "$root/artifacts/$profile"; do
+    if [[ -e "$folder" && ! -w "$folder" ]]; then
+        printf 'run_all.sh: %s cannot be written by user %s: chown it, or run as its owner %s (in a container --user)\n' \
+            "$folder" "$(id -u)" "$(stat -c '%u:%g' -- "$folder")" >&2
+        exit 1
+    fi
+done
 bash "$root/install.sh"
 
 cd -- "$root"
+if [[ "$profile" == paper ]]; then "$venv/bin/saferule" doctor; fi
 exec "$venv/bin/saferule" run --profile "$profile"
