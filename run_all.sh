@@ -4,11 +4,15 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-Usage: ./run_all.sh [--profile smoke|cpu|paper] [--help]
+Usage: ./run_all.sh [--profile smoke|cpu|paper] [choices] [--help]
 
   --profile smoke   (default) one task, tiny steps, every stage: minutes on 2 CPU cores
   --profile cpu     reduced steps and widths, committed local datasets, no GPU needed
   --profile paper   the paper's own settings: one GPU; starts with `saferule doctor`
+
+Choices, each with one or more values; without them all of the profile:
+  --tasks CarCircle ...   --backbones cpq ...   --attacks max_cost ...   --ratios 0.15 ...   --replicates 0 1 ...
+  --notebooks attack ...  --set episodes=50 ...
 
 Makes .venv from requirements.lock if there is none (another place: SAFERULE_VENV=/path), then says which device is
 used. Results are in artifacts/<profile>/. Finished work is kept: a second run trains nothing again, an interrupted one
@@ -23,8 +27,11 @@ bad_usage() {
 }
 
 profile=smoke
+choices=()
 while (($#)); do
-    case "$1" in
+    option="${1%%=*}"
+    if [[ "$1" == *=* ]]; then set -- "$option" "${1#*=}" "${@:2}"; fi
+    case "$option" in
         -h | --help)
             usage
             exit 0
@@ -34,9 +41,13 @@ while (($#)); do
             profile="$2"
             shift 2
             ;;
-        --profile=*)
-            profile="${1#*=}"
+        --tasks | --backbones | --attacks | --ratios | --replicates | --notebooks | --set)
+            (($# > 1)) && [[ "$2" != --* ]] || bad_usage "$option needs a value"
             shift
+            while (($#)) && [[ "$1" != --* ]]; do
+                choices+=("$option" "$1")
+                shift
+            done
             ;;
         *) bad_usage "unknown option: $1" ;;
     esac
@@ -59,4 +70,4 @@ bash "$root/install.sh"
 
 cd -- "$root"
 if [[ "$profile" == paper ]]; then "$venv/bin/saferule" doctor; fi
-exec "$venv/bin/saferule" run --profile "$profile"
+exec "$venv/bin/saferule" run --profile "$profile" "${choices[@]}"

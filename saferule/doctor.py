@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,12 +13,13 @@ import torch
 from torch import Tensor
 
 from saferule.agents import BACKBONES, get_backbone
-from saferule.agents.batch import Batch
 from saferule.agents.population import Population, create, draw_noise, training, update
-from saferule.envs import TASKS, make
+from saferule.data.batches import Batch
 from saferule.errors import SaferuleError
-from saferule.runs.notebooks import choose_kernel
+from saferule.files import sha256
+from saferule.runs.notebooks import kernel
 from saferule.runs.places import project_root
+from saferule.sim import TASKS, make
 
 OK, NOTE, FAILED = "ok", "note", "FAILED"
 APT_PACKAGES = Path("/usr/local/share/saferule/apt-packages.tsv")  # written when the container image is built
@@ -58,7 +58,7 @@ def checks() -> dict[str, Check]:
         **{name: partial(simulator_steps, name) for name in TASKS},
         "rendering": rendering,
         "datasets": datasets,
-        "notebook kernel": lambda: Result("notebook kernel", OK, choose_kernel()),
+        "notebook kernel": lambda: Result("notebook kernel", OK, kernel()),
         "system packages": system_packages,
     }
 
@@ -203,16 +203,11 @@ def datasets() -> Result:
         )
         return Result("datasets", FAILED, f"no {folder / SUMS}", advice)
     lines = [line.split() for line in (folder / SUMS).read_text().splitlines()]
-    bad = [name for digest, name in lines if not (folder / name).is_file() or _sha256(folder / name) != digest]
+    bad = [name for digest, name in lines if not (folder / name).is_file() or sha256(folder / name) != digest]
     if bad:
         advice = "get them anew from the repository (git lfs or a broken download?)"
         return Result("datasets", FAILED, f"{', '.join(bad)} in {folder}: missing or of another SHA-256", advice)
     return Result("datasets", OK, f"{len(lines)} files as in {SUMS}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def system_packages() -> Result:
