@@ -85,6 +85,7 @@ def run(
     data: DataFolderOption = None,
 ) -> None:
     """Execute the notebooks of a profile; finished work is kept, interrupted work continues."""
+    from saferule.doctor import device
     from saferule.runs.experiment import get_profile
     from saferule.runs.notebooks import run_all
     from saferule.runs.places import NOTEBOOKS
@@ -95,6 +96,7 @@ def run(
     parameters = chosen | ({"changes": changed} if changed else {})
     if data is not None:
         parameters["data"] = str(data.resolve())
+    typer.echo(f"profile {profile} on {device().found}")
     run_all(profile, notebooks or NOTEBOOKS, output, parameters)
 
 
@@ -133,6 +135,30 @@ def status(
         typer.echo(sentence)
     typer.echo(f"{total[0]} of {total[1]} runs of profile {profile} are done in {store.root}")
     if damaged:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object.")] = False,
+) -> None:
+    """Check this machine: device, simulators, rendering, data, kernel; exit 1 when something needed does not work."""
+    import json
+
+    try:
+        from saferule import doctor
+    except ImportError as error:  # torch without one of its libraries, for example
+        typer.echo(f"FAILED packages: {error}: install anew with ./install.sh")
+        raise typer.Exit(1) from None
+    results = []
+    for result in doctor.examine():
+        results.append(result)
+        if not as_json:
+            typer.echo(result.line())
+    report = doctor.as_json(results)
+    if as_json:
+        typer.echo(json.dumps(report, indent=1))
+    if not report["ok"]:
         raise typer.Exit(1)
 
 

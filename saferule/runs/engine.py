@@ -18,7 +18,7 @@ from typing import Any
 from saferule.errors import RunError, SaferuleError
 from saferule.runs.execute import InProcess, cores, local_pool, stop
 from saferule.runs.interruptible import SAVE_SECONDS, progress
-from saferule.runs.spec import ForgetRun, PolicyRun, Run, TimingRun, parents
+from saferule.runs.spec import ForgetRun, PolicyRun, Run, TimingRun, lineage, parents
 from saferule.runs.store import Store
 from saferule.runs.work import Workspace, work
 from saferule.unlearn import family, loss_options
@@ -57,21 +57,6 @@ def make(runs: Sequence[Run], workspace: Workspace, executor: Executor | None = 
             f"{sum(len(job.runs) for job in jobs if job in failed)} of {sum(len(job.runs) for job in jobs)} runs could "
             f"not be made, everything else is finished and kept: {'; '.join(sentences[:3])}"
         )
-
-
-def lineage(runs: Sequence[Run]) -> list[Run]:
-    """The runs and all that they build on, each once, what is built on before what builds on it."""
-    found: dict[Run, None] = {}
-
-    def add(run: Run) -> None:
-        if run not in found:
-            for parent in parents(run):
-                add(parent)
-            found[run] = None
-
-    for run in runs:
-        add(run)
-    return list(found)
 
 
 def missing(runs: Sequence[Run], store: Store) -> list[Run]:

@@ -20,6 +20,7 @@ from saferule.attack.poison import ATTACKS, rollouts_needed
 from saferule.errors import SettingsError
 from saferule.paper import ATTACK, TABLE7, default_readings
 from saferule.runs.spec import (
+    LEARNER,
     AdversaryRun,
     EvaluationRun,
     ForgetRun,
@@ -171,7 +172,7 @@ PROFILES: dict[str, Profile] = {
 FIXED = ("name", "config", "adversary_steps_by_task")  # what makes the profile the profile
 
 
-def get_profile(name: str, **changes: Any) -> Profile:
+def get_profile(name: str, /, **changes: Any) -> Profile:
     """A profile by name, with some fields replaced; None leaves a field as it is, a list or one value makes a tuple.
 
     SettingsError for an unknown profile or field, a value of another type, and what `Profile` refuses.
@@ -222,7 +223,7 @@ class Data(NamedTuple):
 def adversary_run(profile: Profile, task: str, attack: str, replicate: int) -> AdversaryRun:
     """The adversary of an attack on a task, under the default readings of Algorithm 1."""
     steps = dict(profile.adversary_steps_by_task).get(task, profile.adversary_steps)
-    readings = frozen(adversary="ppo", adversary_start=default_readings()["adversary_start"])
+    readings = frozen(adversary_start=default_readings()["adversary_start"], **dict([LEARNER]))
     return AdversaryRun(task, attack, steps, replicate, readings)
 
 
@@ -284,7 +285,7 @@ def _policies(
         forget = forget_run(profile, data, task, attack, ratio, replicate)
         poisoned = replace(clean, forget=forget, method="poisoned")
         starts = {"clean": [clean], "poisoned": [poisoned], "every policy": [clean]}
-        for method in METHODS.values():
+        for method in sorted(METHODS.values(), key=lambda m: m.start == "every policy"):  # when there are all
             if not _wanted(profile, method, poisoned):
                 continue
             for start in starts.get(method.start, [None]):

@@ -42,6 +42,7 @@ def run_all(
     if unknown:
         raise SettingsError(f"unknown notebook {unknown[0]!r}: choose among {', '.join(NOTEBOOKS)}")
     root = project_root()
+    kernel()
     output = (output or root / "artifacts").resolve()
     folder = output / profile
     given = {"profile": profile, **(parameters or {})}
@@ -55,13 +56,33 @@ def run_all(
     return folder
 
 
+def kernel() -> str:
+    """The program that the notebooks' kernel starts; RunError when it is not this very interpreter."""
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # before kernelspecs that the user has for other environments
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    try:
+        program = KernelSpecManager().get_kernel_spec(KERNEL).argv[0]
+    except NoSuchKernel:
+        program = "nothing"
+    ours = Path(sys.executable)
+    # jupyter_client itself replaces a bare "python" by the interpreter it runs in.
+    if program in ("python", "python3", f"python3.{sys.version_info[1]}"):
+        return sys.executable
+    if Path(program).parent.resolve() != ours.parent.resolve():
+        raise RunError(
+            f"the notebook kernel {KERNEL!r} starts {program}, expected {sys.executable}: install anew with "
+            f"./install.sh, or run `{sys.executable} -m ipykernel install --sys-prefix`"
+        )
+    return program
+
+
 def execute(notebook: Path, folder: Path, parameters: Mapping[str, Any], directory: Path) -> float:
     """Execute one notebook in ``directory`` and put the executed copy into ``folder``; returns the seconds it took.
 
     RunError names the notebook, the cell and the last lines of its error; what was executed until then is kept as
     ``<name>.failed.ipynb``.
     """
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # before kernelspecs that the user has for other environments
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError

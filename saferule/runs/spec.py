@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ from saferule.sim.tasks import get_task
 from saferule.unlearn import coefficients, loss_options
 
 Frozen = tuple[tuple[str, Any], ...]
+LEARNER = ("adversary", "ppo")  # once a reading with one option; the stored adversaries are described with it
 
 
 def frozen(**values: Any) -> Frozen:
@@ -39,12 +40,17 @@ class AdversaryRun:
     attack: str
     steps: int  # of the simulator
     seed: int = 0
-    readings: Frozen = ()  # of the attack, all that matter here
+    readings: Frozen = ()  # those of the attack that matter here, behind `LEARNER`
 
     @property
     def label(self) -> str:
         """Readable part of the folder's name."""
         return f"{self.task}-{self.attack}"
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """The readings that there is a choice in."""
+        return {name: option for name, option in self.readings if (name, option) != LEARNER}
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,7 @@ Run = AdversaryRun | ForgetRun | PolicyRun | EvaluationRun | TimingRun
 def in_force(run: Run | UserFile) -> dict[str, Any]:
     """What the run takes from the code: a change to it is another run."""
     if isinstance(run, AdversaryRun):
-        return asdict(adversary_settings(run.task, run.attack, dict(run.readings)))
+        return asdict(adversary_settings(run.task, run.attack, run.choices))
     if isinstance(run, TimingRun):
         return {"config": asdict(config(run))}
     if isinstance(run, PolicyRun):
@@ -210,6 +216,21 @@ def key(run: Run) -> str:
 def parents(run: Run) -> tuple[Run, ...]:
     """The runs that a run is made from."""
     return tuple(value for f in fields(run) if isinstance(value := getattr(run, f.name), Run))
+
+
+def lineage(runs: Sequence[Run]) -> list[Run]:
+    """The runs and all that they build on, each once, what is built on before what builds on it."""
+    found: dict[Run, None] = {}
+
+    def add(run: Run) -> None:
+        if run not in found:
+            for parent in parents(run):
+                add(parent)
+            found[run] = None
+
+    for run in runs:
+        add(run)
+    return list(found)
 
 
 def config(run: PolicyRun | TimingRun) -> Any:

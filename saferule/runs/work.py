@@ -73,11 +73,9 @@ def forget_data(store: Store, run: ForgetRun) -> ForgetSet:
 
 def _adversary(workspace: Workspace, runs: Sequence[AdversaryRun], say: Say) -> None:
     for run in runs:
-        began = time.monotonic()
-        task, readings = get_task(run.task), dict(run.readings)
-        readings.pop("adversary")  # there is only one
+        began, task = time.monotonic(), get_task(run.task)
         with workspace.store.write(run) as folder:
-            train_adversary(task, run.attack, run.steps, run.seed, folder, readings=readings, progress=False)
+            train_adversary(task, run.attack, run.steps, run.seed, folder, readings=run.choices, progress=False)
         say(f"adversary {run.label}: {run.steps} simulator steps in {time.monotonic() - began:.0f} s")
 
 
