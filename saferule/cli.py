@@ -199,9 +199,9 @@ def data_collect(
     seeds: Annotated[str, typer.Option(help="With commas; one policy per seed and cost limit.")] = "0",
     episodes: Annotated[int, typer.Option(help="How many to select.")] = 450,
     processes: Annotated[int | None, typer.Option(help="Policies trained at the same time [one per core].")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file and its card.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
-    """Train behaviour policies in the simulator, select episodes from all they did while they learned, write a card."""
+    """Train behaviour policies in the simulator and select episodes from all they did while they learned."""
     from saferule.sim.tasks import get_task
 
     get_task(task)
@@ -211,7 +211,6 @@ def data_collect(
         from saferule.runs.places import project_root
 
         out = project_root() / "artifacts" / "data" / f"{task}.hdf5"
-    from saferule.data.card import write_card
     from saferule.data.collect import collect
 
     command = f"saferule data collect --task {task} --steps {steps} --cost-limits {cost_limits} --seeds {seeds}"
@@ -226,7 +225,6 @@ def data_collect(
         command=f"{command} --episodes {episodes}",
         overwrite=overwrite,
     )
-    write_card(dataset, out.with_suffix(".md"))
     typer.echo(f"{out}: {len(dataset)} steps of {len(dataset.episodes())} episodes")
 
 
@@ -236,11 +234,12 @@ def data_fetch(
     folder: Annotated[
         Path | None, typer.Option(help="Where it is kept [DSRL_DATASET_DIR, or ~/.dsrl/datasets].")
     ] = None,
+    endpoint: Annotated[str | None, typer.Option(help="A mirror of the Hugging Face hub [HF_ENDPOINT, or it].")] = None,
 ) -> None:
-    """Download DSRL's dataset of a task; an interrupted download continues, a finished one is checked by its hash."""
-    from saferule.data.download import fetch
+    """Download DSRL's dataset of a task; an interrupted download begins again, a present one is checked by hash."""
+    from saferule.data.fetch import fetch
 
-    typer.echo(fetch(task, folder, say=lambda line: typer.echo(line, err=True)))
+    typer.echo(fetch(task, folder, endpoint=endpoint, say=lambda line: typer.echo(line, err=True)))
 
 
 @data_app.command("check")

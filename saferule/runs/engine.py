@@ -21,8 +21,7 @@ import torch
 
 from saferule.agents.state import read
 from saferule.attack.poison import ForgetSet, poison, save_forget_set
-from saferule.data.clean import clean_data
-from saferule.data.schema import Dataset
+from saferule.data.schema import Dataset, clean_data
 from saferule.runs.cells import Adversary, Evaluation, Forget, Policy, Relearning, Training, Unlearning, origin
 from saferule.runs.execute import evaluate_file, worker_pool
 from saferule.runs.groups import Place, cores, forget_data, work, work_alone
@@ -236,13 +235,13 @@ def _train_adversary(store: Store, cell: Adversary) -> None:
 
 def _make_forget_sets(place: Place, cells: Sequence[Forget]) -> list[str]:
     """The forget sets of one adversary, from one set of rollouts; returns what there is to say."""
-    from saferule.attack.adversary import leading, roll_out
+    from saferule.attack.adversary import leading, roll_out_adversary
     from saferule.sim.ppo import OnlinePolicy
 
     adversary, said = cells[0].adversary, []
     policy = OnlinePolicy.load(place.store.folder(adversary))
     task, most = get_task(adversary.task), max(cell.rollouts for cell in cells)
-    rollouts = roll_out(task, policy, most, adversary.seed, samples=most * task.horizon)
+    rollouts = roll_out_adversary(task, policy, most, adversary.seed, samples=most * task.horizon)
     for cell in cells:
         forget = poison(
             clean_data(place.data_folder, adversary.task),

@@ -23,7 +23,7 @@ def evaluate_file(
     torch.set_num_threads(1)
     agent = load_networks(path)
     task = get_task(agent.task)
-    rows = roll_out(task, agent_policy(agent.backbone, agent.cfg, agent.nets, seeds, deterministic), seeds)
+    rows = roll_out(task, agent_policy(agent.backbone, agent.cfg, agent.nets, seeds, deterministic), seeds).rows
     return normalised(rows, task, cost_limit)
 
 

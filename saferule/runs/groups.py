@@ -20,7 +20,7 @@ from saferule.agents.parts import ORIGINAL, Scalars
 from saferule.agents.population import Algorithm, Population, create, reset_optimisers, stack, training
 from saferule.attack.poison import ForgetSet, load_forget_set
 from saferule.data.batches import Batch, TransitionPool, draw_rows
-from saferule.data.clean import clean_data
+from saferule.data.schema import clean_data
 from saferule.runs.cells import Forget, Policy, Relearning, Training, Unlearning, config, origin
 from saferule.runs.interruptible import AGENT, InterruptibleRun
 from saferule.runs.store import Store

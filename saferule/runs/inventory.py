@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
-from saferule.data.clean import clean_file
-from saferule.data.schema import load
+from saferule.data.schema import clean_file, load
 from saferule.errors import DataError
 from saferule.profiles import Profile
 from saferule.runs import plan

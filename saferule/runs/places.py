@@ -18,7 +18,7 @@ NOTEBOOKS = ("attack", "train", "unlearn", "ablate", "audit", "theory", "tables"
 def default_data_folder(profile: Profile) -> Path:
     """The folder of a profile's clean data: the checkout's, or the one in which dsrl keeps its downloads."""
     if profile.data == "dsrl":
-        from saferule.data.download import dataset_folder
+        from saferule.data.fetch import dataset_folder
 
         return dataset_folder()
     return project_root() / "artifacts" / "data"
