@@ -77,7 +77,7 @@ def bench_unlearning(
     """Time of retraining, Safe-RULE and the baselines (Table 3); run it on an idle machine."""
     from saferule.bench import write_json
     from saferule.bench.unlearning import measure
-    from saferule.data.clean import clean_data
+    from saferule.data.schema import clean_data
     from saferule.profiles import get_profile
     from saferule.report.timing import conclusions, markdown
     from saferule.runs.places import project_root
