@@ -17,7 +17,7 @@ import torch
 
 from saferule.agents.checkpoint import load_networks
 from saferule.data.schema import clean_data
-from saferule.report.tables import CELL, OURS, POLICY, in_reading_order, interval, with_clean
+from saferule.report.tables import AGAIN, CELL, OURS, POLICY, in_reading_order, interval, with_clean
 from saferule.runs.interruptible import AGENT
 from saferule.runs.spec import ForgetRun, PolicyRun, identity
 from saferule.runs.work import Workspace, forget_data
@@ -56,13 +56,13 @@ def _states(workspace: Workspace, task: str, forget: ForgetRun) -> dict[str, np.
 
 
 def distances_to_default(workspace: Workspace, repairs: Sequence[PolicyRun]) -> pd.DataFrame:
-    """How far the actions of finished repairs are from those of Safe-RULE's default that repaired the same policy.
+    """How far the actions of Safe-RULE under readings, and of the same once more, are from those of the default.
 
     Columns: those of `identity`, actions_keep and actions_forget (`action_distance`, over at most STATES states of D
-    and of D_f). Repairs without a default among them are left out.
+    and of D_f). Other repairs, and those of a policy that the default did not repair, are left out.
     """
     defaults = {run.start: run for run in repairs if run.method == OURS and not run.readings}
-    rows = {run: identity(run) for run in repairs if run.start in defaults}
+    rows = {run: identity(run) for run in repairs if run.method in (OURS, AGAIN) and run.start in defaults}
     for start, default in defaults.items():
         for name, states in _states(workspace, start.task, start.forget).items():
             reference = acted(workspace, default, states)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,23 @@ import pandas as pd
 from IPython.display import HTML, Image, Markdown, display
 
 from saferule.attack.adversary import CURVE_FILE
-from saferule.attack.poison import ForgetSet
+from saferule.attack.poison import ForgetSet, attack_reward
 from saferule.data.schema import Dataset, clean_data
 from saferule.files import write_bytes
 from saferule.paper import TABLE7
 from saferule.report import tables
 from saferule.report.figures import FIGURES
 from saferule.report.style import ATTACKS, png
+from saferule.report.timing import table3
 from saferule.runs import results
 from saferule.runs.engine import make
+from saferule.runs.execute import cores, process_pool
 from saferule.runs.experiment import Profile, ablated, get_profile, plan
 from saferule.runs.places import known_data, workspace
 from saferule.runs.spec import PolicyRun, Run, identity
 from saferule.runs.work import forget_data
-from saferule.sim import get_task
+from saferule.sim.film import Job, as_html, film_adversaries
+from saferule.unlearn import METHODS
 
 COMPARED = ("main", "ablations")  # parts of which policies stand beside those of any other
 
@@ -84,9 +87,13 @@ class Study:
         """Make the runs that are missing, and what they build on."""
         make(runs, self.workspace)
 
-    def part(self, name: str) -> list[PolicyRun]:
-        """The policies of a part of the plan, made and evaluated where that is missing."""
-        return self._evaluated(self.plan[name])
+    def part(self, part: str, **which: str) -> list[PolicyRun]:
+        """The policies of a part of the plan (`only` those), made and evaluated where that is missing."""
+        return self._evaluated(self.only(self.plan[part], **which))
+
+    def only(self, policies: Sequence[PolicyRun], **which: str) -> list[PolicyRun]:
+        """The policies whose methods are declared so, such as start="fresh" or family="safe_rule"."""
+        return [run for run in policies if which.items() <= vars(METHODS[run.method]).items()]
 
     def beside(self, policies: Sequence[PolicyRun]) -> list[PolicyRun]:
         """The policies of parts main and ablations that share data and replicate with any of these, and their clean."""
@@ -153,6 +160,11 @@ class Study:
         """What the losses reported, one row per policy and logged step."""
         return results.logs(self.store, policies)
 
+    def times(self) -> pd.DataFrame:
+        """Table 3, measured where that is missing (`saferule.report.timing.table3`)."""
+        self.make(self.plan["timing"])
+        return table3(results.times(self.store, self.plan["timing"]))
+
     def stopped(self, policies: Sequence[PolicyRun]) -> None:
         """Print a sentence for each policy whose run ended early because a value was not finite."""
         print(*results.stopped(self.store, policies), sep="\n")
@@ -197,6 +209,21 @@ class Study:
         """Display all rows of a table with names as the paper writes them and rounded numbers."""
         with pd.option_context("display.max_rows", None, "display.max_columns", None, "display.max_colwidth", None):
             display(tables.readable(frame))
+
+    def films(self) -> None:
+        """Show an episode of each adversary of the first replicate, kept in ``videos/``; without it, say why not."""
+        runs = [run for run in self.plan["adversaries"] if run.seed == self.profile.replicates[0]]
+        if not self.profile.videos:
+            return print("No films: videos are switched off (videos=false).")
+        self.make(runs)
+        jobs = []
+        for run in runs:
+            folder, title = self.store.folder(run), f"{run.task}, {ATTACKS[run.attack]}"
+            score = partial(attack_reward, run.attack)
+            jobs.append(Job(folder, self.folder / "videos" / f"{folder.name}.gif", score, title))
+        (self.folder / "videos").mkdir(parents=True, exist_ok=True)
+        with process_pool(cores()) as pool:
+            display(HTML(as_html(film_adversaries(jobs, pool))))
 
     def figure(self, name: str, *rows: pd.DataFrame) -> None:
         """Draw a figure of `FIGURES` for each task (and backbone), write ``figures/<name>-*.png`` and display that."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,17 @@ def forget_summary(task: str, data: Dataset, forget_sets: Sequence[tuple[int, Fo
         for name, dataset in (("true", forget.true_dataset()), ("label", forget.dataset), ("D", data)):
             row |= {f"return_{name}": dataset.episode_returns().mean(), f"cost_{name}": dataset.episode_costs().mean()}
         rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def described(part: str) -> pd.DataFrame:
+    """One row per method of a part: what its family does, what it changes in that, and the file with the loss."""
+    rows = []
+    for method in (m for m in METHODS.values() if m.part == part):
+        family = import_module(f"saferule.unlearn.{method.family}")
+        changes = ", ".join(f"{name} = {value:g}" for name, value in method.coefficients.items())
+        does = str(family.__doc__).partition("\n")[0]
+        rows.append({"method": method.name, "what it is": does, "with": changes, "file": f"{method.family}.py"})
     return pd.DataFrame(rows)
 
 
@@ -278,8 +290,7 @@ def paired(episodes: pd.DataFrame) -> pd.DataFrame:
     Columns cost_change and return_change; reading and option, which are empty for the default and ("same run again",
     its name) for the default once more as another agent. Seeds that not all have are left out.
     """
-    rows = episodes.assign(**reading_and_option(episodes))
-    rows = rows[rows["reading"].ne("") | rows["method"].eq(OURS)]
+    rows = read(episodes)
     seeds = rows.loc[~rows["reading"].isin(["", SAME_RUN]), "seed"].unique()
     rows = rows[rows["seed"].isin(seeds)]
     default = rows.loc[rows["reading"] == "", [*POLICY, "seed", *METRICS]]
@@ -290,13 +301,14 @@ def paired(episodes: pd.DataFrame) -> pd.DataFrame:
 SAME_RUN = "same run again"
 
 
-def reading_and_option(rows: pd.DataFrame) -> dict[str, list[str]]:
-    """The columns reading and option; of several readings at once the names are joined by commas."""
+def read(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those of Safe-RULE and of the same once more, with columns reading and option (of several, joined by commas)."""
+    rows = rows[rows["method"].isin([OURS, AGAIN])]
     chosen, again = [json.loads(text) for text in rows["readings"]], rows["method"] == AGAIN
-    return {
-        "reading": [SAME_RUN if a else ", ".join(c) for a, c in zip(again, chosen, strict=True)],
-        "option": [AGAIN if a else ", ".join(c.values()) for a, c in zip(again, chosen, strict=True)],
-    }
+    return rows.assign(
+        reading=[SAME_RUN if a else ", ".join(c) for a, c in zip(again, chosen, strict=True)],
+        option=[AGAIN if a else ", ".join(c.values()) for a, c in zip(again, chosen, strict=True)],
+    )
 
 
 def effects(episodes: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
@@ -311,7 +323,7 @@ def effects(episodes: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     rows, names = paired(episodes), [*POLICY, "reading", "option"]
     grouped = rows.groupby(names, sort=False)
     table = grouped[["cost", "return", "cost_change", "return_change"]].mean().assign(episodes=grouped.size())
-    moved = distances.assign(**reading_and_option(distances)).set_index(names)[["actions_keep", "actions_forget"]]
+    moved = read(distances).set_index(names)[["actions_keep", "actions_forget"]]
     table = table.join(moved).reset_index()
     farthest = table[["actions_keep", "actions_forget"]].max(axis=1)
     again = farthest.where(table["reading"] == SAME_RUN).groupby([table[name] for name in POLICY]).transform("max")
@@ -361,7 +373,7 @@ def readable(frame: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     shown = shown.replace({"ratio": {"0 %": ""}})  # of clean policies
 
     def number(value: float) -> Any:
-        return "" if pd.isna(value) else f"{value:.3g}" if 0 < abs(value) < 0.1 else f"{value:.{digits}f}"
+        return "" if pd.isna(value) else f"{value:.3g}" if 0 < abs(value) < 0.1 else f"{round(value, digits) + 0.0:.{digits}f}"
 
     for column in shown.select_dtypes("float"):
         shown[column] = shown[column].map(number)
