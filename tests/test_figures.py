@@ -1,265 +1,205 @@
-"""Tables and figures from rows made by hand."""
+"""Figures from rows made by hand."""
 
 import io
-from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from episodes_by_hand import CELL, rows, two_seeds
+from episodes_by_hand import CELL, rows, two_replicates
 from matplotlib.image import imread
+from test_tables import data, distances_of, forget, many, other_readings  # noqa: F401
 
-from saferule.attack.poison import ForgetSet
-from saferule.data.schema import Dataset
-from saferule.report import canvas, comparison, comparison_figures, figures, labels, tables
-from saferule.runs.inventory import REPAIRS
-from saferule.unlearn import METHODS
+from saferule.agents import BACKBONES
+from saferule.report import figures, style, tables
+from saferule.report.figures import FIGURES
+from saferule.unlearn import METHODS, Method
 
 
 @pytest.fixture
 def episodes():
-    return two_seeds()
+    return two_replicates()
 
 
-def dataset(rewards, costs, ends):
-    n = len(rewards)
-    flags = np.isin(np.arange(n), ends)
-    return Dataset(
-        np.zeros((n, 8)),
-        np.zeros((n, 8)),
-        np.zeros((n, 2)),
-        rewards,
-        costs,
-        np.zeros(n, bool),
-        flags,
-        {"made_by": "hand"},
-    )
+def drawn(name, *frames):
+    """The only figure of that name."""
+    (_, figure), *others = FIGURES[name].figures(*frames)
+    assert not others and not plt.get_fignums()
+    return figure
 
 
-@pytest.fixture
-def data():
-    """Two trajectories: return 3 at cost 0, return 10 at cost 12."""
-    return dataset([1.0, 2.0, 4.0, 6.0], [0.0, 0.0, 5.0, 7.0], [1, 3])
+def panels(figure):
+    return {(panel.get_title("left"), panel.get_xlabel() or panel.get_ylabel()): panel for panel in figure.axes}
 
 
-@pytest.fixture
-def forget():
-    """One poisoned trajectory: truly return 2 at cost 2, labelled return 12 at cost 0."""
-    relabelled = dataset([6.0, 6.0], [0.0, 0.0], [1])
-    return ForgetSet(
-        relabelled,
-        np.array([1.0, 1.0], np.float32),
-        np.array([1.0, 1.0], np.float32),
-        np.array([0]),
-        np.array([2.0]),
-        "max_cost",
-        0.5,
-        4,
-    )
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-# Tables
+def dots(panel, marker_size):
+    """Places (N,) of the dots of this size, in the order in which they were drawn."""
+    chosen = [c.get_offsets()[:, 0].tolist() for c in panel.collections if c.get_sizes()[0] == marker_size]
+    return [x for places in chosen for x in places]
 
 
-def test_seeds_are_the_unit(episodes):
-    """A seed with more episodes does not weigh more."""
-    more = pd.concat([episodes, rows("poisoned", 1, [60.0] * 50, [50.0] * 50)])
-    for frame in (episodes, more):
-        poisoned = tables.summarise(frame).set_index("method").loc["poisoned"]
-        assert poisoned["cost"] == 45.0  # mean of 30 and 60
-        assert poisoned["return"] == 100.0  # mean of 150 and 50
-        assert poisoned["n_seeds"] == 2 and poisoned["seeds"] == "0 1" and poisoned["episodes"] == 2
+# Look
 
 
-def test_no_interval_under_three_seeds(episodes):
-    summary = tables.summarise(episodes)
-    assert summary[["cost_low", "cost_high", "return_low", "return_high"]].isna().all(axis=None)
-    third = tables.summarise(pd.concat([episodes, rows("poisoned", 2, [90.0], [0.0])])).set_index("method")
-    assert third.loc["poisoned", ["cost_low", "cost_high"]].tolist() == [30.0, 90.0]
-    assert np.isnan(third.loc["safe-rule", "cost_low"])
-
-
-def test_interval_is_a_bootstrap_over_seeds():
-    assert all(np.isnan(tables.interval(np.array([1.0, 2.0]))))
-    assert tables.interval(np.array([5.0, 5.0, 5.0])) == (5.0, 5.0)
-    # Of the 27 resamples of three values one is all smallest and one all largest: 3.7 % each, above 2.5 %.
-    assert tables.interval(np.array([0.0, 1.0, 2.0])) == (0.0, 2.0)
-    low, high = tables.interval(np.arange(20.0))
-    assert 6.5 < low < 7.5 and 11.5 < high < 12.5  # 9.5 +- 1.96 * 5.77 / sqrt(20)
-
-
-def test_changes_are_paired_by_seed(episodes):
-    change = tables.changes(episodes).set_index("method").loc["safe-rule"]
-    assert change["cost_removed"] == pytest.approx(((30 - 5) + (60 - 25)) / 2)
-    assert change["return_gained"] == pytest.approx(((110 - 150) + (60 - 50)) / 2)
-    assert change["n_seeds"] == 2
-    assert "clean" not in tables.changes(episodes)["method"].tolist()
-
-
-def test_with_clean_repeats_the_clean_rows_under_every_condition(episodes):
-    second = rows("poisoned", 0, [1.0], [1.0], attack="min_reward", ratio=0.05)
-    other_task = rows("poisoned", 0, [1.0], [1.0], task="PointGoal")
-    frame = tables.with_clean(pd.concat([episodes, second, other_task], ignore_index=True))
-    clean = frame[frame["method"] == "clean"]
-    assert clean.groupby(["task", "attack", "ratio"]).size().to_dict() == {
-        ("CarCircle", "max_cost", 0.15): 4,
-        ("CarCircle", "min_reward", 0.05): 4,
-    }
-    assert list(frame.columns) == list(episodes.columns)
-
-
-def test_per_seed_says_what_is_safe(episodes):
-    frame = tables.per_seed(episodes).set_index(["method", "training_seed"])
-    assert frame.loc[("clean", 0), "cost"] == 6.0 and frame.loc[("clean", 0), "safe"]
-    assert frame.loc[("fine-tuning", 0), "safe"]  # 10 is within the limit of 10
-    assert not frame.loc[("safe-rule", 1), "safe"]
-
-
-def test_data_tables(data, forget):
-    summary = tables.data_summary("CarCircle", data, 10.0).iloc[0]
-    assert (summary["trajectories"], summary["steps"], summary["safe_share"]) == (2, 4, 0.5)
-    assert summary["best_safe_return"] == 3.0 and summary["made_by"] == "hand"
-    points = tables.data_points(data, [forget])
-    assert points[["set", "return", "cost"]].values.tolist() == [
-        ["D", 3.0, 0.0],
-        ["D", 10.0, 12.0],
-        ["D_f, true labels", 2.0, 2.0],
-        ["D_f, poisoned labels", 12.0, 0.0],
-    ]
-    spread = tables.quantiles(points).set_index("set")
-    assert spread.loc["D", ["trajectories", "return_0%", "return_50%", "cost_100%"]].tolist() == [2, 3.0, 6.5, 12.0]
-    row = tables.forget_summary("CarCircle", data, [forget]).iloc[0]
-    assert row["share"] == pytest.approx(2 / 6)
-    assert row["reward_label"] == 6.0 and row["without_score"] == 0
-    assert (row["return_true"], row["return_label"], row["return_D"]) == (2.0, 12.0, 6.5)
-    assert (row["cost_true"], row["cost_label"], row["cost_D"]) == (2.0, 0.0, 6.0)
-
-
-def test_trajectories_without_a_score_are_counted_and_named(data, forget):
-    """A score of 0 has found nothing, one below 0 the opposite."""
-    ties = replace(forget, episodes=np.arange(4), scores=np.array([2.0, 1e-9, 0.0, -3.0]))
-    summary = tables.forget_summary("CarCircle", data, [forget, ties])
-    assert summary["without_score"].tolist() == [0, 2] and summary["trajectories"].tolist() == [1, 4]
-    (said,) = tables.selected_without_score(summary)
-    assert said.startswith("CarCircle, Max Cost 50 %: 2 of 4 selected trajectories have a score S_z of 0 or less.")
-    assert tables.selected_without_score(summary[:1]) == [
-        "CarCircle: every selected trajectory has a score S_z above 0."
-    ]
-
-
-def test_reward_labels_keep_their_digits():
-    shown = tables.readable(pd.DataFrame({"reward_label": [0.007631412, -0.0082606, 4.6461644], "share": 0.13043}), 2)
-    assert shown["reward_label"].tolist() == ["0.00763", "-0.00826", "4.65"] and shown["share"][0] == "13 %"
-
-
-def test_provenance_and_readable(episodes):
-    told = tables.provenance(tables.summarise(episodes), "smoke", {"CarCircle": "abcdef0123456789"})
-    assert list(told.columns[:2]) == ["profile", "data"]
-    assert set(told["data"]) == {"abcdef012345"}
-    shown = tables.readable(told)
-    assert "profile" not in shown and "cost_low" not in shown
-    assert shown["method"].tolist() == ["clean (retrained)", "poisoned", "fine-tuning", "Safe-RULE"]
-    assert shown["ratio"].tolist() == ["", "15 %", "15 %", "15 %"]
-    shown = tables.readable(pd.DataFrame({"paper_ratio": [0.05, np.nan], "gain": [-0.04, 1.26]}))
-    assert shown["paper_ratio"].tolist() == ["5 %", ""] and list(map(str, shown["gain"])) == ["0.0", "1.3"]
-
-
-def test_every_method_has_a_name_and_a_colour():
-    assert set(METHODS) <= set(labels.METHODS)
-    assert set(labels.METHODS) == set(labels.METHOD_COLOURS)
-    assert labels.in_order(["safe-rule", "unheard-of", "clean"]) == ["clean", "safe-rule", "unheard-of"]
-
-
-# Figures
-
-
-def panels_of(figure):
-    return [axes for axes in figure.axes if axes.get_xlabel() or axes.get_title(loc="left")]
-
-
-def test_zero_and_the_limit_are_on_the_axes(episodes):
-    far = episodes.assign(cost=episodes["cost"] + 500, **{"return": episodes["return"] + 500})
-    figure = figures.episode_dots(far, "title")
-    cost, score = figure.axes
-    assert cost.get_xlim()[0] < 0 and score.get_xlim()[0] < 0
-    assert [10.0, 10.0] in [list(line.get_xdata()) for line in cost.lines]
-    names = ["clean (retrained)", "poisoned", "fine-tuning", "Safe-RULE"]
-    assert [text.get_text() for text in cost.get_yticklabels()] == names
-    assert (cost.get_xlabel(), score.get_xlabel()) == ("cost per episode", "return per episode")
-
-
-def test_diamonds_are_the_means_of_seeds(episodes):
-    cost = figures.episode_dots(episodes, "title").axes[0]
-    means = [collection.get_offsets()[:, 0].tolist() for collection in cost.collections[1::2]]
-    assert means == [[6.0, 0.0], [30.0, 60.0], [10.0, 10.0], [5.0, 25.0]]
-
-
-def test_unlearning_curve_is_the_mean_of_the_episodes_at_each_step():
-    frame = pd.concat(
-        [rows("safe-rule", 0, [40.0, 60.0], [1.0, 3.0], step=0), rows("safe-rule", 0, [8.0, 2.0], [5.0, 5.0])]
-    )
-    cost, score = figures.unlearning_curves(frame, "title").axes
-    assert cost.lines[0].get_xydata().tolist() == [[0.0, 50.0], [100.0, 5.0]]
-    assert score.lines[0].get_xydata().tolist() == [[0.0, 2.0], [100.0, 5.0]]
-    assert cost.lines[0].get_color() == labels.METHOD_COLOURS["safe-rule"]
+def test_every_declaration_has_a_label_and_a_colour():
+    for method in METHODS:
+        assert style.method_label(method) != method or method == METHODS[method].label
+        assert style.method_colour(method).startswith("#")
+    assert [style.backbone_label(name) for name in BACKBONES] == ["BCQ-Lag", "BEAR-Lag", "CPQ", "COptiDICE"]
+    assert style.in_order(["safe-rule", "unheard-of", "clean"]) == ["clean", "safe-rule", "unheard-of"]
 
 
 def test_no_two_repairs_look_the_same_during_unlearning():
-    frame = pd.concat([rows(method, 0, [1.0], [1.0]) for method in REPAIRS])
-    figure = figures.unlearning_curves(frame, "title")
-    drawn = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines[: len(REPAIRS)]]
-    assert len(set(drawn)) == len(REPAIRS)
-    assert [text.get_text() for text in figure.legends[0].texts][:-1] == [
-        labels.method_name(method) for method in labels.in_order(REPAIRS)
-    ]
+    repairs = [name for name, m in METHODS.items() if (m.part, m.start) == ("main", "poisoned")]
+    figure = drawn("unlearning-curves", pd.concat([rows(m, 0, [1.0], [1.0]) for m in repairs]))
+    looks = [(line.get_color(), line.get_linestyle()) for line in figure.legends[0].get_lines()[: len(repairs)]]
+    assert len(set(looks)) == len(repairs) and legend(figure)[:-1] == [METHODS[m].label for m in repairs]
+
+
+# Evaluation
+
+
+def test_zero_and_the_rows_limit_are_on_the_axes(episodes):
+    far = episodes.assign(cost=episodes["cost"] + 500, cost_limit=25.0, **{"return": episodes["return"] + 500})
+    figure = drawn("unlearning-methods", far)
+    cost, score = figure.axes
+    assert cost.get_xlim()[0] < 0 and score.get_xlim()[0] < 0
+    assert [25.0, 25.0] in [list(line.get_xdata()) for line in cost.lines] and "cost limit 25" in legend(figure)
+    names = ["clean (retrained)", "poisoned", "fine-tuning", "Safe-RULE"]
+    assert [text.get_text() for text in cost.get_yticklabels()] == names
+    assert (cost.get_xlabel(), score.get_xlabel()) == ("cost per episode", "return per episode")
+    assert figure.get_label().startswith("CarCircle, CPQ: before and after unlearning. Dots are")
+
+
+def test_every_replicate_is_a_dot_and_the_mean_has_its_interval(episodes):
+    cost = drawn("unlearning-methods", episodes).axes[0]
+    assert dots(cost, 24) == [6.0, 0.0, 30.0, 60.0, 10.0, 10.0, 5.0, 25.0]
+    assert dots(cost, 46) == [3.0, 45.0, 10.0, 15.0]
+    lines = [tuple(line.get_xdata()) for line in cost.lines]
+    assert tables.interval([30, 60]) in lines and tables.interval([5, 25]) in lines
+    one = drawn("unlearning-methods", episodes[episodes["replicate"] == 0]).axes[0]
+    assert dots(one, 24) == [6.0, 30.0, 10.0, 5.0] and not dots(one, 46)
+
+
+def test_a_method_is_registered_by_its_entry_alone(episodes, monkeypatch):
+    monkeypatch.setitem(METHODS, "toy", Method("toy", "Toy method", "#123456", "fine_tune", part="main"))
+    more = pd.concat([episodes, rows("toy", 0, [1.0], [2.0])])
+    for name in ("unlearning-methods", "table1-methods"):
+        assert "Toy method" in [text.get_text() for text in drawn(name, more).axes[0].get_yticklabels()]
+    curves = drawn("unlearning-curves", more[more["start"] != ""])
+    assert "Toy method" in legend(curves) and "#123456" in [line.get_color() for line in curves.axes[0].lines]
+
+
+def test_table1_has_the_papers_numbers_hollow(episodes):
+    figure = drawn("table1-methods", episodes)
+    cost = panels(figure)["CPQ", "cost per episode"]
+    hollow = [c.get_offsets()[0, 0] for c in cost.collections if c.get_facecolor()[0].tolist() == [1, 1, 1, 1]]
+    assert [x for x in hollow if not np.ma.is_masked(x)] == [195.9, 0.7] and "the paper" in legend(figure)
+    figure = drawn("table1", episodes)
+    ends = [line.get_xydata().tolist() for line in figure.axes[0].lines[:2]]
+    assert ends == [[[45.0, 100.0], [15.0, 85.0]], [[195.9, 173.8], [0.7, 345.2]]]
+    for name in ("table1-methods", "table1"):
+        assert "the paper" not in legend(drawn(name, episodes.assign(ratio=episodes["ratio"].replace(0.15, 0.1))))
+
+
+def test_across_cells(episodes):
+    figure = drawn("across-cells", tables.across_cells(many()))
+    by_label = {panel.get_xlabel(): panel for panel in figure.axes}
+    assert dots(by_label["interquartile mean of cost / limit"], 30) == [2.5, 12.5, 2.5]
+    assert dots(by_label["P(Safe-RULE costs less)"], 30) == [0.5, 1.0]
+    assert not list(FIGURES["across-cells"].figures(tables.across_cells(episodes)))  # two replicates
+
+
+# Curves
+
+
+def test_a_curve_is_the_mean_of_the_episodes_at_each_step():
+    frame = pd.concat(
+        [rows("safe-rule", 0, [40.0, 60.0], [1.0, 3.0], step=0), rows("safe-rule", 0, [8.0, 2.0], [5.0, 5.0])]
+    )
+    cost, score = drawn("unlearning-curves", frame).axes
+    assert cost.lines[0].get_xydata().tolist() == [[0.0, 50.0], [100.0, 5.0]]
+    assert score.lines[0].get_xydata().tolist() == [[0.0, 2.0], [100.0, 5.0]]
+    assert cost.lines[0].get_color() == METHODS["safe-rule"].colour
+
+
+def test_every_replicate_is_a_line(episodes):
+    training = pd.concat([episodes, episodes.assign(step=50)]).query("start == ''")
+    cost = drawn("training-curves", training).axes[0]
+    assert len([line for line in cost.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]) == 4
 
 
 def test_inside_safe_rule_draws_the_target():
-    log = pd.DataFrame(
-        {"step": [1, 2], "gap": [8.5, 0.5], "forget_q_cost_policy": [2.0, 10.0], "beta_f": [0.1, 1.0]}
-        | CELL
-        | {"training_seed": 0}
-    )
-    by_title = {axes.get_title(loc="left"): axes for axes in figures.inside_safe_rule(log, "title").axes}
+    log = pd.DataFrame({"step": [1, 2], "gap": [8.5, 0.5], "forget_q_cost_policy": [2.0, 10.0], "beta_f": [0.1, 1.0]})
+    figure = drawn("unlearning-inside", log.assign(**CELL, replicate=0, method="safe-rule"))
+    by_title = {panel.get_title("left"): panel for panel in figure.axes}
     assert len(by_title) == 3  # quantities that were not logged are left out
-    panel = by_title[labels.UNLEARNING_LOG["forget_q_cost_policy"]]
+    panel = by_title[figures.UNLEARNING_LOG["forget_q_cost_policy"]]
     assert list(panel.lines[-1].get_ydata()) == [10.5, 10.5]  # kappa + sigma
 
 
 def test_the_warm_up_of_an_adversary_is_hollow_and_in_the_legend():
-    curves = pd.DataFrame(
-        {"attack": ["max_cost"] * 3 + ["max_reward"], "steps": [1000, 2000, 3000, 1000], "scalar_return": 5.0}
-    )
-    warm = curves.assign(warm_up=[1.0, 1.0, np.nan, np.nan])
-    figure = figures.adversary_curves(warm, "title")
+    curves = pd.DataFrame({"attack": ["max_cost"] * 3 + ["max_reward"], "steps": [1000, 2000, 3000, 1000]})
+    curves = curves.assign(task="CarCircle", replicate=0, scalar_return=5.0)
+    figure = drawn("adversaries", curves.assign(warm_up=[1.0, 1.0, np.nan, np.nan]))
     cost, reward = figure.axes
-    assert [len(line.get_xdata()) for line in cost.lines[:2]] == [3, 2]
+    assert [len(line.get_xdata()) for line in cost.lines] == [3, 2] and len(reward.lines) == 1
     assert list(cost.lines[1].get_xdata()) == [1.0, 2.0] and cost.lines[1].get_markerfacecolor() == "white"
-    assert len(reward.lines[1].get_xdata()) == 0
-    assert [text.get_text() for text in figure.legends[0].texts] == ["warm-up: paid the reward, not R_z"]
-    assert not figures.adversary_curves(curves, "title").legends
+    assert legend(figure) == ["warm-up: paid the reward, not R_z"]
+    assert not drawn("adversaries", curves).legends
+    assert not list(FIGURES["adversaries"].figures(curves[:0]))  # no episode ended in so few steps
+
+
+# Readings
+
+
+def band(panel):
+    extent = panel.patches[0].get_extents().transformed(panel.transData.inverted())
+    return pytest.approx((extent.x0, extent.x1))
+
+
+def test_readings_are_drawn_as_changes_around_the_floor(other_readings):  # noqa: F811
+    distances = distances_of(other_readings)
+    distances.loc[distances["method"] == "percentile-50", ["actions_keep", "actions_forget"]] = 0.0
+    effects = tables.effects(other_readings, distances)
+    cost, score = drawn("readings", other_readings, effects).axes
+    names = ["same run again", "gate = data", "forget_actor = repelling", "kappa = per_step"]
+    assert [text.get_text() for text in cost.get_yticklabels()] == names
+    assert (-0.5, 0.5) == band(cost)
+    assert dots(cost, 42) == [0.5, 1.0, 0.0, 1.0] and dots(cost, 11)[2:4] == [2.0, 0.0]
+    assert score.get_xlabel() == "change of return per episode"
+
+
+def test_what_is_one_policy_up_to_rounding_is_hollow_and_widens_the_floor(other_readings):  # noqa: F811
+    """kappa = per_step changes the cost by 1 and the return by 20, with actions that are nearly the default's."""
+    distances = distances_of(other_readings)
+    near = distances["readings"].str.contains("kappa") | (distances["method"] == "percentile-50")
+    distances.loc[near, ["actions_keep", "actions_forget"]] = 5.6e-8
+    figure = drawn("readings", other_readings, tables.effects(other_readings, distances))
+    for panel, floor in zip(figure.axes, (1.0, 20.0), strict=True):  # same run again: 0.5 and 0
+        assert (-floor, floor) == band(panel)
+        hollow = [c.get_facecolor()[0].tolist() == [1, 1, 1, 1] for c in panel.collections if c.get_sizes()[0] == 42]
+        assert hollow == [True, False, False, True]
+
+
+# All of them
 
 
 @pytest.mark.parametrize("conditions", [1, 2])
-def test_figures_can_be_drawn_for_one_and_for_several_conditions(episodes, data, forget, conditions):
+def test_figures_for_one_and_for_several_conditions(episodes, data, forget, conditions):  # noqa: F811
     if conditions == 2:
         more = episodes[episodes["attack"] != "clean"].assign(attack="min_reward", ratio=0.05)
         episodes = pd.concat([episodes, more, episodes.assign(backbone="bcq-lag")], ignore_index=True)
-    table = comparison.table1(episodes)
-    log = episodes[episodes["method"].isin(["clean", "poisoned"])].assign(critic_loss=1.0)
-    curves = pd.DataFrame({"attack": "max_cost", "steps": [1000, 2000], "scalar_return": [1.0, 5.0]})
-    drawn = [
-        figures.episode_dots(episodes[episodes["backbone"] == "cpq"], "title"),
-        figures.unlearning_curves(episodes[episodes["method"] == "safe-rule"], "title"),
-        figures.training_curves(log, "title"),
-        figures.logged(log, labels.TRAINING_LOG, "title"),
-        comparison_figures.repairs_beside_paper(table, "title"),
-        comparison_figures.every_method(table, "title"),
-        figures.return_against_cost(tables.data_points(data, [forget] * conditions), 10.0, "title"),
-        figures.adversary_curves(curves, "title"),
-        figures.adversary_curves(curves[:0], "title"),  # of an adversary that never saw the end of an episode
-    ]
-    for figure in drawn:
-        image = imread(io.BytesIO(canvas.png(figure)))
-        assert image.shape[0] > 200 and image.std() > 0.01
-        assert figure.get_label() == "title"
+    log = episodes[episodes["start"] == ""].drop(columns="cost").assign(critic_loss=1.0)
+    points = tables.data_points("CarCircle", data, [(r, forget) for r in range(conditions)], 10.0)
+    calls = {name: (episodes,) for name in ("training-methods", "ablations", "training-curves", "table1-methods")}
+    calls |= {"table1": (episodes,), "training-losses": (log,), "trajectories": (points,)}
+    calls["unlearning-curves"] = (episodes[episodes["start"] != ""],)
+    for name, frames in calls.items():
+        for where, figure in FIGURES[name].figures(*frames):
+            image = imread(io.BytesIO(style.png(figure)))
+            assert where.startswith("-CarCircle") and image.shape[0] > 200 and image.std() > 0.01, name
