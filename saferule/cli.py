@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from saferule.bench.commands import bench_app
 from saferule.errors import SaferuleError
 from saferule.options import different_numbers, listed, named_values
 
@@ -45,7 +44,6 @@ data_app = typer.Typer(
     help="Datasets in the DSRL schema: collect, fetch, check.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(data_app, name="data")
-app.add_typer(bench_app, name="bench")
 
 TaskOption = Annotated[str, typer.Option("--task", help="PointGoal, PointPush, AntVelocity or CarCircle.")]
 ProfileOption = Annotated[str, typer.Option("--profile", help="smoke, cpu or paper.")]
