@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import math
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -11,14 +12,13 @@ import torch
 from torch import Tensor
 
 from saferule.agents import BACKBONES, get_backbone
-from saferule.agents.checkpoint import tensors_of
-from saferule.agents.population import Population
+from saferule.agents.checkpoint import part_of, tensors_of
+from saferule.agents.loop import inputs
+from saferule.agents.population import Algorithm, Population, update
 from saferule.data.batches import Batch, TransitionPool, draw_rows
 from saferule.data.schema import Dataset
 
-# The backbones that exist, and those with the value interface that Safe-RULE is written against.
-EXISTING = [n for n in BACKBONES if importlib.util.find_spec(f"saferule.agents.{n.replace('-', '_')}")]
-ACTOR_CRITIC = [name for name in EXISTING if get_backbone(name).CRITICS]
+ACTOR_CRITIC = [name for name in BACKBONES if get_backbone(name).CRITICS]
 
 SMALL = {
     "observation_dim": 3,
@@ -64,9 +64,15 @@ class Sampled:
         return self.pool.gather(draw_rows(population.generators, rows, self.size))
 
 
-def frozen(population: Population) -> dict[str, Tensor]:
-    """A copy of the complete state."""
-    return {name: value.clone() for name, value in tensors_of(population).items()}
+def advance(population: Population, algorithm: Algorithm, draw: Callable, steps: int = 1) -> list[dict[str, Tensor]]:
+    """Some steps, as the training loop makes them; what each reported."""
+    agents = range(len(population))
+    return [update(population, algorithm, *inputs(population, algorithm, draw, agents)) for _ in range(steps)]
+
+
+def frozen(population: Population, members: list[int] | None = None) -> dict[str, Tensor]:
+    """A copy of the complete state, of all agents or of some."""
+    return part_of(tensors_of(population), list(range(len(population))) if members is None else members)
 
 
 def changed_networks(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
@@ -83,3 +89,11 @@ def assert_same_state(one: dict[str, Tensor], other: dict[str, Tensor], toleranc
             assert torch.equal(value, other[name]), name
         else:
             torch.testing.assert_close(value, other[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
