@@ -4,20 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import ACTOR_CRITIC, Sampled, advance, assert_same_state, changed_networks, frozen, random_dataset, tiny
+from helpers import ACTOR_CRITIC, STEPS, Corrupted, advance, assert_same_state, changed_networks, frozen, tiny
 
 from saferule import unlearn
 from saferule.agents import BACKBONES, get_backbone
-from saferule.agents.checkpoint import restore
 from saferule.agents.loop import Log, run
 from saferule.agents.parts import ORIGINAL
-from saferule.agents.population import Population, create, draw_noise, reset_optimisers, training, update
-from saferule.data.batches import TransitionPool, draw_rows
+from saferule.agents.population import draw_noise, update
 from saferule.errors import SettingsError
 from saferule.unlearn import METHODS, Method, coefficients, family, supported, unlearning
-from saferule.unlearn.start import adapt, begin, pairs
 
-STEPS = 20
 SAFE_RULE = [name for name, method in METHODS.items() if method.family == "safe_rule"]
 TRAJDELETER = [name for name, method in METHODS.items() if method.family.startswith("trajdeleter")]
 CELLS = [(backbone, method) for backbone in BACKBONES for method in METHODS if supported(method, backbone)]
@@ -25,38 +21,6 @@ INFO = {
     *("critic_loss", "cost_critic_loss", "reward_reference", "forget_reward_residual", "forget_cost_residual"),
     *("forget_q_cost_data", "keep_actor_loss", "forget_actor_loss", "gap", "beta_f", "forget_q_cost_policy"),
 }
-
-
-class Corrupted:
-    """One agent per method, all with the same trained networks and generator, ready for unlearning."""
-
-    def __init__(self, name: str, *methods: str) -> None:
-        self.backbone, self.cfg = get_backbone(name), tiny(name)
-        self.ordinary = training(self.backbone, self.cfg)
-        self.population: Population = create(self.backbone, self.cfg, [5] * len(methods))
-        advance(self.population, self.ordinary, Sampled(self.cfg), 3)
-        self.algorithm = unlearning(methods[0], self.backbone, self.cfg, STEPS)
-        begin(self.population, self.algorithm, name, methods)
-        pool = TransitionPool([random_dataset(4, 0), random_dataset(3, 1)], self.cfg.reward_scale)
-        self.pool, self.rows = pool, [(pool.rows_of(0), pool.rows_of(1))] * len(methods)
-        self.draw = pairs(pool, self.rows, self.cfg.batch_size)
-        if not family(methods[0], name).PAIRED:
-            self.draw = self.draw_all
-
-    def draw_all(self, population, agents):
-        """A batch of D and D_f together."""
-        everything = [torch.cat(self.rows[a]) for a in agents]
-        return self.pool.gather(draw_rows(population.generators, everything, self.cfg.batch_size))
-
-    def run(self, steps: int = STEPS) -> list[dict]:
-        """What every step reported."""
-        return advance(self.population, self.algorithm, self.draw, steps)
-
-    def beside(self) -> Population:
-        """The same agents, about to train as usual."""
-        other = restore(frozen(self.population), self.cfg.learning_rates, self.population.step)
-        reset_optimisers(other, self.ordinary)
-        return other
 
 
 @pytest.mark.parametrize(("name", "method"), CELLS)
@@ -172,7 +136,7 @@ def test_a_new_method_is_one_file_and_one_entry(name, tmp_path, monkeypatch):
     monkeypatch.setattr(unlearn, "__path__", [*unlearn.__path__, str(tmp_path)])
     monkeypatch.setitem(METHODS, "toy", Method("toy", "Toy", "#123456", "toy", "main", {"strength": 0.5}))
     made, log = Corrupted(name, "toy"), Log()
-    adapt(made.population, made.backbone, made.cfg, made.pool, made.rows)
+    made.adapt()
     assert made.population.scalars["strength"].tolist() == [0.5]
     before = frozen(made.population)
     population, agents = run(made.population, made.algorithm, made.draw, STEPS, log=log, log_every=10)
