@@ -67,7 +67,6 @@ def test_help_lists_the_commands_without_heavy_imports():
         (["run", "--set", "tasks=Moon"], "unknown name 'Moon' in tasks"),
         (["run", "--set", "data=moon"], "unknown name 'moon' in data: choose among local, dsrl"),
         (["run", "--output", __file__], __file__),  # a file where a folder is needed
-        (["bench", "agents", "--device", "moon"], "--device: 'moon' is not here, expected cpu"),
         (["cells", "--profile", "huge"], "unknown profile 'huge'"),
         (["data", "collect", "--task", "Moon"], "Unknown task 'Moon': choose one of PointGoal"),
         (["data", "collect", "--task", "CarCircle", "--seeds", "x"], "--seeds: 'x' is no int"),

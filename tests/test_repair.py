@@ -18,12 +18,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks.osrl_lib import quiet_trainer
 from saferule.agents import BACKBONES
 from saferule.agents.checkpoint import load_agent, save_acting, tensors_of
 from saferule.agents.loop import Log
 from saferule.agents.osrl import import_osrl
 from saferule.attack.poison import split
-from saferule.bench.osrl_lib import quiet_trainer
 from saferule.cli import app
 from saferule.data.schema import KEYS, Dataset, concatenate, save
 from saferule.errors import CheckpointError, DataError, RunError, SaferuleError, SettingsError
