@@ -175,7 +175,7 @@ def test_all_stages_in_worker_processes_and_again_for_nothing(
     assert (rows[["task", "backbone", "attack", "ratio"]] == ["CarCircle", "cpq", "max_cost", 0.15]).all().all()
     logs = results.logs(store, repaired)
     assert set(logs["method"]) == {"safe-rule", "fine-tuning"} and set(logs["backbone"]) == set(TRIED)
-    assert sum("steps/s" in line for line in said) == 6
+    assert sum("steps/s" in line for line in said) == 8
     pool.shutdown()
 
     before, said = files(root), []
