@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -11,14 +12,15 @@ import torch
 from torch import Tensor
 
 from saferule.agents import BACKBONES, get_backbone
-from saferule.agents.checkpoint import tensors_of
-from saferule.agents.population import Population
+from saferule.agents.checkpoint import part_of, restore, tensors_of
+from saferule.agents.loop import inputs
+from saferule.agents.population import Algorithm, Population, create, reset_optimisers, training, update
 from saferule.data.batches import Batch, TransitionPool, draw_rows
 from saferule.data.schema import Dataset
+from saferule.unlearn import family, unlearning
+from saferule.unlearn.start import adapt, begin, pairs
 
-# The backbones that exist, and those with the value interface that Safe-RULE is written against.
-EXISTING = [n for n in BACKBONES if importlib.util.find_spec(f"saferule.agents.{n.replace('-', '_')}")]
-ACTOR_CRITIC = [name for name in EXISTING if get_backbone(name).CRITICS]
+ACTOR_CRITIC = [name for name in BACKBONES if get_backbone(name).CRITICS]
 
 SMALL = {
     "observation_dim": 3,
@@ -64,9 +66,62 @@ class Sampled:
         return self.pool.gather(draw_rows(population.generators, rows, self.size))
 
 
-def frozen(population: Population) -> dict[str, Tensor]:
-    """A copy of the complete state."""
-    return {name: value.clone() for name, value in tensors_of(population).items()}
+def advance(population: Population, algorithm: Algorithm, draw: Callable, steps: int = 1) -> list[dict[str, Tensor]]:
+    """Some steps, as the training loop makes them; what each reported."""
+    agents = range(len(population))
+    return [update(population, algorithm, *inputs(population, algorithm, draw, agents)) for _ in range(steps)]
+
+
+STEPS = 20  # of unlearning
+
+
+class Corrupted:
+    """Trained agents of one backbone that are ready for unlearning: 4 keep and 3 forget episodes.
+
+    One for each of ``methods`` and each of ``readings``, all with the same networks and generator.
+    """
+
+    def __init__(self, name: str, *methods: str, readings: Sequence[dict[str, str]] = ({},)) -> None:
+        self.backbone, self.cfg = get_backbone(name), tiny(name)
+        self.ordinary = training(self.backbone, self.cfg)
+        every = [(method, chosen) for method in methods for chosen in readings]
+        self.population = create(self.backbone, self.cfg, [5] * len(every))
+        advance(self.population, self.ordinary, Sampled(self.cfg), 3)
+        self.algorithm = unlearning(methods[0], self.backbone, self.cfg, STEPS, readings[0])
+        begin(self.population, self.algorithm, name, *zip(*every, strict=True))
+        self.pool = TransitionPool([random_dataset(4, 0), random_dataset(3, 1)], self.cfg.reward_scale)
+        self.rows = [(self.pool.rows_of(0), self.pool.rows_of(1))] * len(every)
+        paired = family(methods[0], name).PAIRED
+        self.draw = pairs(self.pool, self.rows, self.cfg.batch_size) if paired else self.draw_together
+
+    def draw_together(self, population: Population, agents: Any) -> Batch:
+        """A batch of D and D_f together."""
+        both = [torch.cat(self.rows[a]) for a in agents]
+        return self.pool.gather(draw_rows(population.generators, both, self.cfg.batch_size))
+
+    def adapt(self) -> None:
+        """Take from the data what the readings and the backbone need."""
+        adapt(self.population, self.backbone, self.cfg, self.pool, self.rows)
+
+    def run(self, steps: int = STEPS) -> list[dict[str, Tensor]]:
+        """What every step reported."""
+        return advance(self.population, self.algorithm, self.draw, steps)
+
+    def step(self) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
+        """One step: batch, noise and what was reported."""
+        batch, noise = inputs(self.population, self.algorithm, self.draw, range(len(self.population)))
+        return batch, noise, update(self.population, self.algorithm, batch, noise)
+
+    def beside(self) -> Population:
+        """The same agents, about to train as usual."""
+        other = restore(frozen(self.population), self.cfg.learning_rates, self.population.step)
+        reset_optimisers(other, self.ordinary)
+        return other
+
+
+def frozen(population: Population, members: list[int] | None = None) -> dict[str, Tensor]:
+    """A copy of the complete state, of all agents or of some."""
+    return part_of(tensors_of(population), list(range(len(population))) if members is None else members)
 
 
 def changed_networks(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
@@ -83,3 +138,11 @@ def assert_same_state(one: dict[str, Tensor], other: dict[str, Tensor], toleranc
             assert torch.equal(value, other[name]), name
         else:
             torch.testing.assert_close(value, other[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, normal
 
+from benchmarks.osrl_lib import quiet_trainer
 from saferule.agents import get_backbone
 from saferule.agents.osrl import networks_of
 from saferule.agents.parts import Noise
 from saferule.agents.population import Population, create, draw_noise, training, update
-from saferule.bench.osrl_lib import quiet_trainer
 from saferule.data.batches import Batch
 
 INIT_PROPORTION = 0.25

@@ -5,26 +5,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import sigmoid, softplus
 
 from saferule.agents import get_backbone
 from saferule.agents.parts import originals
 from saferule.data.batches import Batch, Pair
-from saferule.unlearn import coefficients
+from saferule.unlearn import coefficients, unlearning
 from saferule.unlearn.safe_rule_dice import actor_loss as dice_actor_loss
 from saferule.unlearn.safe_rule_dice import log_likelihood, to_unit_range, values_loss
-from saferule.unlearn.trajdeleter import actor_loss, advantage, algorithm, anchored_critics_loss, forget_loss
+from saferule.unlearn.trajdeleter import actor_loss, advantage, anchored_critics_loss, forget_loss
 
 DICE = get_backbone("coptidice")
 CFG = DICE.Config(observation_dim=1, action_dim=1, episode_len=300, alpha=0.5, gamma=0.5)
 TWO_PI = math.log(2 * math.pi)
-
-
-def softplus(x: float) -> float:
-    return math.log1p(math.exp(x))
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
 
 
 # Safe-RULE on COptiDICE. One observation, one action, networks of one layer: nu(s) = 1, chi(s) = 2 s for two members,
@@ -66,10 +59,12 @@ KEEP = batch([0.0, 0.0], [0.5, 0.5], [1.0, 1.0], [0.0, 0.0])
 FORGET = batch([1.0, 3.0], [0.6, -0.2], [4.0, 1.0], [2.0, 0.0])  # chi = 2 and 6
 
 
-def dice(mean: float = 0.0, **changes: float):
+def dice(mean: float = 0.0, options=(), **changes: float):
     """Loss, info, moved scalars and the gradient of the actor's mean."""
     nets = dice_nets(mean)
-    loss, info, moved = dice_actor_loss(DICE, nets, dice_scalars(**changes), Pair(KEEP, FORGET), NO_NOISE, CFG)
+    loss, info, moved = dice_actor_loss(
+        DICE, nets, dice_scalars(**changes), Pair(KEEP, FORGET), NO_NOISE, CFG, **dict(options)
+    )
     every = [leaf for leaves in nets.values() for leaf in leaves.values()]
     gradients = dict(zip(map(id, every), torch.autograd.grad(loss, every, allow_unused=True), strict=True))
     for net in ("nu", "chi", "tau", "lmbda"):
@@ -113,13 +108,13 @@ def test_gradient_moves_the_actor_to_keep_actions_and_away_from_poisoned_ones():
     assert slope[0].item() == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize(("normalised", "gap"), [(0.0, 10.5 - 4.0), (1.0, 10.5 - 0.5)])
+@pytest.mark.parametrize(("normalised", "gap"), [(False, 10.5 - 4.0), (True, 10.5 - 0.5)])
 def test_gap_follows_chi_raw_or_in_unit_range(normalised, gap):
     # Raw mean of (2, 6): 4. In unit range: mean of (0, 1).
-    _, info, moved, _ = dice(chi_normalised=normalised, tau_beta=0.01)
+    _, info, moved, _ = dice(options={"normalised": normalised}, tau_beta=0.01)
     assert info["gap"].item() == pytest.approx(gap) and info["forget_chi"].item() == 4.0
     assert info["beta_f"].item() == moved["beta_f"].item() == pytest.approx(0.1 + 0.01 * gap)
-    _, info, moved, _ = dice(chi_normalised=normalised, tau_beta=0.01, weight_first=0.0)
+    _, info, moved, _ = dice(options={"normalised": normalised, "weight_first": False}, tau_beta=0.01)
     assert info["beta_f"].item() == pytest.approx(0.1) and moved["beta_f"].item() == pytest.approx(0.1 + 0.01 * gap)
 
 
@@ -184,8 +179,7 @@ NOISE = {
 
 
 def trajdeleter_scalars(method: str, **changes: float) -> dict:
-    cfg = SimpleNamespace()
-    return {k: torch.tensor(v) for k, v in (coefficients(method, "cpq", cfg) | changes).items()}
+    return {k: torch.tensor(v) for k, v in (coefficients(method, "cpq", None) | changes).items()}
 
 
 def test_advantage_is_q_minus_the_mean_over_the_policys_actions():
@@ -253,8 +247,8 @@ def test_anchor_holds_the_critics_at_the_corrupted_agents_targets():
 
 def test_anchor_is_in_the_convergence_phase_and_the_forget_term_in_the_other():
     cfg = get_backbone("cpq").Config(observation_dim=1, action_dim=1, episode_len=300)
-    phases = algorithm(get_backbone("cpq"), cfg, 10)
-    forgetting, convergence = (dict(phases.at(step).losses) for step in (0, 9))
+    made = unlearning("trajdeleter", get_backbone("cpq"), cfg, 10)
+    forgetting, convergence = (dict(made.at(step)) for step in (0, 9))
     critics, actor = ("critic", "cost_critic"), ("actor",)
     assert forgetting[actor].func is actor_loss and convergence[critics].func is anchored_critics_loss
-    assert [phases.which(step) for step in range(10)] == [0] * 8 + [1] * 2
+    assert [made.phase(step) for step in range(10)] == [0] * 8 + [1] * 2

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from saferule.bench import envs
+from benchmarks import envs
 from saferule.sim import get_task
 
 

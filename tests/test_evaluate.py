@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from helpers import EXISTING, tiny
+from helpers import tiny
 
-from saferule.agents import get_backbone
+from saferule.agents import BACKBONES, get_backbone
 from saferule.agents.checkpoint import agent_policy, load_agent, save_acting
 from saferule.agents.population import create
 from saferule.runs.execute import evaluate_file, worker_pool
@@ -64,7 +64,7 @@ def test_same_seeds_same_rows_twice_and_in_another_process(tmp_path):
         assert [job.result() for job in jobs] == [rows, drawn]
 
 
-@pytest.mark.parametrize("name", EXISTING)
+@pytest.mark.parametrize("name", BACKBONES)
 def test_draws_of_an_episode_depend_on_its_seed_alone(name, tmp_path):
     agent = load_agent(saved_agent(name, tmp_path))
     observations = np.random.default_rng(0).normal(size=(2, 8))

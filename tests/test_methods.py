@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from helpers import EXISTING, random_dataset, tiny
+from helpers import random_dataset, tiny
 
-from saferule.agents import get_backbone
+from saferule.agents import BACKBONES, get_backbone
 from saferule.agents.population import create, member
 from saferule.data.batches import Pair, TransitionPool
 from saferule.errors import SettingsError
 from saferule.paper import TABLE7, UNLEARNING
-from saferule.unlearn import METHODS, applicable, coefficients, family, unlearning
+from saferule.unlearn import applicable, coefficients, family, get_method, loss_options, unlearning
 
 PAPER = {
     "alpha_k": 1.0,
@@ -22,14 +22,9 @@ PAPER = {
     "beta_min": 0.01,
     "beta_max": 1.0,
     "tau_beta": 0.25,
-    "gate_at_data": 0.0,
-    "forget_sign": 1.0,
-    "weight_first": 1.0,
-    "reference_fixed": 0.0,
-    "dataset_reference": 0.0,
 }
-CRITICS_ONLY = ("alpha_f", "percentile", "gate_at_data", "forget_sign", "reference_fixed", "dataset_reference")
-DICE = {name: value for name, value in PAPER.items() if name not in CRITICS_ONLY} | {"chi_normalised": 0.0}
+CRITICS_ONLY = ("alpha_f", "percentile")
+DICE = {name: value for name, value in PAPER.items() if name not in CRITICS_ONLY}
 CHANGES = {
     "safe-rule": {},
     "fixed-weight": {"beta_f": 1.0, "beta_min": 1.0, "beta_max": 1.0},
@@ -45,6 +40,7 @@ CHANGES = {
 def test_coefficients_of_each_method_are_those_of_table_7(method):
     cfg = get_backbone("bcq-lag").Config(observation_dim=4, action_dim=1, episode_len=300)
     assert coefficients(method, "cpq", cfg) == PAPER | CHANGES[method]
+    assert PAPER["kappa"] + PAPER["sigma"] == TABLE7.kappa + TABLE7.sigma == 10.5
 
 
 @pytest.mark.parametrize("method", CHANGES)
@@ -53,19 +49,25 @@ def test_coptidice_takes_only_what_appendix_c2_uses(method):
     assert coefficients(method, "coptidice", tiny("coptidice")) == DICE | changes
 
 
-@pytest.mark.parametrize(
-    ("readings", "changes"),
-    [
-        ({"reward_percentile": "30"}, {"percentile": 0.3}),
-        ({"gate": "data"}, {"gate_at_data": 1.0}),
-        ({"weight_update": "after"}, {"weight_first": 0.0}),
-        ({"forget_actor": "repelling"}, {"forget_sign": -1.0}),
-        ({"reference": "dataset"}, {"reference_fixed": 1.0}),
-    ],
-)
-def test_readings_change_one_coefficient(readings, changes):
+def test_readings_change_coefficients_or_what_is_computed():
     cfg = get_backbone("bcq-lag").Config(observation_dim=4, action_dim=1, episode_len=300)
-    assert coefficients("safe-rule", "cpq", cfg, readings) == PAPER | changes
+    for readings, changes in (({"reward_percentile": "30"}, {"percentile": 0.3}), ({"gate": "data"}, {})):
+        assert coefficients("safe-rule", "cpq", cfg, readings) == PAPER | changes
+    assert coefficients("safe-rule", "cpq", cfg, {"reference": "dataset"}) == PAPER | {"dataset_reference": 0.0}
+    options = dict(loss_options("safe-rule", "bear-lag"))
+    assert options == {
+        "reference": "batch",
+        "gate": "policy",
+        "weight_update": "before",
+        "forget_actor": "printed",
+        "regulariser": "dropped",
+        "vae": "frozen",
+    }
+    for reading, option in (("vae", "keep"), ("regulariser", "kept"), ("gate", "data"), ("weight_update", "after")):
+        assert dict(loss_options("no-critic", "bear-lag", {reading: option})) == options | {reading: option}
+    assert loss_options("safe-rule", "cpq", {"regulariser": "kept"}) == loss_options("safe-rule", "cpq")
+    assert dict(loss_options("safe-rule", "coptidice")) == {"weight_update": "before", "chi_gap": "raw"}
+    assert loss_options("fine-tuning", "cpq", {"vae": "keep"}) == ()
 
 
 def test_kappa_converted_per_step_is_osrls_threshold():
@@ -81,7 +83,8 @@ def test_fine_tuning_has_no_coefficients_and_unknown_names_are_refused():
         family("forgetting", "cpq")
     with pytest.raises(SettingsError, match="gate"):
         coefficients("safe-rule", "cpq", cfg, {"gate": "maybe"})
-    assert set(CHANGES) | {"fine-tuning"} <= set(METHODS)
+    with pytest.raises(SettingsError, match="unknown method 'forgetting'"):
+        get_method("forgetting")
 
 
 # Which readings make another run
@@ -124,16 +127,17 @@ class Watched(dict):
         return super().__getitem__(name)
 
 
-@pytest.mark.parametrize("backbone", EXISTING)
-def test_the_losses_look_at_exactly_the_coefficients_that_the_family_names(backbone):
+@pytest.mark.parametrize("readings", [{}, {"reference": "dataset", "gate": "data", "chi_gap": "normalised"}])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_losses_look_at_the_coefficients_that_there_are(backbone, readings):
     module, cfg = get_backbone(backbone), tiny(backbone)
     population = create(module, cfg, [0])
-    given = coefficients("safe-rule", backbone, cfg)
+    given = coefficients("safe-rule", backbone, cfg, readings)
     scalars = Watched(member(population.scalars, 0) | {name: torch.tensor(value) for name, value in given.items()})
     batch = TransitionPool([random_dataset(1, 0)], cfg.reward_scale).gather(torch.arange(cfg.batch_size))
-    algorithm = unlearning("safe-rule", module, cfg, 20)
+    algorithm = unlearning("safe-rule", module, cfg, 20, readings)
     noise = {name: torch.zeros(shape) for name, shape in algorithm.noise_shapes.items()}
-    for _, loss in algorithm.losses:
+    for _, loss in algorithm.at(0):
         loss(member(population.nets, 0), scalars, Pair(batch, batch), noise, cfg)
-    own = set(family("safe-rule", backbone).USED)
-    assert set(given) == own and scalars.seen - set(population.scalars) == own
+    unread = {"percentile"} & set(given) if "dataset_reference" in given else set()  # `adapt` reads it then
+    assert scalars.seen - set(population.scalars) == set(given) - unread

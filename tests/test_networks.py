@@ -8,7 +8,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.func import vmap
 
-from saferule.agents.lagrangian import discounted_limit, init_pid, pid_multiplier
 from saferule.agents.networks import (
     clip_latent,
     double_q,
@@ -24,6 +23,7 @@ from saferule.agents.networks import (
     vae_encode,
     vae_loss,
 )
+from saferule.agents.parts import discounted_limit, init_pid, pid_multiplier
 from saferule.agents.population import stack
 
 S, A, OUT, H = 3, 2, 4, 8

@@ -12,11 +12,11 @@ import osrl_peer
 import pytest
 import torch
 
+from benchmarks.osrl_lib import quiet_trainer
 from saferule.agents import BACKBONES
 from saferule.agents.checkpoint import load_agent, save_acting, save_agent
 from saferule.agents.osrl import export_osrl, import_osrl
 from saferule.agents.population import draw_noise, training, update
-from saferule.bench.osrl_lib import quiet_trainer
 from saferule.data.schema import Dataset
 from saferule.errors import CheckpointError
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import sigmoid, softplus
 
 from saferule.agents import get_backbone
 from saferule.data.batches import Batch, Pair
@@ -21,14 +22,6 @@ from saferule.unlearn.safe_rule import (
 
 KAPPA, SIGMA = 10.0, 0.5
 STATES = torch.eye(4)  # keep batch: states 0 and 1; forget batch: states 2 and 3
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-def softplus(x: float) -> float:
-    return math.log1p(math.exp(x))
 
 
 def tabular(critic: dict, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
@@ -87,9 +80,9 @@ def critics(nets: dict, batch: Pair, **changes: float) -> tuple[float, dict, dic
     return loss.item(), info, dict(zip(("critic", "cost_critic"), gradients, strict=True))
 
 
-def actor(nets: dict, batch: Pair, noise=ZERO, **changes: float) -> tuple[float, dict, dict, list[float]]:
+def actor(nets: dict, batch: Pair, noise=ZERO, options=(), **changes) -> tuple[float, dict, dict, list[float]]:
     """Loss, info, moved scalars and the gradient of each state's action."""
-    loss, info, moved = actor_loss(TOY, nets, scalars(**changes), batch, noise, None)
+    loss, info, moved = actor_loss(TOY, nets, scalars(**changes), batch, noise, None, **dict(options))
     (gradient,) = torch.autograd.grad(loss, [nets["actor"]["action"]])
     return loss.item(), info, moved, gradient.flatten().tolist()
 
@@ -242,15 +235,15 @@ def test_forget_actor_lowers_q_r_only_where_the_critic_says_unsafe():
 
 
 def test_printed_cost_term_moves_the_policy_towards_higher_q_c_and_repelling_away():
-    def slopes(sign):
+    def slopes(repelling):
         nets = toy_nets(table([0.0] * 4), table([0.0, 0.0, 9.0, 13.0], slope=3.0))
-        _, info, _, gradient = actor(nets, pair(), beta_f=1.0, tau_beta=0.0, forget_sign=sign)
+        _, info, _, gradient = actor(nets, pair(), beta_f=1.0, tau_beta=0.0, options={"repelling": repelling})
         return info["forget_actor_loss"].item(), gradient[2:]
 
-    value, gradient = slopes(1.0)
+    value, gradient = slopes(False)
     assert value == pytest.approx((softplus(1.5) + softplus(-2.5)) / 2, rel=1e-6)  # softplus(kappa + sigma - Q_c)
     assert gradient == pytest.approx([-3 * sigmoid(1.5) / 2, -3 * sigmoid(-2.5) / 2], rel=1e-5)
-    value, gradient = slopes(-1.0)
+    value, gradient = slopes(True)
     assert value == pytest.approx((softplus(-1.0) + softplus(3.0)) / 2, rel=1e-6)  # softplus(Q_c - kappa)
     assert gradient == pytest.approx([3 * sigmoid(-1.0) / 2, 3 * sigmoid(3.0) / 2], rel=1e-5)
 
@@ -261,15 +254,16 @@ def test_gates_are_open_on_their_boundary():
     rest = torch.nn.functional.softplus(q_c - kappa).mean()
     assert (keep_actor_loss(q_r, q_c, kappa, q_c) - rest).item() == pytest.approx(-8 / 3)  # I[Q_c <= kappa]
     rest = torch.nn.functional.softplus(kappa + SIGMA - q_c).mean()
-    forget = forget_actor_loss(q_r, q_c, kappa, torch.tensor(SIGMA), torch.tensor(1.0), torch.tensor(1.0), q_c)
+    forget = forget_actor_loss(q_r, q_c, kappa, torch.tensor(SIGMA), torch.tensor(1.0), q_c)
     assert (forget - rest).item() == pytest.approx(8 / 3)  # I[Q_c >= kappa]
 
 
 def test_gate_reading_looks_at_the_datas_action():
     # pi(s) = 0, data action 1, Q_c = value + 4 a: at pi(s) 9 and 8, at the data's action 13 and 12.
     nets = toy_nets(table([1.0] * 4, slope=2.0), table([9.0, 8.0, 9.0, 8.0], slope=4.0))
-    for at_data, keep_open, forget_open in ((0.0, 1, 0), (1.0, 0, 1)):
-        _, info, _, gradient = actor(nets, pair(data_action=1.0), beta_f=1.0, tau_beta=0.0, gate_at_data=at_data)
+    for at_data, keep_open, forget_open in ((False, 1, 0), (True, 0, 1)):
+        options = {"gate_at_data": at_data}
+        _, info, _, gradient = actor(nets, pair(data_action=1.0), options=options, beta_f=1.0, tau_beta=0.0)
         penalty = (softplus(-1.0) + softplus(-2.0)) / 2  # always at pi(s)
         towards = (softplus(1.5) + softplus(2.5)) / 2
         assert info["keep_actor_loss"].item() == pytest.approx(-keep_open + penalty, rel=1e-6)
@@ -318,11 +312,11 @@ def test_ceiling_is_reached_in_one_update_from_a_gap_of_three_point_six():
     assert reached[0] == 3.6
 
 
-@pytest.mark.parametrize(("first", "used"), [(1.0, 0.6), (0.0, 0.1)])
+@pytest.mark.parametrize(("first", "used"), [(True, 0.6), (False, 0.1)])
 def test_weight_moves_before_or_after_the_actors_step(first, used):
     # Q_c at pi is 7 and 10 on forget data: mean 8.5, gap 2, next weight 0.1 + 0.25 * 2 = 0.6.
     nets = toy_nets(table([1.0, 1.0, 6.0, 4.0], slope=2.0), table([0.0, 0.0, 7.0, 10.0], slope=1.0))
-    loss, info, moved, gradient = actor(nets, pair(), weight_first=first)
+    loss, info, moved, gradient = actor(nets, pair(), options={"weight_first": first})
     keep = -1 + softplus(-10.0)
     forget = 4 / 2 + (softplus(3.5) + softplus(0.5)) / 2
     assert info["gap"].item() == 2.0

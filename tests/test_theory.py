@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import softplus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ from saferule.theory import (
     certified_radius,
     combined,
     cost_residual,
-    holds_box,
     member_values,
     reward_excess,
     reward_tail,
@@ -29,10 +29,6 @@ KAPPA, SIGMA, LN2 = 10.0, 0.5, math.log(2)
 values = st.lists(st.floats(-50, 50), min_size=1, max_size=40).map(lambda v: torch.tensor(v, dtype=torch.float64))
 levels = st.lists(st.floats(1e-3, 60), min_size=1, max_size=6)
 positive = st.floats(1e-3, 20)
-
-
-def softplus(x: float) -> float:
-    return math.log1p(math.exp(x))
 
 
 def critic(seed: int, ensemble: int, scale: float = 1.0, shift: float = 0.0, sizes=(5, 7, 6, 1)) -> dict:
@@ -224,58 +220,30 @@ def test_search_finds_what_a_larger_ball_holds():
     assert search_violations(*chosen, 1e3 * found.radius[certified], kappa, generator).violated.any()
 
 
-def test_a_search_of_the_box_does_not_count_actions_that_cannot_be_taken():
-    # Q_c = 10.5 + a_1: 9.5 at the edge of the box, which the ball around (0.5, 0) reaches from radius 1.5 on.
-    state, action = torch.zeros(1, 1), torch.tensor([[0.5, 0.0]])
-
-    def search(offset: float, radius: float, in_box: bool):
-        network = linear((1.0, 0.0, offset))
-        generator = torch.Generator().manual_seed(0)
-        return search_violations(network, state, action, torch.tensor([radius]), KAPPA, generator, in_box=in_box)
-
-    inside = search(10.5, math.inf, True)
-    assert inside.violated.all() and inside.lowest.item() == pytest.approx(9.5) and inside.actions[0, 0] == -1
-    assert search(10.5, 1.3, True).lowest.item() == pytest.approx(9.7, abs=2e-3)  # the ball ends before the box does
-    # Q_c = 11.5 + a_1 is 10.5 or more in the box, and falls below 10 only outside.
-    assert search(11.5, 2.5, False).violated.all()
-    for radius in (2.5, math.inf):
-        found = search(11.5, radius, True)
-        assert not found.violated.any() and found.lowest.item() == pytest.approx(10.5)
-
-
-def test_data_may_lie_outside_the_box_by_rounding():
-    state, action = torch.zeros(1, 1), torch.tensor([[-1.0 - 1e-6, 0.0]])
-    generator = torch.Generator().manual_seed(0)
-    found = search_violations(linear((1.0, 0.0, 10.5)), state, action, torch.ones(1), KAPPA, generator, in_box=True)
-    assert torch.equal(found.actions[:, 0], action[:, 0].double())
-
-
-def test_which_balls_hold_the_box():
-    actions = torch.tensor([[0.5, 0.0], [-1.0, 1.0]])  # the furthest corners: (-1, 1), (1, -1)
-    corners = [math.hypot(1.5, 1), math.hypot(2, 2)]
-    for scale, holds in ((0.999, False), (1.001, True), (math.inf, True)):
-        assert holds_box(actions, torch.tensor(corners) * scale).tolist() == [holds, holds]
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 4), st.floats(0.01, 4))
-def test_what_a_search_of_the_box_finds_lies_in_ball_and_box(seed, ensemble, radius):
+def test_what_a_search_finds_lies_in_the_ball_and_has_that_value(seed, ensemble, radius):
     network, (states, actions) = critic(seed, ensemble, 3.0), samples(seed + 1)
     radii, generator = torch.full((len(actions),), radius, dtype=torch.float64), torch.Generator().manual_seed(seed)
-    found = search_violations(network, states, actions, radii, 0.0, generator, in_box=True, tries=4, steps=4)
-    assert (found.actions.abs() <= 1).all()
-    assert ((found.actions - actions.double()).norm(dim=-1) <= radii * (1 + 1e-9)).all()
+    found = search_violations(network, states, actions, radii, 0.0, generator, tries=4, steps=4)
+    reach = radii.clamp_max(2 * math.sqrt(2))  # the diameter of the action box
+    assert ((found.actions - actions.double()).norm(dim=-1) <= reach * (1 + 1e-9)).all()
     assert torch.allclose(member_values(network, states, found.actions).amin(0), found.lowest, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_search_of_the_box_is_as_good_as_a_grid(seed):
+def test_the_search_is_as_good_as_a_grid(seed):
     network, (states, actions) = critic(seed, 2, scale=3.0, sizes=(5, 32, 32, 1)), samples(seed + 1, 100)
     side = torch.linspace(-1, 1, 41)
     grid = torch.cartesian_prod(side, side)
-    lowest = torch.stack([q_values(network, state.expand(len(grid), -1), grid).amin(0).min() for state in states])
-    kappa = lowest.quantile(0.2).item()  # a fifth of the samples have a safe action in the box
-    generator, radii = torch.Generator().manual_seed(0), torch.full((len(actions),), math.inf)
-    found = search_violations(network, states, actions, radii, kappa, generator, in_box=True, tries=32)
+    grid = grid[grid.norm(dim=-1) <= 1]  # the ball of radius 1
+    lowest = torch.stack(
+        [
+            q_values(network, state.expand(len(grid), -1), action + grid).amin(0).min()
+            for state, action in zip(states, actions, strict=True)
+        ]
+    )
+    kappa = lowest.quantile(0.2).item()  # a fifth of the samples have a safe action in the ball
+    found = search_violations(network, states, actions, torch.ones(100), kappa, torch.Generator().manual_seed(0))
     assert 18 <= found.violated.sum() and (lowest < kappa).sum() == 20
     assert (found.lowest <= lowest + 0.05 * lowest.std()).double().mean() > 0.75

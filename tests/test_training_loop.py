@@ -9,7 +9,7 @@ from helpers import Sampled, assert_same_state, frozen, tiny
 
 from saferule.agents import get_backbone
 from saferule.agents.loop import Log, keep_freed_memory, run
-from saferule.agents.population import Algorithm, Phases, create, training
+from saferule.agents.population import create, training
 
 SEEDS = [4, 5, 6]
 CFG = tiny("bcq-lag")
@@ -18,7 +18,7 @@ ORDINARY = training(BACKBONE, CFG)
 
 
 def train(seeds=SEEDS, steps=20, draw=None, algorithm=ORDINARY, **options):
-    """Population, left agents, log and {agent: Stopped} of a run."""
+    """Population, left agents, log and {agent: Diverged} of a run."""
     log, stopped = Log(), {}
     options = {"log_every": 5, "log": log, "on_stop": stopped.__setitem__} | options
     population = create(BACKBONE, CFG, seeds)
@@ -40,10 +40,6 @@ class Poisoned(Sampled):
             if self.bad.get(agent) == population.step + 1:
                 rewards[p] = math.nan
         return batch._replace(rewards=rewards)
-
-
-def agents_of(state, members):
-    return {n: v if n.endswith("/step") else v[members] for n, v in state.items()}
 
 
 def test_logged_steps():
@@ -75,7 +71,7 @@ def test_nan_in_the_batch_of_one_agent_stops_that_agent_only():
     sentence = end.sentence("CarCircle-bcq-lag")
     assert "critic_loss" in sentence and "step 8" in sentence and "step 5" in sentence and "CarCircle" in sentence
     at_five, *_ = train(steps=5)  # the last good state
-    assert_same_state(agents_of(frozen(at_five), [1]), end.tensors)
+    assert_same_state(frozen(at_five, [1]), end.tensors)
     without, *_ = train(seeds=[SEEDS[0], SEEDS[2]])
     assert_same_state(frozen(without), frozen(population), 1e-5)
     steps = [row["step"] for row in log.rows if row["agent"] == 1]
@@ -141,9 +137,8 @@ def test_numbers_of_the_agents_of_a_continued_population():
 
 def test_phases_report_different_quantities():
     """Odd steps train the critics, even ones the actor; a bad value is found in either."""
-    critics, actor = (replace(ORDINARY, losses=ORDINARY.losses[i : i + 1]) for i in (1, 2))
-    assert isinstance(critics, Algorithm)
-    phases = Phases((critics, actor), lambda step: step % 2)
+    _, critics, actor = ((loss,) for loss in BACKBONE.LOSSES)
+    phases = replace(ORDINARY, phases=(critics, actor), phase=lambda step: step % 2)
     _, agents, log, stopped = train(algorithm=phases, draw=Poisoned({0: 3}), steps=10)
     assert agents == [1, 2] and (stopped[0].step, stopped[0].quantity) == (3, "critic_loss")
     assert "critic_loss" in log.rows[0] and "actor_loss" in log.rows[-1] and "critic_loss" not in log.rows[-1]

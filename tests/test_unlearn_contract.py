@@ -1,101 +1,70 @@
-"""Every backbone with every method: which networks move in 20 steps, and that all values stay finite."""
+"""Every method with every backbone, as they are declared: which networks move, what is reported, what stays finite."""
+
+from dataclasses import replace
 
 import pytest
 import torch
-from helpers import ACTOR_CRITIC, EXISTING, Sampled, assert_same_state, changed_networks, frozen, random_dataset, tiny
+from helpers import ACTOR_CRITIC, STEPS, Corrupted, advance, assert_same_state, changed_networks, frozen, tiny
 
-from saferule.agents import get_backbone
-from saferule.agents.population import Population, create, draw_noise, reset_optimisers, training, update
-from saferule.agents.state import restore
-from saferule.data.batches import Pair, TransitionPool, draw_rows
+from saferule import unlearn
+from saferule.agents import BACKBONES, get_backbone
+from saferule.agents.loop import Log, run
+from saferule.agents.parts import ORIGINAL
+from saferule.agents.population import draw_noise, update
 from saferule.errors import SettingsError
-from saferule.unlearn import METHODS, begin, family
+from saferule.unlearn import METHODS, Method, coefficients, family, supported, unlearning
 
 SAFE_RULE = [name for name, method in METHODS.items() if method.family == "safe_rule"]
 TRAJDELETER = [name for name, method in METHODS.items() if method.family.startswith("trajdeleter")]
+CELLS = [(backbone, method) for backbone in BACKBONES for method in METHODS if supported(method, backbone)]
 INFO = {
-    "critic_loss",
-    "cost_critic_loss",
-    "reward_reference",
-    "forget_reward_residual",
-    "forget_cost_residual",
-    "forget_q_cost_data",
-    "keep_actor_loss",
-    "forget_actor_loss",
-    "gap",
-    "beta_f",
-    "forget_q_cost_policy",
+    *("critic_loss", "cost_critic_loss", "reward_reference", "forget_reward_residual", "forget_cost_residual"),
+    *("forget_q_cost_data", "keep_actor_loss", "forget_actor_loss", "gap", "beta_f", "forget_q_cost_policy"),
 }
-CRITICS = {"critic", "cost_critic"}
 
 
-class PairPool:
-    """Batches of 4 keep and 3 forget trajectories, drawn with each agent's own generator."""
-
-    def __init__(self, cfg) -> None:
-        self.pool = TransitionPool([random_dataset(4, 0), random_dataset(3, 1)], cfg.reward_scale)
-        self.size = cfg.batch_size
-
-    def __call__(self, population: Population) -> Pair:
-        sides = ([self.pool.rows_of(k)] * len(population) for k in (0, 1))
-        return Pair(*(self.pool.gather(draw_rows(population.generators, rows, self.size)) for rows in sides))
-
-
-def corrupted(name: str, methods: list[str], steps: int = 3) -> tuple[Population, dict]:
-    """One agent per method, all with the same trained networks and generator; the methods' coefficients added."""
-    backbone, cfg = get_backbone(name), tiny(name)
-    draw, algorithm = Sampled(cfg), training(backbone, cfg)
-    population = create(backbone, cfg, [5] * len(methods))
-    for _ in range(steps):
-        update(population, algorithm, draw(population), draw_noise(population, algorithm.noise_shapes, torch.float32))
-    unlearning = family(methods[0], name).algorithm(backbone, cfg, 20)
-    begin(population, unlearning, name, methods)
-    return population, {"algorithm": unlearning, "cfg": cfg, "backbone": backbone}
-
-
-def run(population: Population, algorithm, cfg, steps: int = 20) -> list[dict]:
-    """What every step reported."""
-    draw, infos = PairPool(cfg), []
-    for _ in range(steps):
-        pair = draw(population)
-        now = algorithm.at(population.step)
-        infos.append(update(population, now, pair, draw_noise(population, now.noise_shapes, torch.float32)))
-    return infos
+@pytest.mark.parametrize(("name", "method"), CELLS)
+def test_a_method_moves_what_it_trains_and_stays_finite(name, method):
+    made, declared = Corrupted(name, method), METHODS[method]
+    assert set(coefficients(method, name, made.cfg)) <= set(made.population.scalars)
+    copied = {net for net in made.population.nets if net.startswith(ORIGINAL)}
+    assert bool(copied) == declared.frozen_copy
+    before = frozen(made.population)
+    infos = made.run()
+    after = frozen(made.population)
+    trained = {net for networks, _ in made.backbone.LOSSES for net in networks}
+    if declared.family == "safe_rule":
+        trained = {"actor"} if method == "no-critic" else trained - {"vae"}
+    # The targets follow, also towards critics that stand still. The VAE and the frozen copies do not move.
+    assert changed_networks(before, after) == trained | set(made.backbone.TARGETS)
+    assert all(set(info) == set(infos[0]) for info in infos)  # one log for all phases
+    assert all(value.shape == (1,) and value.isfinite().all() for info in infos for value in info.values())
+    assert all(value.isfinite().all() for name, value in after.items() if name.startswith("nets/"))
+    if declared.family == "safe_rule":
+        kept = set(coefficients(method, name, made.cfg)) - {"beta_f"}
+        assert all(torch.equal(before[f"scalars/{k}"], after[f"scalars/{k}"]) for k in kept)
+        assert not made.backbone.CRITICS or set(infos[0]) == INFO
+        betas = torch.cat([info["beta_f"] for info in infos])
+        assert ((betas >= 0.01) & (betas <= 1)).all()
+        if method == "fixed-weight":
+            assert (betas == 1).all() and after["scalars/beta_f"].item() == 1
 
 
-@pytest.mark.parametrize("method", SAFE_RULE)
-@pytest.mark.parametrize("name", ACTOR_CRITIC)
-def test_safe_rule_moves_critics_actor_and_targets(name, method):
-    population, made = corrupted(name, [method])
-    before = frozen(population)
-    infos = run(population, made["algorithm"], made["cfg"])
-    after = frozen(population)
-    trained = {"actor"} if method == "no-critic" else {"actor"} | CRITICS
-    # The targets follow, also towards critics that stand still.
-    assert changed_networks(before, after) == trained | set(made["backbone"].TARGETS)
-    for info in infos:
-        assert set(info) == INFO
-        assert all(value.shape == (1,) and value.isfinite().all() for value in info.values())
-    for name in before:
-        if name.startswith("nets/"):
-            assert after[name].isfinite().all()
-        if name.startswith("scalars/") and name != "scalars/beta_f":
-            assert torch.equal(before[name], after[name])
-    betas = torch.cat([info["beta_f"] for info in infos])
-    assert ((betas >= 0.01) & (betas <= 1)).all()
-    if method == "fixed-weight":
-        assert (betas == 1).all() and after["scalars/beta_f"].item() == 1
+def test_what_needs_critics_is_refused_where_there_are_none():
+    for method in METHODS.values():
+        assert supported(method.name, "cpq") and supported(method.name, "coptidice") != method.needs_critics
+    with pytest.raises(SettingsError, match="trajdeleter-released"):
+        family("trajdeleter", "coptidice")
 
 
 @pytest.mark.parametrize("name", ACTOR_CRITIC)
 def test_critic_losses_do_what_they_say(name):
     """On a fixed pair of batches the forget residuals fall and beta_f follows the gap."""
-    population, made = corrupted(name, ["safe-rule"])
-    algorithm, pair = made["algorithm"], PairPool(made["cfg"])(population)
-    infos = []
-    for _ in range(20):
-        before = population.scalars["beta_f"].clone()
-        infos.append(update(population, algorithm, pair, draw_noise(population, algorithm.noise_shapes, torch.float32)))
+    made = Corrupted(name, "safe-rule")
+    pair, infos = made.draw(made.population, [0]), []
+    for _ in range(STEPS):
+        before = made.population.scalars["beta_f"].clone()
+        infos += advance(made.population, made.algorithm, lambda *_: pair)
         expected = (before + 0.25 * infos[-1]["gap"]).clamp(0.01, 1.0)
         torch.testing.assert_close(infos[-1]["beta_f"], expected)
         torch.testing.assert_close(infos[-1]["gap"], 10.5 - infos[-1]["forget_q_cost_policy"])
@@ -105,89 +74,72 @@ def test_critic_losses_do_what_they_say(name):
 
 @pytest.mark.parametrize("name", ACTOR_CRITIC)
 def test_variants_side_by_side_equal_each_alone(name):
-    together, made = corrupted(name, SAFE_RULE)
-    run(together, made["algorithm"], made["cfg"], 10)
-    state = frozen(together)
+    together = Corrupted(name, *SAFE_RULE)
+    together.run(10)
     for p, method in enumerate(SAFE_RULE):
-        alone, made = corrupted(name, [method])
-        run(alone, made["algorithm"], made["cfg"], 10)
-        one = {n: v if n.endswith("/step") else v[p : p + 1] for n, v in state.items()}
-        assert_same_state(one, frozen(alone), 1e-5)
-    half = SAFE_RULE.index("percentile-50")
-    for name, value in state.items():
-        if name.startswith("nets/"):
-            torch.testing.assert_close(value[SAFE_RULE.index("safe-rule")], value[half], rtol=0, atol=1e-5)
+        alone = Corrupted(name, method)
+        alone.run(10)
+        assert_same_state(frozen(together.population, [p]), frozen(alone.population), 1e-5)
+    whole, half = (frozen(together.population, [SAFE_RULE.index(m)]) for m in ("safe-rule", "percentile-50"))
+    for net in (name for name in whole if name.startswith("nets/")):
+        torch.testing.assert_close(whole[net], half[net], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", EXISTING)
-def test_fine_tuning_is_the_training_step_on_keep_data(name):
-    population, made = corrupted(name, ["fine-tuning"])
-    cfg, ordinary = made["cfg"], training(made["backbone"], made["cfg"])
-    other = restore(frozen(population), cfg.learning_rates, population.step)
-    reset_optimisers(other, ordinary)
-    before, draw = frozen(population), PairPool(cfg)
-    for _ in range(20):
-        pair, again = draw(population), draw(other)
-        assert torch.equal(pair.keep.observations, again.keep.observations)
-        noise = draw_noise(population, made["algorithm"].noise_shapes, torch.float32)
-        draw_noise(other, ordinary.noise_shapes, torch.float32)
-        info = update(population, made["algorithm"], pair, noise)
-        expected = update(other, ordinary, pair.keep, noise)
-        assert set(info) == set(expected)
-        assert all(torch.equal(info[k], expected[k]) and info[k].isfinite().all() for k in info)
-    assert_same_state(frozen(population), frozen(other))
-    trained = {n for names, _ in made["backbone"].LOSSES for n in names}
-    assert changed_networks(before, frozen(population)) == trained | set(made["backbone"].TARGETS)
+@pytest.mark.parametrize("method", ["clean", "poisoned", "fine-tuning", "relearn"])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_fine_tuning_and_relearning_are_the_training_step_on_their_data(name, method):
+    made = Corrupted(name, method)
+    other, own = made.beside(), family(method, name).PAIRED
 
+    def draw(population, agents):
+        return made.draw(population, agents).keep if own else made.draw(population, agents)
 
-@pytest.mark.parametrize("method", SAFE_RULE)
-def test_safe_rule_on_coptidice_moves_values_and_actor(method):
-    population, made = corrupted("coptidice", [method])
-    before = frozen(population)
-    infos = run(population, made["algorithm"], made["cfg"])
-    values = set() if method == "no-critic" else {"nu", "chi", "tau", "lmbda"}
-    assert changed_networks(before, frozen(population)) == {"actor"} | values
-    assert all(value.isfinite().all() for info in infos for value in info.values())
-    betas = torch.cat([info["beta_f"] for info in infos])
-    assert (betas == 1).all() if method == "fixed-weight" else ((betas >= 0.01) & (betas <= 1)).all()
-
-
-@pytest.mark.parametrize("method", TRAJDELETER)
-@pytest.mark.parametrize("name", EXISTING)
-def test_trajdeleter_runs_both_phases_and_keeps_the_original(name, method):
-    if name == "coptidice" and method != "trajdeleter-released":
-        with pytest.raises(SettingsError, match="trajdeleter-released"):
-            family(method, name)
-        return
-    population, made = corrupted(name, [method])
-    before = frozen(population)
-    infos = run(population, made["algorithm"], made["cfg"])
-    trained = {n for names, _ in made["backbone"].LOSSES for n in names}
-    assert changed_networks(before, frozen(population)) == trained | set(made["backbone"].TARGETS)
-    assert all(set(info) == set(infos[0]) for info in infos)  # one log for both phases
-    assert all(value.isfinite().all() for info in infos for value in info.values())
+    infos, expected = made.run(), advance(other, made.ordinary, draw, STEPS)
+    for info, again in zip(infos, expected, strict=True):
+        assert set(info) == set(again) and all(torch.equal(info[k], again[k]) for k in info)
+    assert_same_state(frozen(made.population), frozen(other))
 
 
 @pytest.mark.parametrize("method", TRAJDELETER)
 def test_trajdeleter_phases_are_four_to_one(method):
-    made = family(method, "cpq").algorithm(get_backbone("cpq"), tiny("cpq"), 100)
-    parts = [made.parts.index(made.at(step)) for step in range(100)]
+    algorithm = unlearning(method, get_backbone("cpq"), tiny("cpq"), 100)
     forgetting = [0] * 80 if method != "trajdeleter-released" else ([0] * 10 + [1] * 10) * 4
-    assert parts == forgetting + [len(made.parts) - 1] * 20
+    assert [algorithm.phase(step) for step in range(100)] == forgetting + [len(algorithm.phases) - 1] * 20
 
 
 def test_released_forget_block_trains_on_negated_rewards():
     """One forget step equals an ordinary step on the forget batch with the sign of its rewards turned."""
-    population, made = corrupted("cpq", ["trajdeleter-released"])
-    forget_step = made["algorithm"].parts[1]
-    ordinary = training(made["backbone"], made["cfg"])
-    other = restore(frozen(population), made["cfg"].learning_rates, 0)
-    reset_optimisers(other, ordinary)
-    pair = PairPool(made["cfg"])(population)
-    noise = draw_noise(population, forget_step.noise_shapes, torch.float32)
-    update(population, forget_step, pair, noise)
-    update(other, ordinary, pair.forget._replace(rewards=-pair.forget.rewards), noise)
-    assert_same_state(
-        {k: v for k, v in frozen(population).items() if k.startswith("nets/")},
-        {k: v for k, v in frozen(other).items() if k.startswith("nets/")},
+    made = Corrupted("cpq", "trajdeleter-released")
+    forgetting = replace(made.algorithm, phase=lambda step: 1)
+    other, pair = made.beside(), made.draw(made.population, [0])
+    noise = draw_noise(made.population, forgetting.noise_shapes, torch.float32)
+    update(made.population, forgetting, pair, noise)
+    update(other, made.ordinary, pair.forget._replace(rewards=-pair.forget.rewards), noise)
+    one, again = (
+        {k: v for k, v in frozen(population).items() if k.startswith("nets/")}
+        for population in (made.population, other)
     )
+    assert_same_state(one, again)
+
+
+TOY = """
+from saferule.unlearn.fine_tune import PAIRED, READINGS, algorithm
+
+def coefficients(cfg, readings):
+    return {"strength": 1.0}
+"""
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_new_method_is_one_file_and_one_entry(name, tmp_path, monkeypatch):
+    (tmp_path / "toy.py").write_text(TOY)
+    monkeypatch.setattr(unlearn, "__path__", [*unlearn.__path__, str(tmp_path)])
+    monkeypatch.setitem(METHODS, "toy", Method("toy", "Toy", "#123456", "toy", "main", {"strength": 0.5}))
+    made, log = Corrupted(name, "toy"), Log()
+    made.adapt()
+    assert made.population.scalars["strength"].tolist() == [0.5]
+    before = frozen(made.population)
+    population, agents = run(made.population, made.algorithm, made.draw, STEPS, log=log, log_every=10)
+    assert agents == [0] and [row["step"] for row in log.rows] == [10, 20]
+    assert "actor" in changed_networks(before, frozen(population))
+    assert supported("toy", name) and coefficients("toy", name, made.cfg) == {"strength": 0.5}

@@ -126,7 +126,8 @@ def supported(method: str, backbone: str) -> bool:
 
     SettingsError for an unknown method or backbone.
     """
-    return get_backbone(backbone).CRITICS or not get_method(method).needs_critics
+    needed, there = get_method(method).needs_critics, get_backbone(backbone).CRITICS
+    return there or not needed
 
 
 def family(method: str, backbone: str) -> ModuleType:
@@ -136,7 +137,7 @@ def family(method: str, backbone: str) -> ModuleType:
     """
     if not supported(method, backbone):
         raise SettingsError(f"{method} needs critics, which {backbone} has not: use trajdeleter-released")
-    name = METHODS[method].family
+    name = get_method(method).family
     if not get_backbone(backbone).CRITICS:
         name = WITHOUT_CRITICS.get(name, name)
     return importlib.import_module(f"saferule.unlearn.{name}")

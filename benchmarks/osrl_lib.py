@@ -1,4 +1,4 @@
-"""osrl-lib's training steps, set up as its own example scripts do, for the side-by-side measurements."""
+"""osrl-lib's training steps, set up as its own example scripts do."""
 
 from __future__ import annotations
 

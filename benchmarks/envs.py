@@ -1,4 +1,6 @@
-"""``saferule bench envs``: the stock simulators beside ours, over full episodes with their resets, in steps/s.
+"""The stock simulators beside ours, over full episodes with their resets, in steps/s. From the repository:
+
+    python -m benchmarks.envs [--json FILE]
 
 ``peer`` is what a user of the package gets: `safety_gymnasium.make`, or `gymnasium.make` for CarCircle. Both sides make
 the task's horizon of steps with the same random actions, from a reset on, and reset where an episode ends.
@@ -12,18 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from saferule.bench import processor, side_by_side
+from benchmarks.measure import Row, arguments, rates, show
+from saferule.runs.store import processor
 from saferule.sim import TASKS, Task, get_task, make
 from saferule.sim.shim import load_bullet_safety_gym, load_safety_gymnasium, standard_streams
 
 
 def measure(
     tasks: Sequence[str] = tuple(TASKS), rounds: int = 5, say: Callable[[str], None] = print
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> tuple[list[Row], Row]:
     """One row per task: task, ours and peer (steps/s), ratio. Returns rows and a description of the machine."""
     rows = []
     for task in map(get_task, tasks):
-        ours, peer = (rate * task.horizon for rate in side_by_side([_ours(task), _stock(task)], rounds))
+        ours, peer = (rate * task.horizon for rate in rates([_ours(task), _stock(task)], rounds))
         rows.append({"task": task.name, "ours": ours, "peer": peer, "ratio": ours / peer})
         say(f"{task.name}: ours {ours:.0f}, peer {peer:.0f} steps/s, ratio {ours / peer:.2f}")
     return rows, {"processor": processor(), "settings": "one process, random actions, episodes with their resets"}
@@ -70,3 +73,8 @@ def _horizon_of_steps(
                 reset(next(seeds))
 
     return run
+
+
+if __name__ == "__main__":
+    given = arguments(__doc__.partition("\n")[0]).parse_args()
+    show(*measure(rounds=given.rounds), given.json)
