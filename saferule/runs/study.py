@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from saferule.attack.poison import ForgetSet
+from saferule.attack.poison import ForgetSet, attack_reward
 from saferule.data.schema import Dataset
 from saferule.files import write_bytes
 from saferule.paper import TABLE7
@@ -31,7 +32,7 @@ from saferule.sim import get_task
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from saferule.report.videos import Film
+    from saferule.sim.film import Film
 
 CURVE = "learning_curve.json"  # beside an adversary
 
@@ -103,7 +104,8 @@ class Study:
 
         A kept one is shown on a machine that cannot draw the task, too.
         """
-        from saferule.report.videos import Film, Job, film_adversaries, read
+        from saferule.runs.execute import worker_pool
+        from saferule.sim.film import Film, Job, film_adversaries, read
         from saferule.sim.graphics import drawing_problem
 
         if not self.profile.videos:
@@ -111,18 +113,24 @@ class Study:
         cells = [plan.adversary(self.profile, task, attack) for attack in self.profile.attacks]
         folders = [self.store.folder(cell) for cell in cells]
         jobs = [
-            Job(folder, self.folder / "videos" / f"{folder.name}.gif", cell.attack, f"{task}, {ATTACKS[cell.attack]}")
+            Job(
+                folder,
+                self.folder / "videos" / f"{folder.name}.gif",
+                partial(attack_reward, cell.attack),
+                f"{task}, {ATTACKS[cell.attack]}",
+            )
             for cell, folder in zip(cells, folders, strict=True)
         ]
         kept = {job: film for job in jobs if (film := read(job.film))}
         missing = {job: cell for job, cell in zip(jobs, cells, strict=True) if job not in kept}
         if missing and (problem := drawing_problem(get_task(task))):
-            names = ", ".join(ATTACKS[job.attack] for job in missing)
+            names = ", ".join(ATTACKS[cell.attack] for cell in missing.values())
             return [*kept.values(), Film(None, f"{task}: no film of {names}. {problem}")]
         if missing:
             with self.store.lock():
                 self.engine.adversaries(list(missing.values()))
-        return film_adversaries(jobs, cores())
+        with worker_pool(min(cores(), len(jobs))) as pool:
+            return film_adversaries(jobs, pool)
 
     # Policies
 
@@ -275,7 +283,7 @@ class Study:
         """Display the films side by side, embedded in the notebook, and the reasons for those that are missing."""
         from IPython.display import HTML, display
 
-        from saferule.report.videos import as_html
+        from saferule.sim.film import as_html
 
         display(HTML(as_html(films)))
 
