@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from saferule.profiles import get_profile
+from saferule.runs.cells import in_force, settings
 
 from saferule.attack.adversary import CURVE_FILE, leading, roll_out_adversary, train_adversary
 from saferule.attack.poison import attack_reward
 from saferule.data import schema
 from saferule.errors import CheckpointError, SettingsError
-from saferule.profiles import get_profile
 from saferule.runs import plan
-from saferule.runs.cells import in_force, settings
 from saferule.sim import get_task
 from saferule.sim.ppo_settings import PPOSettings, adversary_settings
 from saferule.sim.vector import SimulatorEnv

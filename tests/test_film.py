@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from saferule.runs.study import Study
 
 from saferule.attack.poison import attack_reward
 from saferule.errors import CheckpointError
 from saferule.runs import plan
 from saferule.runs.execute import worker_pool
-from saferule.runs.study import Study
 from saferule.sim import film as films
 from saferule.sim import get_task
 from saferule.sim.film import Film, Job
