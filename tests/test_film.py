@@ -90,9 +90,6 @@ def test_a_film_has_the_asked_frames_and_size(policy, made):
     assert len(colours) <= films.COLOURS
     again = films.film(CAR, lambda states, _: policy.act(states), 3, "CarCircle, random", frames=20, size=120)
     assert again == made
-
-
-def test_its_sentence_is_that_of_the_episode(policy, made):
     (row,) = roll_out(CAR, lambda states, _: policy.act(states), [3]).rows
     assert made.told == f"CarCircle, random: cost {row['cost']:.0f}, return {row['return']:.1f} in 300 steps (seed 3)"
 
@@ -118,7 +115,7 @@ def test_a_kept_film_is_read_and_not_made_again(job, made):
     assert films.read(job.film) is None
 
 
-def test_what_fails_gives_a_sentence(job, tmp_path):
+def test_what_fails_gives_a_sentence(job, policy, tmp_path, monkeypatch):
     missing, pool = job._replace(policy=tmp_path / "missing"), Here()
     (film,) = films.film_adversaries([missing], pool)
     assert film.gif is None and film.told.startswith("CarCircle, Min Reward: no film. ")
@@ -127,21 +124,19 @@ def test_what_fails_gives_a_sentence(job, tmp_path):
     (film,) = films.film_adversaries([job], pool)
     assert film == Film(None, "CarCircle, Min Reward: no film, as the process that draws ended without a word.")
 
-
-def test_films_are_drawn_in_other_processes(job, monkeypatch):
-    """A job is understood there."""
-    with worker_pool(1) as pool:
-        (film,) = films.film_adversaries([job], pool)
-    assert film.gif == job.film.read_bytes() and len(list(frames_of(film.gif))) == films.FRAMES
-
-
-def test_drawing_that_fails_gives_a_sentence(policy, monkeypatch):
     def broken(*args, **kwargs):
         raise OSError("no memory for a frame")
 
     monkeypatch.setattr(films, "_pictures", broken)
     film = films.film(CAR, lambda states, _: policy.act(states), 0, "CarCircle, random")
     assert film == Film(None, "CarCircle, random: no film, as drawing failed here (OSError: no memory for a frame).")
+
+
+def test_films_are_drawn_in_other_processes(job):
+    """A job is understood there."""
+    with worker_pool(1) as pool:
+        (film,) = films.film_adversaries([job], pool)
+    assert film.gif == job.film.read_bytes() and len(list(frames_of(film.gif))) == films.FRAMES
 
 
 def test_without_opengl_there_is_a_sentence_and_no_crash():
