@@ -4,7 +4,7 @@ import io
 import os
 import subprocess
 import sys
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
@@ -27,6 +27,7 @@ from saferule.sim.ppo import OnlinePolicy
 from saferule.sim.rollout import roll_out
 
 CAR = get_task("CarCircle")
+HERE = ThreadPoolExecutor(1)
 
 
 @pytest.fixture(scope="module")
@@ -51,22 +52,6 @@ def job(policy, tmp_path):
     policy.save(tmp_path / "policy")
     path = tmp_path / "videos" / "car.gif"
     return Job(tmp_path / "policy", path, partial(attack_reward, "min_reward"), "CarCircle, Min Reward")
-
-
-class Here:
-    """An executor in this process; `fails` is raised in place of a result."""
-
-    fails = None
-
-    def submit(self, work, *given):
-        future = Future()
-        try:
-            if self.fails is not None:
-                raise self.fails
-            future.set_result(work(*given))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 def frames_of(gif):
@@ -99,7 +84,7 @@ def test_an_adversary_is_shown_in_its_best_episode_and_kept(policy, job, monkeyp
     chosen = []
     monkeypatch.setattr(films, "film", lambda task, act, seed, title: chosen.append(seed) or Film(b"GIF", title))
     assert films.film_adversary(job).gif == b"GIF" and not job.film.exists()
-    assert films.film_adversaries([job], Here())[0].gif == job.film.read_bytes() == b"GIF"
+    assert films.film_adversaries([job], HERE)[0].gif == job.film.read_bytes() == b"GIF"
 
     def total(seed):
         return roll_out(CAR, policy.sampler(np.random.default_rng(seed)), [seed]).rows[0]["return"]
@@ -116,12 +101,15 @@ def test_a_kept_film_is_read_and_not_made_again(job, made):
 
 
 def test_what_fails_gives_a_sentence(job, policy, tmp_path, monkeypatch):
-    missing, pool = job._replace(policy=tmp_path / "missing"), Here()
-    (film,) = films.film_adversaries([missing], pool)
+    (film,) = films.film_adversaries([job._replace(policy=tmp_path / "missing")], HERE)
     assert film.gif is None and film.told.startswith("CarCircle, Min Reward: no film. ")
     assert "holds no complete policy" in film.told and not job.film.exists()
-    pool.fails = BrokenProcessPool()
-    (film,) = films.film_adversaries([job], pool)
+
+    def ended(job):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(films, "film_adversary", ended)
+    (film,) = films.film_adversaries([job], HERE)
     assert film == Film(None, "CarCircle, Min Reward: no film, as the process that draws ended without a word.")
 
     def broken(*args, **kwargs):
