@@ -4,14 +4,19 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-Usage: ./run_all.sh [--profile smoke|cpu|paper] [--help]
+Usage: ./run_all.sh [--profile smoke|cpu|paper] [choices] [--help]
 
   --profile smoke   (default) one task, tiny steps, every stage: minutes on 2 CPU cores
   --profile cpu     reduced steps and widths, committed local datasets, no GPU needed
-  --profile paper   the paper's own settings: one GPU
+  --profile paper   the paper's own settings: one GPU; starts with `saferule doctor`
 
-Makes .venv from requirements.lock if there is none (another place: SAFERULE_VENV=/path). Results are in
-artifacts/<profile>/. Finished work is kept: a second run trains nothing again, an interrupted one continues.
+Choices, each with one or more values; without them all of the profile:
+  --tasks CarCircle ...   --backbones cpq ...   --attacks max_cost ...   --ratios 0.15 ...   --replicates 0 1 ...
+  --notebooks attack ...  --set episodes=50 ...
+
+Makes .venv from requirements.lock if there is none (another place: SAFERULE_VENV=/path), then says which device is
+used. Results are in artifacts/<profile>/. Finished work is kept: a second run trains nothing again, an interrupted one
+continues.
 TEXT
 }
 
@@ -22,8 +27,11 @@ bad_usage() {
 }
 
 profile=smoke
+choices=()
 while (($#)); do
-    case "$1" in
+    option="${1%%=*}"
+    if [[ "$1" == *=* ]]; then set -- "$option" "${1#*=}" "${@:2}"; fi
+    case "$option" in
         -h | --help)
             usage
             exit 0
@@ -33,9 +41,13 @@ while (($#)); do
             profile="$2"
             shift 2
             ;;
-        --profile=*)
-            profile="${1#*=}"
+        --tasks | --backbones | --attacks | --ratios | --replicates | --notebooks | --set)
+            (($# > 1)) && [[ "$2" != --* ]] || bad_usage "$option needs a value"
             shift
+            while (($#)) && [[ "$1" != --* ]]; do
+                choices+=("$option" "$1")
+                shift
+            done
             ;;
         *) bad_usage "unknown option: $1" ;;
     esac
@@ -47,7 +59,15 @@ esac
 
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
 venv="$(realpath -m -- "${SAFERULE_VENV:-$root/.venv}")"
+for folder in "$root/artifacts" "$root/artifacts/$profile"; do
+    if [[ -e "$folder" && ! -w "$folder" ]]; then
+        printf 'run_all.sh: %s cannot be written by user %s: chown it, or run as its owner %s (in a container --user)\n' \
+            "$folder" "$(id -u)" "$(stat -c '%u:%g' -- "$folder")" >&2
+        exit 1
+    fi
+done
 bash "$root/install.sh"
 
 cd -- "$root"
-exec "$venv/bin/saferule" run --profile "$profile"
+if [[ "$profile" == paper ]]; then "$venv/bin/saferule" doctor; fi
+exec "$venv/bin/saferule" run --profile "$profile" "${choices[@]}"

@@ -25,7 +25,7 @@ from benchmarks.osrl_lib import loader, quiet_trainer, seed_everything, stepper
 from saferule.agents import BACKBONES, get_backbone
 from saferule.agents.loop import keep_freed_memory
 from saferule.agents.population import create, draw_noise, stack, training, update
-from saferule.bench import processor
+from saferule.runs.store import processor
 from saferule.data.batches import Batch, TransitionPool, draw_rows
 from saferule.data.schema import Dataset
 

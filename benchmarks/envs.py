@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import Row, arguments, rates, show
-from saferule.bench import processor
+from saferule.runs.store import processor
 from saferule.sim import TASKS, Task, get_task, make
 from saferule.sim.shim import load_bullet_safety_gym, load_safety_gymnasium, standard_streams
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from saferule.bench import block_times
+from saferule.runs.timing import block_times
 from saferule.files import write_bytes
 
 Row = dict[str, Any]

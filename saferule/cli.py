@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from ast import literal_eval
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from saferule.errors import SaferuleError
-from saferule.options import different_numbers, listed, named_values
+from saferule.errors import SaferuleError, SettingsError
 
 
 class Commands(TyperGroup):
@@ -45,70 +47,119 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 
+
+def _several(what: str) -> Any:
+    return typer.Option(help=f"{what} of the profile to take; repeatable [all].")
+
+
 TaskOption = Annotated[str, typer.Option("--task", help="PointGoal, PointPush, AntVelocity or CarCircle.")]
 ProfileOption = Annotated[str, typer.Option("--profile", help="smoke, cpu or paper.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", help="Root of the results [artifacts].")]
 DataFolderOption = Annotated[Path | None, typer.Option("--data", help="Folder of the datasets [artifacts/data].")]
+TasksOption = Annotated[list[str] | None, _several("Tasks")]
+BackbonesOption = Annotated[list[str] | None, _several("Backbones")]
+AttacksOption = Annotated[list[str] | None, _several("Attacks")]
+RatiosOption = Annotated[list[float] | None, _several("Poisoning ratios")]
+ReplicatesOption = Annotated[list[int] | None, _several("Replicates")]
 SetOption = Annotated[
-    list[str],
-    typer.Option("--set", metavar="NAME=VALUE", help="Change a field of the profile, such as seeds=0,1; repeatable."),
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Change a field of the profile, as episodes=50; repeatable."),
 ]
 ReadingOption = Annotated[
-    list[str],
-    typer.Option("--reading", metavar="NAME=OPTION", help="Of saferule/paper/readings.py; repeatable."),
+    list[str] | None,
+    typer.Option("--reading", metavar="NAME=OPTION", help="Of saferule/paper/readings.toml; repeatable."),
 ]
-PAPER_PARAMETERS = ("tasks", "backbones", "attacks", "ratios", "seeds")  # those of the notebooks' parameters cells
 
 
 @app.command()
 def run(
     profile: ProfileOption = "smoke",
-    notebooks: Annotated[str, typer.Option(help="Which, with commas [all, in order].")] = "",
+    tasks: TasksOption = None,
+    backbones: BackbonesOption = None,
+    attacks: AttacksOption = None,
+    ratios: RatiosOption = None,
+    replicates: ReplicatesOption = None,
+    changes: SetOption = None,
+    notebooks: Annotated[list[str] | None, typer.Option(help="Which, repeatable [all, in order].")] = None,
     output: OutputOption = None,
     data: DataFolderOption = None,
-    changes: SetOption = [],  # noqa: B006  typer wants a list
 ) -> None:
     """Execute the notebooks of a profile; finished work is kept, interrupted work continues."""
-    from saferule.profiles import get_profile
+    from saferule.doctor import device
+    from saferule.runs.experiment import get_profile
     from saferule.runs.notebooks import run_all
-    from saferule.runs.overrides import parse
     from saferule.runs.places import NOTEBOOKS
 
-    changed = parse(changes)
-    get_profile(profile, **changed)  # an unknown name is reported before a kernel starts
-    parameters = {name: changed.pop(name) for name in PAPER_PARAMETERS if name in changed}
-    if changed:
-        parameters["changes"] = changed
+    parts = {"tasks": tasks, "backbones": backbones, "attacks": attacks, "ratios": ratios, "replicates": replicates}
+    chosen, changed = {name: part for name, part in parts.items() if part}, _named_values(changes, "--set")
+    get_profile(profile, **chosen, **changed)  # an unknown name is reported before a kernel starts
+    parameters = chosen | ({"changes": changed} if changed else {})
     if data is not None:
         parameters["data"] = str(data.resolve())
-    run_all(profile, listed(notebooks) or NOTEBOOKS, output, parameters)
+    typer.echo(f"profile {profile} on {device().found}")
+    run_all(profile, notebooks or NOTEBOOKS, output, parameters)
 
 
 @app.command()
-def cells(
+def status(
     profile: ProfileOption = "smoke",
+    tasks: TasksOption = None,
+    backbones: BackbonesOption = None,
+    attacks: AttacksOption = None,
+    ratios: RatiosOption = None,
+    replicates: ReplicatesOption = None,
+    changes: SetOption = None,
     output: OutputOption = None,
     data: DataFolderOption = None,
-    changes: SetOption = [],  # noqa: B006
-    missing: Annotated[bool, typer.Option("--missing", help="List only what is missing.")] = False,
+    missing: Annotated[bool, typer.Option("--missing", help="Name the runs that are missing.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every file of finished runs.")] = False,
 ) -> None:
-    """List the runs of a profile: what is done and what is missing."""
-    from saferule.profiles import get_profile
-    from saferule.runs.inventory import inventory
-    from saferule.runs.overrides import parse
-    from saferule.runs.places import default_data_folder, project_root
+    """Which runs a profile asks for, and which of them are done; exit 1 when one is damaged."""
+    from saferule.runs.experiment import get_profile, plan
+    from saferule.runs.places import known_data, workspace
 
-    chosen = get_profile(profile, **parse(changes))
-    folder = (output or project_root() / "artifacts") / profile
-    data = data or default_data_folder(chosen)
-    found = inventory(chosen, folder, data)
-    for state, kind, name in found.rows:
-        if state == "missing" or not missing:
-            typer.echo(f"{state:8} {kind:11} {name}")
-    for sentence in found.notes:
+    parts = {"tasks": tasks, "backbones": backbones, "attacks": attacks, "ratios": ratios, "replicates": replicates}
+    chosen = get_profile(profile, **{n: p for n, p in parts.items() if p}, **_named_values(changes, "--set"))
+    place = workspace(chosen, output, data)
+    known, notes = known_data(chosen, place.data_folder)
+    store, damaged, total = place.store, [], [0, 0]
+    for part, runs in plan(chosen, known).items():
+        done = [run for run in runs if store.done(run)]
+        total = [total[0] + len(done), total[1] + len(runs)]
+        typer.echo(f"{part:12} {len(done):6} of {len(runs):6} done")
+        damaged += [sentence for run in (done if verify else ()) for sentence in store.verify(run)]
+        for run in runs if missing else ():
+            if run not in done:
+                typer.echo(f"    missing {run.KIND} {store.folder(run).name}")
+    for sentence in [*notes, *damaged]:
         typer.echo(sentence)
-    done = sum(state == "done" for state, _, _ in found.rows)
-    typer.echo(f"{done} of {len(found.rows)} runs of profile {profile} are done in {folder}")
+    typer.echo(f"{total[0]} of {total[1]} runs of profile {profile} are done in {store.root}")
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object.")] = False,
+) -> None:
+    """Check this machine: device, simulators, rendering, data, kernel; exit 1 when something needed does not work."""
+    import json
+
+    try:
+        from saferule import doctor
+    except ImportError as error:  # torch without one of its libraries, for example
+        typer.echo(f"FAILED packages: {error}: install anew with ./install.sh")
+        raise typer.Exit(1) from None
+    results = []
+    for result in doctor.examine():
+        results.append(result)
+        if not as_json:
+            typer.echo(result.line())
+    report = doctor.as_json(results)
+    if as_json:
+        typer.echo(json.dumps(report, indent=1))
+    if not report["ok"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -122,26 +173,24 @@ def attack(
     seed: Annotated[int, typer.Option(help="Of the adversary.")] = 0,
     adversary: Annotated[Path | None, typer.Option(help="Folder of a trained adversary: use it, train none.")] = None,
     poisoned: Annotated[Path | None, typer.Option(help="Also write D and D_f together to this file.")] = None,
-    reading: ReadingOption = [],  # noqa: B006
+    reading: ReadingOption = None,
 ) -> None:
     """Algorithm 1 on a dataset: train an adversary, roll it out, write the forget set."""
     from saferule.attack.pipeline import attack_file
-    from saferule.runs.places import project_root
     from saferule.sim.tasks import get_task
 
     chosen = get_task(task)
-    data = data or project_root() / "artifacts" / "data" / f"{task}.hdf5"
     forget = attack_file(
         chosen,
         attack,
         ratio,
-        data,
+        data or _committed(task),
         out,
         steps=steps,
         seed=seed,
         adversary=adversary,
         joined=poisoned,
-        readings=named_values(reading, "--reading"),
+        readings=_named_texts(reading, "--reading"),
     )
     typer.echo(
         f"{out}: {len(forget)} samples of {len(forget.episodes)} trajectories, {forget.share:.1%} of the poisoned set; "
@@ -160,13 +209,13 @@ def repair(
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
     method: Annotated[str, typer.Option(help="safe-rule, fine-tuning, trajdeleter, ...")] = "safe-rule",
     steps: Annotated[int | None, typer.Option(help="Gradient steps [the paper's 5000].")] = None,
-    reading: ReadingOption = [],  # noqa: B006
+    reading: ReadingOption = None,
     seed: Annotated[int, typer.Option(help="Of batches and noise.")] = 0,
     cost_limit: Annotated[float | None, typer.Option(help="That a model.pt was trained with [10].")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one].")] = None,
 ) -> None:
     """Unlearn poisoned trajectories from a policy of your own; writes it for saferule and for osrl-lib."""
-    from saferule.paper.settings import TABLE7
+    from saferule.paper import TABLE7
     from saferule.runs.repair import repair_files
 
     steps = TABLE7.unlearning_steps if steps is None else steps
@@ -179,7 +228,7 @@ def repair(
         backbone=backbone,
         method=method,
         steps=steps,
-        readings=named_values(reading, "--reading"),
+        readings=_named_texts(reading, "--reading"),
         seed=seed,
         cost_limit=cost_limit,
         device=device,
@@ -197,21 +246,17 @@ def data_collect(
     seeds: Annotated[str, typer.Option(help="With commas; one policy per seed and cost limit.")] = "0",
     episodes: Annotated[int, typer.Option(help="How many to select.")] = 450,
     processes: Annotated[int | None, typer.Option(help="Policies trained at the same time [one per core].")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file and its card.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
-    """Train behaviour policies in the simulator, select episodes from all they did while they learned, write a card."""
+    """Train behaviour policies in the simulator and select episodes from all that they did while they learned."""
     from saferule.sim.tasks import get_task
 
     get_task(task)
-    limits = different_numbers(float, cost_limits, "--cost-limits", or_none=True)
-    numbers = different_numbers(int, seeds, "--seeds")
-    if out is None:
-        from saferule.runs.places import project_root
-
-        out = project_root() / "artifacts" / "data" / f"{task}.hdf5"
-    from saferule.data.card import write_card
+    limits = _different_numbers(float, cost_limits, "--cost-limits")
+    numbers = _different_numbers(int, seeds, "--seeds")
     from saferule.data.collect import collect
 
+    out = out or _committed(task)
     command = f"saferule data collect --task {task} --steps {steps} --cost-limits {cost_limits} --seeds {seeds}"
     dataset = collect(
         task,
@@ -224,7 +269,6 @@ def data_collect(
         command=f"{command} --episodes {episodes}",
         overwrite=overwrite,
     )
-    write_card(dataset, out.with_suffix(".md"))
     typer.echo(f"{out}: {len(dataset)} steps of {len(dataset.episodes())} episodes")
 
 
@@ -235,8 +279,8 @@ def data_fetch(
         Path | None, typer.Option(help="Where it is kept [DSRL_DATASET_DIR, or ~/.dsrl/datasets].")
     ] = None,
 ) -> None:
-    """Download DSRL's dataset of a task; an interrupted download continues, a finished one is checked by its hash."""
-    from saferule.data.download import fetch
+    """Download DSRL's dataset of a task; one that is there already is checked by its hash."""
+    from saferule.data.fetch import fetch
 
     typer.echo(fetch(task, folder, say=lambda line: typer.echo(line, err=True)))
 
@@ -251,6 +295,52 @@ def data_check(file: Annotated[Path, typer.Argument(help="A file in the DSRL sch
     chosen = get_task(task)
     for line in describe(load(file, chosen)):
         typer.echo(line)
+
+
+def _committed(task: str) -> Path:
+    from saferule.runs.places import project_root
+
+    return project_root() / "artifacts" / "data" / f"{task}.hdf5"
+
+
+def _named_texts(texts: Sequence[str] | None, option: str) -> dict[str, str]:
+    """{name: text} from ``name=text``; SettingsError that names the option for one without "="."""
+    wrong = next((text for text in texts or () if "=" not in text), None)
+    if wrong is not None:
+        raise SettingsError(f"{option}: {wrong!r}, expected NAME=VALUE: give for example {option} kappa=per_step")
+    return dict(text.split("=", 1) for text in texts or ())
+
+
+def _named_values(texts: Sequence[str] | None, option: str) -> dict[str, Any]:
+    """The same with plain values: numbers, true and false, lists with commas; what is none of these is text."""
+
+    def value(text: str) -> Any:
+        if text in ("true", "false"):
+            return text == "true"
+        try:
+            return literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
+
+    named = _named_texts(texts, option).items()
+    return {name: [value(part) for part in text.split(",")] if "," in text else value(text) for name, text in named}
+
+
+def _different_numbers(kind: type, text: str, option: str) -> list[Any]:
+    """One or more different finite numbers of 0 or more, with commas; for floats the word none stands for None.
+
+    SettingsError that names the option for anything else.
+    """
+    values: list[Any] = []
+    for part in (part.strip() for part in text.split(",") if part.strip()):
+        try:
+            values.append(None if part == "none" and kind is float else kind(part))
+        except ValueError:
+            raise SettingsError(f"{option}: {part!r} is no {kind.__name__}, expected numbers: give 0,1") from None
+    given = [value for value in values if value is not None]
+    if not values or len(set(values)) < len(values) or not all(math.isfinite(v) and v >= 0 for v in given):
+        raise SettingsError(f"{option}: {text!r}, expected one or more different finite numbers of 0 or more: give 0,1")
+    return values
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""Writing files and folders whole or not at all."""
+"""Writing files and folders whole or not at all, and telling them apart by their content."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -10,17 +11,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name in the same folder, then rename it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+@contextmanager
+def write_atomically(final: Path) -> Iterator[Path]:
+    """An empty file to fill, beside its final place; it gets its name when the block ends without an error, else it
+    goes.
+
+    Libraries that write by path (HDF5, safetensors) are given this one. The mode is that of any new file (umask).
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    draft = final.with_name(f".{final.name}.{secrets.token_hex(4)}.part")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        draft.touch(exist_ok=False)
+        mode = draft.stat().st_mode
+        yield draft
+        draft.chmod(mode)  # safetensors replaces the file by one for its owner's eyes
+        _sync(draft)
+        os.replace(draft, final)
     finally:
-        temporary.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with write_atomically(path) as draft:
+        draft.write_bytes(content)
 
 
 @contextmanager
@@ -42,6 +56,12 @@ def write_folder(final: Path) -> Iterator[Path]:
         _sync(final.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

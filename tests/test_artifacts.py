@@ -5,8 +5,7 @@ import pytest
 
 from saferule.attack.poison import ATTACKS
 from saferule.data import schema
-from saferule.profiles import get_profile
-from saferule.runs import plan
+from saferule.runs.experiment import adversary_run, get_profile
 from saferule.runs.places import project_root
 from saferule.runs.store import Store
 from saferule.sim import TASKS, get_task
@@ -52,9 +51,9 @@ def test_adversaries_of_the_cpu_profile_are_there(name):
 
     profile, store = get_profile("cpu"), Store(ARTIFACTS / "cpu")
     for attack in ATTACKS:
-        cell = plan.adversary(profile, name, attack)
-        assert store.done(cell), store.folder(cell)
-        policy = OnlinePolicy.load(store.folder(cell))
+        run = adversary_run(profile, name, attack, 0)
+        assert store.done(run), store.folder(run)
+        policy = OnlinePolicy.load(store.folder(run))
         assert policy.task.name == name and policy.settings["attack"] == attack
         actions = policy.act(np.zeros((1, policy.task.observation_dim)))
         assert actions.shape == (1, policy.task.action_dim) and np.isfinite(actions).all()

@@ -11,10 +11,8 @@ from typer.testing import CliRunner
 
 from saferule.cli import app
 from saferule.data.schema import Dataset, load, save
-from saferule.errors import SettingsError
-from saferule.profiles import get_profile
-from saferule.runs.inventory import REPAIRS, VARIANTS
-from saferule.runs.overrides import parse
+from saferule.runs.experiment import PARTS
+from saferule.runs.places import project_root
 from saferule.sim import get_task
 from saferule.sim.ppo import OnlinePolicy
 
@@ -54,7 +52,7 @@ def test_help_lists_the_commands_without_heavy_imports():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "cells", "attack", "data"):
+    for command in ("run", "status", "doctor", "attack", "repair", "data"):
         assert f"\n  {command} " in done.stdout
 
 
@@ -62,12 +60,19 @@ def test_help_lists_the_commands_without_heavy_imports():
     ("arguments", "sentence"),
     [
         (["run", "--profile", "huge"], "unknown profile 'huge': choose one of smoke, cpu, paper"),
-        (["run", "--notebooks", "attack,trane"], "unknown notebook 'trane': choose among attack, train"),
-        (["run", "--set", "speed=9"], "cannot set 'speed=9', expected name=value"),
+        (
+            ["run", "--notebooks", "attack", "--notebooks", "trane"],
+            "unknown notebook 'trane': choose among attack, train",
+        ),
+        (["run", "--set", "speed=9"], "unknown setting 'speed' of a profile: choose a name among tasks"),
+        (["run", "--set", "episodes"], "--set: 'episodes', expected NAME=VALUE"),
+        (["run", "--set", "episodes=many"], "episodes = 'many', expected int: write episodes=6"),
+        (["run", "--tasks", "CarCircle", "--tasks", "Moon"], "unknown name 'Moon' in tasks"),
+        (["status", "--ratios", "5"], "ratios = 5.0, expected a number between 0 and 1"),
         (["run", "--set", "tasks=Moon"], "unknown name 'Moon' in tasks"),
         (["run", "--set", "data=moon"], "unknown name 'moon' in data: choose among local, dsrl"),
         (["run", "--output", __file__], __file__),  # a file where a folder is needed
-        (["cells", "--profile", "huge"], "unknown profile 'huge'"),
+        (["status", "--profile", "huge"], "unknown profile 'huge'"),
         (["data", "collect", "--task", "Moon"], "Unknown task 'Moon': choose one of PointGoal"),
         (["data", "collect", "--task", "CarCircle", "--seeds", "x"], "--seeds: 'x' is no int"),
         (["data", "collect", "--task", "CarCircle", "--seeds", "-1"], "--seeds: '-1', expected one or more different"),
@@ -156,7 +161,7 @@ def test_attack_under_other_readings(good, tmp_path):
     [
         (["--reading", "kappa=per_step"], "'kappa' is not one of the attack: choose among poison_count"),
         (["--reading", "rollouts=thrice"], "'rollouts' has no option 'thrice'"),
-        (["--reading", "rollouts"], "--reading: 'rollouts', expected NAME=OPTION"),
+        (["--reading", "rollouts"], "--reading: 'rollouts', expected NAME=VALUE"),
         (["--poisoned", "OUT"], "--out and --poisoned are both"),
         (["--out", "DATA"], "--data and --out are both"),
     ],
@@ -170,40 +175,33 @@ def test_attack_says_what_is_wrong_before_it_trains(good, tmp_path, options, tol
     assert good.read_bytes() == before and sorted(tmp_path.iterdir()) == [good]
 
 
-def test_cells_lists_what_is_missing(good, tmp_path):
+def test_status_lists_what_is_missing(good, tmp_path):
     good.rename(tmp_path / "CarCircle.hdf5")
-    result = run("cells", "--output", tmp_path / "out", "--data", tmp_path, "--set", "backbones=cpq")
+    common = ["status", "--output", tmp_path / "out", "--data"]
+    result = run(*common, tmp_path, "--backbones", "cpq", "--missing")
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0].split()[:2] == ["missing", "adversary"]
-    kinds = {"adversary", "forget", "training", "unlearning", "relearning", "evaluation"}
-    assert {line.split()[1] for line in lines[:-1]} == kinds
-    assert sum("unlearning" in line.split() for line in lines) == len(REPAIRS) + len(VARIANTS) + 7  # readings on CPQ
-    assert lines[-1].startswith(f"0 of {len(lines) - 1} runs of profile smoke are done")
-    without = run("cells", "--output", tmp_path / "out", "--data", tmp_path / "nowhere")
+    counts = {line[:12].strip(): int(line.split()[-2]) for line in lines if line.endswith(" done")}
+    assert list(counts) == list(PARTS) and counts["main"] == 8 and counts["readings"] == 7
+    assert sum(line.startswith("    missing") for line in lines) == sum(counts.values())
+    assert sum(" missing policy CarCircle-cpq-" in line for line in lines) == 8 + 5 + 7 + 9
+    assert lines[-1].startswith(f"0 of {sum(counts.values())} runs of profile smoke are done")
+    without = run(*common, tmp_path / "nowhere")
     assert "the runs of CarCircle have no names yet" in without.stdout
 
 
-def test_overrides_have_the_fields_types():
-    changes = parse(["seeds=0,1", "ratios=0.05", "tasks=CarCircle", "training_steps=7"])
-    assert changes == {"seeds": [0, 1], "ratios": [0.05], "tasks": ["CarCircle"], "training_steps": 7}
-    profile = get_profile("smoke", **changes)
-    assert (profile.seeds, profile.ratios, profile.training_steps) == ((0, 1), (0.05,), 7)
+def test_status_verifies_files():
+    store = project_root() / "artifacts"
+    result = run("status", "--profile", "cpu", "--output", store, "--verify", "--tasks", "CarCircle")
+    assert result.exit_code == 0 and "adversaries       3 of" in result.stdout
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "training_steps",
-        "training_steps=many",
-        "training_steps=0",
-        "ratios=5",
-        "seeds=-1",
-        "tasks=",
-        "name=x",
-        "settings=x",
-    ],
-)
-def test_impossible_overrides_are_refused(text):
-    with pytest.raises(SettingsError, match=text.partition("=")[0]):
-        parse([text])
+def test_choices_and_changes_reach_the_notebooks(monkeypatch):
+    given = {}
+    monkeypatch.setattr("saferule.runs.notebooks.run_all", lambda *a: given.update(zip("pnok", a, strict=True)))
+    result = run(
+        "run", "--replicates", 0, "--replicates", 2, "--ratios", 0.15, "--set", "episodes=9", "--set", "videos=false"
+    )
+    assert result.exit_code == 0, result.output
+    assert given["k"] == {"ratios": [0.15], "replicates": [0, 2], "changes": {"episodes": 9, "videos": False}}
+    assert given["p"] == "smoke" and result.stdout.startswith("profile smoke on ")

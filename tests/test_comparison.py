@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from episodes_by_hand import rows, two_seeds
 
-from saferule.paper.readings import READINGS
+from saferule.paper import READINGS
 from saferule.profiles import get_profile
 from saferule.report import canvas, comparison, comparison_figures, readings, tables
 

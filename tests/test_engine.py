@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,37 +15,44 @@ import pytest
 import torch
 from helpers import assert_same_state
 
-from saferule.agents import loop
+from saferule.agents import BACKBONES, get_backbone, loop
 from saferule.agents.checkpoint import load_agent, read
 from saferule.attack.poison import save_forget_set
-from saferule.errors import DataError
-from saferule.runs import interruptible
-from saferule.runs.cells import Adversary, Evaluation, Forget, Training, Unlearning, settings
-from saferule.runs.engine import Engine
-from saferule.runs.interruptible import AGENT, InterruptibleRun, snapshot_path, snapshot_steps
+from saferule.errors import RunError
+from saferule.runs import engine, execute, interruptible, results
+from saferule.runs.interruptible import AGENT, Interruptible
+from saferule.runs.spec import AdversaryRun, EvaluationRun, ForgetRun, PolicyRun, TimingRun, frozen
 from saferule.runs.store import Store
-from saferule.runs.study import Study
+from saferule.runs.work import FORGET, TIMES, Workspace, snapshot
+from saferule.unlearn import METHODS
 
-BACKBONES = ("cpq", "bcq-lag")
-SETTINGS = settings(hidden=(8, 8), vae_hidden=8, batch_size=8, samples=3)
+TRIED = ("cpq", "bcq-lag")
+CONFIG = frozen(hidden=(8, 8), vae_hidden=8, batch_size=8, samples=3)
 STEPS, LOG_EVERY, SNAPSHOT, KILLED_IN, KEPT = 28, 4, 14, 19, 16
 LOGGED = [4, 8, 12, 14, 16, 20, 24, 28]  # a snapshot is logged too
 
 
-def trainings(digest: str, backbone: str) -> list[Training]:
+def trainings(digest: str, backbone: str) -> list[PolicyRun]:
     """One clean and two poisoned policies."""
-    forget = Forget(Adversary("CarCircle", "max_cost", 1000), digest, 0.15, 2, 0.99, ())
-    cells = [(None, 0), (forget, 0), (forget, 1)]
-    return [Training("CarCircle", backbone, digest, f, seed, STEPS, SETTINGS, 1) for f, seed in cells]
+    forget = ForgetRun(AdversaryRun("CarCircle", "max_cost", 1000), digest, 0.15, 2, 0.99, ())
+    clean = PolicyRun("CarCircle", backbone, digest, None, "clean", STEPS, 0, config=CONFIG, snapshots=1)
+    return [clean, *(replace(clean, forget=forget, method="poisoned", replicate=r) for r in (0, 1))]
 
 
-def unlearnings(digest: str, backbone: str) -> list[Unlearning]:
+def applied(method: str, start: PolicyRun, **changes) -> PolicyRun:
+    return replace(start, method=method, start=start, **changes)
+
+
+def repairs(digest: str, backbone: str) -> list[PolicyRun]:
     """Two variants of Safe-RULE on each poisoned policy."""
-    return [
-        Unlearning(cell, method, STEPS, snapshots=1)
-        for cell in trainings(digest, backbone)[1:]
-        for method in ("safe-rule", "no-critic")
-    ]
+    return [applied(m, run) for run in trainings(digest, backbone)[1:] for m in ("safe-rule", "no-critic")]
+
+
+def relearnings(digest: str, backbone: str) -> list[PolicyRun]:
+    """Of replicate 0 the clean, poisoned and repaired policy, of replicate 1 the poisoned one."""
+    clean, poisoned, other = trainings(digest, backbone)
+    starts = [clean, poisoned, repairs(digest, backbone)[0], other]
+    return [applied("relearn", start, forget=poisoned.forget) for start in starts]
 
 
 @pytest.fixture(autouse=True)
@@ -57,35 +65,40 @@ def empty_store(tmp_path_factory, car_data, car_forget) -> Path:
     """A store that has the forget set, without the adversary that it came from."""
     store = Store(tmp_path_factory.mktemp("empty"))
     with store.write(trainings(car_data.digest(), "cpq")[1].forget) as folder:
-        save_forget_set(car_forget, folder / "forget.hdf5")
+        save_forget_set(car_forget, folder / FORGET)
     return store.root
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, empty_store, data_folder, car_data) -> Path:
     """A store with all policies, made without interruption, one population at a time in this process."""
-    root = tmp_path_factory.mktemp("reference") / "store"
+    root, digest = tmp_path_factory.mktemp("reference") / "store", car_data.digest()
     shutil.copytree(empty_store, root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "LOG_ROWS", STEPS // LOG_EVERY)
-        for backbone in BACKBONES:
-            engine(root, data_folder).train(trainings(car_data.digest(), backbone))
-            engine(root, data_folder).unlearn(unlearnings(car_data.digest(), backbone))
+        for backbone in TRIED:
+            make([*trainings(digest, backbone), *repairs(digest, backbone)], root, data_folder)
     return root
 
 
-def engine(root: Path, data_folder: Path, say=lambda line: None) -> Engine:
-    return Engine(Store(root), data_folder, device="cpu", say=say)
+def make(runs, root: Path, data_folder: Path, say=lambda line: None, executor=None) -> Store:
+    workspace = Workspace(Store(root), Path(data_folder), "cpu")
+    engine.make(runs, workspace, executor or execute.InProcess(), say)
+    return workspace.store
+
+
+def agent_of(root: Path, run: PolicyRun):
+    return load_agent(Store(root).folder(run) / AGENT)
 
 
 def files(root: Path) -> dict[Path, int]:
     """When each file below was last changed."""
-    return {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.name != ".lock"}
 
 
-def assert_same_results(cell, root: Path, other: Path) -> None:
+def assert_same_results(run, root: Path, other: Path) -> None:
     """Equal parameters, optimisers, generators, snapshots and log, bit for bit."""
-    one, two = (Store(r).folder(cell) for r in (root, other))
+    one, two = (Store(r).folder(run) for r in (root, other))
     names = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
     assert names == sorted(path.relative_to(two) for path in two.rglob("*") if path.is_file())
     for name in names:
@@ -95,96 +108,94 @@ def assert_same_results(cell, root: Path, other: Path) -> None:
             assert meta == meta_two
         elif name.name == "log.csv":
             assert (one / name).read_text() == (two / name).read_text()
-    assert {path.name for path in one.iterdir()} == {AGENT, "log.csv", "cell.json", "snapshots"}
+    assert {path.name for path in one.iterdir()} == {AGENT, "log.csv", "run.json", "SHA256SUMS", "snapshots"}
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", TRIED)
 def test_what_a_run_leaves(reference, car_data, backbone):
     store = Store(reference)
-    for cell in trainings(car_data.digest(), backbone) + unlearnings(car_data.digest(), backbone):
-        agent = load_agent(store.folder(cell) / AGENT)
+    for run in trainings(car_data.digest(), backbone) + repairs(car_data.digest(), backbone):
+        agent, meta = agent_of(reference, run), store.meta(run)
         assert agent.population.step == STEPS and agent.meta["backbone"] == backbone
         assert agent.cfg.hidden == (8, 8) and agent.cfg.observation_dim == 8
-        assert snapshot_steps(store, cell) == [SNAPSHOT]
-        half = load_agent(snapshot_path(store, cell, SNAPSHOT))
+        assert (meta["steps"], meta["threads"]) == (STEPS, 1) and meta["seconds"] >= 0
+        assert meta["population"] == (3 if run.start is None else 4)
+        half = load_agent(snapshot(store, run, SNAPSHOT))
         assert half.population is None and half.meta["step"] == SNAPSHOT
-        critics = {"critic", "cost_critic"} if isinstance(cell, Unlearning) else set()
-        assert set(half.nets) == {"actor", "vae"} | critics
+        assert ("critic" in half.nets) == (run.start is not None)
         assert not torch.equal(half.nets["actor"]["w0"], agent.nets["actor"]["w0"])
-        log = pd.read_csv(store.folder(cell) / "log.csv")
+        log = pd.read_csv(store.folder(run) / "log.csv")
         assert log["step"].tolist() == LOGGED and log.notna().all().all()
-        assert "agent" not in log
-    clean, poisoned, other_seed = trainings(car_data.digest(), backbone)
-    one, two, three = (load_agent(store.folder(c) / AGENT).nets["critic"]["w0"] for c in (clean, poisoned, other_seed))
+        assert "agent" not in log and store.verify(run) == []
+    one, two, three = (agent_of(reference, r).nets["critic"]["w0"] for r in trainings(car_data.digest(), backbone))
     assert not torch.equal(one, two) and not torch.equal(two, three)
     assert not list(store.root.glob("partial/*"))
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", TRIED)
 def test_unlearning_starts_from_the_poisoned_policy(reference, car_data, backbone):
-    store = Store(reference)
-    for cell in unlearnings(car_data.digest(), backbone):
-        before, after = (load_agent(store.folder(c) / AGENT).nets for c in (cell.training, cell))
+    for run in repairs(car_data.digest(), backbone):
+        before, after = (agent_of(reference, r).nets for r in (run.start, run))
         moved = {net for net in before if any(not torch.equal(before[net][k], after[net][k]) for k in before[net])}
         targets = {"actor_target", "critic_target", "cost_critic_target"}
-        assert moved == targets | ({"actor"} if cell.method == "no-critic" else {"actor", "critic", "cost_critic"})
+        assert moved == targets | ({"actor"} if run.method == "no-critic" else {"actor", "critic", "cost_critic"})
 
 
 def test_agents_of_one_population_equal_agents_alone(reference, empty_store, data_folder, car_data, tmp_path):
-    """The seed and the data make an agent, not the others that it was trained with."""
+    """The replicate and the data make an agent, not the others that it was trained with."""
     shutil.copytree(empty_store, tmp_path / "alone")
-    cell = trainings(car_data.digest(), "cpq")[2]
-    engine(tmp_path / "alone", data_folder).train([cell])
-    one, two = (read(Store(root).folder(cell) / AGENT)[0] for root in (reference, tmp_path / "alone"))
+    run = trainings(car_data.digest(), "cpq")[2]
+    make([run], tmp_path / "alone", data_folder)
+    one, two = (read(Store(root).folder(run) / AGENT)[0] for root in (reference, tmp_path / "alone"))
     assert_same_state(one, two, 1e-5)
 
 
 def test_all_stages_in_worker_processes_and_again_for_nothing(
     reference, empty_store, data_folder, car_data, tmp_path, monkeypatch
 ):
-    """Two backbones are two populations, which run in processes of their own."""
+    """Two backbones are two populations, which run side by side; evaluations start when their policy is there."""
     root, digest = tmp_path / "store", car_data.digest()
     shutil.copytree(empty_store, root)
-    cells = [cell for backbone in BACKBONES for cell in trainings(digest, backbone)]
-    repairs = [
-        replace(cell, method=method)
-        for backbone in BACKBONES
-        for cell in unlearnings(digest, backbone)[:1]
-        for method in ("safe-rule", "fine-tuning")
+    runs = [run for backbone in TRIED for run in trainings(digest, backbone)]
+    repaired = [applied(m, runs[1 + 3 * i]) for i in range(2) for m in ("safe-rule", "fine-tuning")]
+    evaluations = [
+        EvaluationRun(runs[1], tuple(range(100, 106)), (100, 101)),
+        EvaluationRun(repaired[0], (100, 101)),
     ]
-    evaluations = [Evaluation(cells[1], tuple(range(100, 106))), Evaluation(repairs[0], (100, 101))]
-
-    def everything(said):
-        made = engine(root, data_folder, said.append)
-        made.train(cells)
-        made.unlearn(repairs)
-        return made, made.evaluate(evaluations), made.logs(repairs)
-
-    said = []
-    made, rows, logs = everything(said)
-    for cell in cells:
-        one, two = (read(Store(r).folder(cell) / AGENT)[0] for r in (root, reference))
+    everything, said, pool = [*evaluations, *runs, *repaired], [], execute.process_pool(2)
+    store = make(everything, root, data_folder, said.append, pool)
+    for run in runs:
+        one, two = (read(Store(r).folder(run) / AGENT)[0] for r in (root, reference))
         assert_same_state(one, two)
-    assert rows["seed"].tolist() == [*range(100, 106), 100, 101] and (rows["length"] == 300).all()
-    assert rows["method"].tolist() == ["poisoned"] * 6 + ["safe-rule"] * 2
+    rows = results.episodes(store, evaluations)
+    assert rows["seed"].tolist() == [100, 101, *range(100, 106), 100, 101] and (rows["length"] == 300).all()
+    assert rows["step"].tolist() == [SNAPSHOT] * 2 + [STEPS] * 8 and rows["final"].tolist() == [False] * 2 + [True] * 8
+    assert rows["method"].tolist() == ["poisoned"] * 8 + ["safe-rule"] * 2
+    assert rows["start"].tolist() == [""] * 8 + ["poisoned"] * 2 and (rows["cost_limit"] == 10).all()
     assert (rows[["task", "backbone", "attack", "ratio"]] == ["CarCircle", "cpq", "max_cost", 0.15]).all().all()
-    assert set(logs["method"]) == {"safe-rule", "fine-tuning"} and set(logs["backbone"]) == set(BACKBONES)
-    assert sum("evaluation" in line for line in said) == 1
-    made.workers.shutdown()
+    logs = results.logs(store, repaired)
+    assert set(logs["method"]) == {"safe-rule", "fine-tuning"} and set(logs["backbone"]) == set(TRIED)
+    assert any(line.startswith("CarCircle-cpq-clean-r0") and "steps/s" in line for line in said)
+    pool.shutdown()
 
     before, said = files(root), []
-
-    def not_again(*_):
-        raise AssertionError("a population step was made")
-
-    monkeypatch.setattr(loop, "update", not_again)
-    made, rows_again, logs_again = everything(said)
-    assert files(root) == before and said == [] and "workers" not in vars(made)
-    pd.testing.assert_frame_equal(rows, rows_again)
-    pd.testing.assert_frame_equal(logs, logs_again)
+    monkeypatch.setattr(engine, "work", lambda *_: pytest.fail("a job was started"))
+    make(everything, root, data_folder, said.append)
+    assert files(root) == before and said == []
 
 
-def work_until_killed(root: str, data_folder: str, digest: str, kind: str, backbone: str, when: str) -> None:
+def test_the_cost_limit_of_the_training_is_that_of_the_rows(empty_store, data_folder, car_data, tmp_path):
+    shutil.copytree(empty_store, tmp_path / "store")
+    run = replace(trainings(car_data.digest(), "cpq")[0], config=frozen(**dict(CONFIG), cost_limit=25.0))
+    store = make([EvaluationRun(run, (3,))], tmp_path / "store", data_folder)
+    (row,) = results.episodes(store, [EvaluationRun(run, (3,))]).to_dict("records")
+    assert row["cost_limit"] == 25 and row["normalised_cost"] == row["cost"] / 25
+
+
+# What can happen on the way
+
+
+def make_until_killed(root: str, data_folder: str, digest: str, kind: str, backbone: str, when: str) -> None:
     """Run in a process of its own: make runs and die by SIGKILL on the way.
 
     Before a death in a step the state is saved at every logged step, else only when all steps are made.
@@ -203,88 +214,80 @@ def work_until_killed(root: str, data_folder: str, digest: str, kind: str, backb
 
         loop.update = dying_update
     else:  # between the folders of the first and the second agent
-        write = InterruptibleRun._write
+        write = Interruptible._write
 
         def dying_write(self, *arguments, **options):
             write(self, *arguments, **options)
             die()
 
-        InterruptibleRun._write = dying_write
+        Interruptible._write = dying_write
     loop.LOG_ROWS, interruptible.SAVE_SECONDS = STEPS // LOG_EVERY, -1.0 if when == "step" else math.inf
-    made = engine(Path(root), Path(data_folder))
-    if kind == "train":
-        made.train(trainings(digest, backbone))
-    else:
-        made.unlearn(unlearnings(digest, backbone))
+    make(RUNS[kind](digest, backbone), Path(root), Path(data_folder))
+
+
+RUNS = {"train": trainings, "unlearn": repairs, "relearn": relearnings}
 
 
 @pytest.mark.parametrize(
     ("kind", "backbone", "when"),
-    [
-        ("train", "bcq-lag", "step"),
-        ("train", "cpq", "folder"),
-        ("unlearn", "cpq", "step"),
-    ],
+    [("train", "bcq-lag", "step"), ("train", "cpq", "folder"), ("unlearn", "cpq", "step"), ("relearn", "cpq", "step")],
 )
 def test_a_killed_run_ends_as_if_it_had_not_been_killed(
     reference, data_folder, car_data, tmp_path, kind, backbone, when
 ):
-    root, digest = tmp_path / "store", car_data.digest()
-    cells = (trainings if kind == "train" else unlearnings)(digest, backbone)
-    shutil.copytree(reference, root)
-    for cell in cells:
-        shutil.rmtree(Store(root).folder(cell))
-    if kind == "train":  # nor what was built on it
-        shutil.rmtree(root / "runs" / "unlearning")
-    code = "import sys; from test_engine import work_until_killed; work_until_killed(*sys.argv[1:])"
+    root, whole, digest = tmp_path / "store", tmp_path / "whole", car_data.digest()
+    runs = RUNS[kind](digest, backbone)
+    shutil.copytree(reference, whole)
+    make(runs, whole, data_folder)
+    shutil.copytree(whole, root)
+    for run in runs:
+        shutil.rmtree(Store(root).folder(run))
+    code = "import sys; from test_engine import make_until_killed; make_until_killed(*sys.argv[1:])"
     arguments = [str(root), str(data_folder), digest, kind, backbone, when]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = [cell for cell in cells if Store(root).done(cell)]
-    assert done == ([] if when == "step" else cells[:1])
+    done = [run for run in runs if Store(root).done(run)]
+    assert done == ([] if when == "step" else runs[:1])
     (state,) = root.glob("partial/*/state.safetensors")
     assert read(state)[1]["step"] == (KEPT if when == "step" else STEPS)
 
-    said, before = [], [files(Store(root).folder(cell)) for cell in done]
-    again = engine(root, data_folder, said.append)
-    (again.train if kind == "train" else again.unlearn)(cells)
-    assert [files(Store(root).folder(cell)) for cell in done] == before  # what was finished is not written again
+    said, before = [], [files(Store(root).folder(run)) for run in done]
+    make(runs, root, data_folder, said.append)
+    assert [files(Store(root).folder(run)) for run in done] == before  # what was finished is not written again
     assert any(f"continued at step {KEPT if when == 'step' else STEPS}" in line for line in said)
-    for cell in cells:
-        assert_same_results(cell, root, reference)
+    for run in runs:
+        assert_same_results(run, root, whole)
     assert not list(root.glob("partial/*"))
 
 
 def test_a_damaged_state_means_from_the_beginning(reference, empty_store, data_folder, car_data, tmp_path):
-    root = tmp_path / "store"
+    root, said = tmp_path / "store", []
     shutil.copytree(empty_store, root)
-    cells = trainings(car_data.digest(), "cpq")
-    (Store(root).partial(cells) / interruptible.STATE).write_bytes(b"half a file")
-    said = []
-    engine(root, data_folder, said.append).train(cells)
+    runs = trainings(car_data.digest(), "cpq")
+    (Store(root).partial(runs) / interruptible.STATE).write_bytes(b"half a file")
+    make(runs, root, data_folder, said.append)
     assert any("from the beginning" in line and interruptible.STATE in line for line in said)
-    for cell in cells:
-        assert_same_results(cell, root, reference)
+    for run in runs:
+        assert_same_results(run, root, reference)
 
 
 def test_an_agent_that_is_not_finite_is_kept_with_its_last_good_state(empty_store, data_folder, car_data, tmp_path):
     root, said = tmp_path / "store", []
     shutil.copytree(empty_store, root)
-    cells = [
-        replace(cell, settings=settings(**dict(SETTINGS), critic_lr=float("inf")))
-        for cell in trainings(car_data.digest(), "cpq")
-    ]
-    engine(root, data_folder, said.append).train(cells)
-    for cell in cells:
-        meta = Store(root).meta(cell)
+    changed = frozen(**dict(CONFIG), critic_lr=float("inf"))
+    runs = [replace(run, config=changed) for run in trainings(car_data.digest(), "cpq")]
+    store = make(runs, root, data_folder, said.append)
+    assert results.stopped(store, runs) == [store.meta(run)["stopped"] for run in runs]
+    for run in runs:
+        meta = store.meta(run)
         assert "step 1" in meta["stopped"] and "state of step 0" in meta["stopped"] and meta["stopped"] in said
-        agent = load_agent(Store(root).folder(cell) / AGENT)
+        agent = agent_of(root, run)
         assert agent.meta["step"] == 0 and agent.meta["stopped"] == meta["stopped"]
         assert all(leaf.isfinite().all() for leaves in agent.nets.values() for leaf in leaves.values())
     assert not list(root.glob("partial/*"))
     before = files(root)
-    engine(root, data_folder).train(cells)
+    make(runs, root, data_folder)
     assert files(root) == before
 
 
@@ -293,7 +296,7 @@ def test_a_run_that_stopped_is_shown_at_the_step_of_the_state_that_was_kept(
 ):
     root, (_, poisoned, _) = tmp_path / "store", trainings(car_data.digest(), "cpq")
     shutil.copytree(reference, root)
-    repair, update = Unlearning(poisoned, "fine-tuning", STEPS, snapshots=1), loop.update
+    run, update = applied("fine-tuning", poisoned), loop.update
 
     def update_that_breaks(population, *arguments):
         if population.step == KILLED_IN:
@@ -301,44 +304,133 @@ def test_a_run_that_stopped_is_shown_at_the_step_of_the_state_that_was_kept(
         return update(population, *arguments)
 
     monkeypatch.setattr(loop, "update", update_that_breaks)
-    study = Study("smoke", output=tmp_path, data=data_folder, changes={"episodes": 2, "curve_episodes": 1})
-    study.store, study.engine = Store(root), engine(root, data_folder)
-    study.engine.unlearn([repair])
-    (sentence,) = study.stopped([repair])
-    assert f"state of step {KEPT} was kept" in sentence
-    rows = study.episodes([repair, poisoned])
-    assert rows["step"].tolist() == [KEPT] * 2 + [STEPS] * 2
-    assert study.curves([repair])["step"].tolist() == [SNAPSHOT, KEPT, 0]
-    study.engine.workers.shutdown()
+    evaluation = EvaluationRun(run, (1, 2), (1,))
+    rows = results.episodes(make([evaluation], root, data_folder), [evaluation])
+    assert rows["step"].tolist() == [SNAPSHOT, KEPT, KEPT] and rows["final"].tolist() == [False, True, True]
+
+
+def test_a_worker_that_is_killed_once_is_forgiven_and_twice_is_named(
+    reference, data_folder, car_data, tmp_path, monkeypatch
+):
+    """Its job is tried again alone; what builds on it goes with it, everything else is made."""
+    root, digest = tmp_path / "store", car_data.digest()
+    shutil.copytree(reference, root)
+    _, poisoned, other = trainings(digest, "cpq")
+    once, twice, fine = (applied(m, poisoned) for m in ("fine-tuning", "trajdeleter", "trajdeleter-released"))
+    built = EvaluationRun(twice, (1,))
+    deaths = {once: 1, twice: 2}
+
+    class Dying(execute.InProcess):
+        def submit(self, function, workspace, runs, *more):
+            if deaths.get(runs[0], 0):
+                deaths[runs[0]] -= 1
+                return super().submit(lambda: (_ for _ in ()).throw(BrokenProcessPool("killed")))
+            return super().submit(function, workspace, runs, *more)
+
+    dying = Dying()
+    monkeypatch.setattr(engine, "stop", lambda pool: None)
+    monkeypatch.setattr(engine, "local_pool", lambda: dying)
+    with pytest.raises(RunError, match="2 of 4 runs could not be made.*killed twice.*out of memory"):
+        make([once, built, fine], root, data_folder, executor=dying)
+    store = Store(root)
+    assert store.done(once) and store.done(fine) and not store.done(twice) and not store.done(built)
+    make([built], root, data_folder)
+    assert store.done(twice) and store.done(built) and other != poisoned
+
+
+def test_an_error_on_purpose_takes_only_what_builds_on_it(empty_store, data_folder, car_data, tmp_path):
+    shutil.copytree(empty_store, tmp_path / "store")
+    clean, poisoned, _ = trainings(car_data.digest(), "cpq")
+    store = Store(tmp_path / "store")
+    (store.folder(poisoned.forget) / FORGET).write_bytes(b"text")
+    with pytest.raises(RunError, match="2 of 3 runs.*forget.hdf5"):
+        make([EvaluationRun(poisoned, (1,)), clean], tmp_path / "store", data_folder)
+    assert store.done(clean) and not store.done(poisoned)
+
+
+# The other backbones, relearning, timing
 
 
 @pytest.mark.parametrize("backbone", ["bear-lag", "coptidice"])
 def test_the_other_backbones_and_methods(backbone, empty_store, data_folder, car_data, tmp_path):
-    root, store = tmp_path / "store", Store(tmp_path / "store")
+    root = tmp_path / "store"
     shutil.copytree(empty_store, root)
     _, poisoned, _ = trainings(car_data.digest(), backbone)
     for method in ("safe-rule", "trajdeleter-released", "fine-tuning"):
-        cell = Unlearning(poisoned, method, STEPS)
-        engine(root, data_folder).unlearn([cell])
-        before, after = (load_agent(store.folder(c) / AGENT) for c in (poisoned, cell))
+        run = applied(method, poisoned, snapshots=0)
+        store = make([run], root, data_folder)
+        before, after = (agent_of(root, r) for r in (poisoned, run))
         assert not torch.equal(before.nets["actor"]["w0"], after.nets["actor"]["w0"])
-        log = pd.read_csv(store.folder(cell) / "log.csv")
+        log = pd.read_csv(store.folder(run) / "log.csv")
         assert log["step"].tolist() == [s for s in LOGGED if s != SNAPSHOT] and log.notna().all().all()
-        assert "stopped" not in store.meta(cell) and after.cfg.hidden == (8, 8)
+        assert "stopped" not in store.meta(run) and after.cfg.hidden == (8, 8)
 
 
-def test_settings_of_a_profile_suit_every_backbone():
-    """COptiDICE has no VAE and leaves its width out."""
-    from saferule.agents import BACKBONES
-    from saferule.profiles import PROFILES
-    from saferule.runs.cells import config
+@pytest.mark.parametrize("backbone", ["cpq", "coptidice"])
+def test_relearning_trains_all_that_training_trains_and_keeps_nothing_of_a_method(
+    backbone, empty_store, data_folder, car_data, tmp_path
+):
+    root, digest, module = tmp_path / "store", car_data.digest(), get_backbone(backbone)
+    shutil.copytree(empty_store, root)
+    make(relearnings(digest, backbone), root, data_folder)
+    learned = {name for names, _ in module.LOSSES for name in names}
+    usual = agent_of(root, trainings(digest, backbone)[1]).population
+    for run in relearnings(digest, backbone):
+        before, after = agent_of(root, run.start), agent_of(root, run)
+        moved = {
+            n for n in after.nets if any(not torch.equal(before.nets[n][k], after.nets[n][k]) for k in after.nets[n])
+        }
+        assert learned <= moved and moved - learned <= set(module.TARGETS)
+        assert after.population.step == STEPS and after.population.scalars.keys() == usual.scalars.keys()
+        for name in ("init_proportion", "observation_std"):  # COptiDICE's, of D and D_f whatever the start knew
+            if name in usual.scalars:
+                assert torch.equal(after.population.scalars[name], usual.scalars[name])
 
-    for name in BACKBONES:
-        cfg = config(Training("AntVelocity", name, "", None, 0, 1, PROFILES["cpu"].settings))
-        assert (cfg.observation_dim, cfg.action_dim, cfg.episode_len) == (27, 8, 1000)
-        assert cfg.hidden == (128, 128) and hasattr(cfg, "vae_hidden") == (name != "coptidice")
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_agents_of_a_replicate_see_the_same_batches_and_noise(
+    empty_store, reference, car_data, car_forget, data_folder, tmp_path, monkeypatch, apart
+):
+    """In one population, and each in its own; what relearns sees poison."""
+    from saferule.unlearn import start
+
+    root, runs = tmp_path / "store", relearnings(car_data.digest(), "cpq")
+    shutil.copytree(reference, root)
+    rows, noises = [], []
+
+    def note(function, found):
+        def noted(*arguments):
+            result = function(*arguments)
+            found.append(result if torch.is_tensor(result) else torch.cat([v.flatten(1) for v in result.values()], 1))
+            return result
+
+        return noted
+
+    monkeypatch.setattr(start, "draw_rows", note(start.draw_rows, rows))
+    monkeypatch.setattr(loop, "draw_noise", note(loop.draw_noise, noises))
+    for group in [[run] for run in runs] if apart else [runs]:
+        make(group, root, data_folder)
+    for found in (rows, noises):
+        drawn = torch.stack(found)  # (steps, P, ...)
+        drawn = drawn.unflatten(0, (len(runs), STEPS)).squeeze(2).transpose(0, 1) if apart else drawn
+        clean, poisoned, repaired, other = drawn.unbind(1)
+        assert torch.equal(clean, poisoned) and torch.equal(clean, repaired)
+        assert not torch.equal(clean, other)
+    drawn = torch.stack(rows)
+    assert 0 < (drawn >= len(car_data)).float().mean() < 1 and drawn.max() < len(car_data) + len(car_forget)
 
 
-def test_missing_data_are_named(tmp_path):
-    with pytest.raises(DataError, match="CarCircle.hdf5.*saferule data collect"):
-        engine(tmp_path / "store", tmp_path).dataset("CarCircle")
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_table_3_is_measured_once(backbone, data_folder, car_data, tmp_path):
+    methods = ("fine-tuning", "trajdeleter-released", "safe-rule")
+    run = TimingRun("CarCircle", backbone, car_data.digest(), methods, 1000, 50, 2, 0.001, CONFIG)
+    store = make([run], tmp_path, data_folder)
+    rows = results.times(store, [run]).set_index("method")
+    assert list(rows.index) == ["clean", *methods] and set(rows.index) <= METHODS.keys()
+    assert rows.loc["clean", "factor"] == rows.loc["clean", "relative_step"] == 1
+    assert (rows["steps"] == [1000, 50, 50, 50]).all() and (rows["ms_per_step"] > 0).all()
+    assert rows["seconds"].to_numpy() == pytest.approx((rows["steps"] * rows["ms_per_step"] / 1000).to_numpy())
+    assert (rows["factor"] * rows["share"]).to_numpy() == pytest.approx(1)
+    before = files(store.root)
+    make([run], tmp_path, data_folder)
+    assert files(store.root) == before and (store.folder(run) / TIMES).is_file()

@@ -1,13 +1,22 @@
 """The paper as data: its tables, its settings, and the readings of its open points."""
 
+import re
 from dataclasses import fields
 
 import pytest
 
 from saferule.errors import SettingsError
-from saferule.paper.numbers import Cell, cell, table
-from saferule.paper.readings import ATTACK, READINGS, UNLEARNING, check, default_readings
-from saferule.paper.settings import TABLE7, Table7, read_table7
+from saferule.paper import (
+    ATTACK,
+    READINGS,
+    TABLE7,
+    UNLEARNING,
+    Table7,
+    check,
+    default_readings,
+    printed,
+    table,
+)
 
 # Tables
 
@@ -37,48 +46,47 @@ def test_there_are_seven_tables(number):
         table(number)
 
 
-def one(number, column, **key):
-    frame = table(number)
-    for name, value in key.items():
-        frame = frame[frame[name] == value]
-    assert len(frame) == 1
-    return frame[column].item()
+@pytest.mark.parametrize(
+    ("number", "backbone", "attack", "task", "ratio", "expected"),
+    [  # {method: (cost, return)}, read by eye
+        (1, "bcq-lag", "max_cost", "PointGoal", 0.05, {"poisoned": (31.1, 13.9), "safe-rule": (17.5, 18.3)}),
+        (1, "bcq-lag", "max_cost", "CarCircle", 0.15, {"poisoned": (136.2, 331.0), "safe-rule": (34.4, 365.4)}),
+        (1, "cpq", "max_cost", "AntVelocity", 0.05, {"poisoned": (0.0, -3000.1), "safe-rule": (0.4, 932.9)}),
+        (1, "cpq", "min_reward", "CarCircle", 0.15, {"poisoned": (73.9, -159.3), "safe-rule": (4.4, 294.2)}),
+        (1, "bcq-lag", "min_reward", "PointPush", 0.15, {"poisoned": (38.9, -6.9), "safe-rule": (9.7, 3.4)}),
+        # Table 2: 13.6 less cost and 4.4 more return than Table 1's poisoned policy, 31.1 and 13.9
+        (2, "bcq-lag", "max_cost", "PointGoal", 0.05, {"safe-rule": (17.5, 18.3), "fixed-weight": (22.5, 12.7)}),
+    ],
+)
+def test_cells_read_by_eye(number, backbone, attack, task, ratio, expected):
+    rows = printed()
+    cell = {"table": number, "backbone": backbone, "attack": attack, "task": task, "ratio": ratio}
+    for name, value in cell.items():
+        rows = rows[rows[name] == value]
+    found = rows.pivot(index="method", columns="metric", values="value")
+    assert {name: (row["cost"], row["return"]) for name, row in found.iterrows()} == expected
 
 
-def test_cells_read_by_eye():
-    assert cell("BCQ-Lag", "max_cost", "PointGoal", 0.05) == Cell(31.1, 17.5, 13.9, 18.3)
-    assert cell("bcq-lag", "max_cost", "CarCircle", 0.15) == Cell(136.2, 34.4, 331.0, 365.4)
-    assert cell("cpq", "max_cost", "AntVelocity", 0.05) == Cell(0.0, 0.4, -3000.1, 932.9)
-    assert cell("cpq", "min_reward", "CarCircle", 0.15) == Cell(73.9, 4.4, -159.3, 294.2)
-    assert cell("bcq-lag", "min_reward", "PointPush", 0.15) == Cell(38.9, 9.7, -6.9, 3.4)
-    assert one(2, "delta_reward", policy="BCQ-Lag", variant="adaptive", task="CarCircle") == 10.8
-    assert one(3, "minutes", method="Safe Unlearning", task="PointGoal") == 5.5
-    assert one(3, "minutes", method="Retraining", task="CarCircle") == 276.1
-    assert (
-        one(
-            4,
-            "cost_aware",
-            policy="BCQ-Lag",
-            attack="max_cost",
-            task="PointGoal",
-            ratio=0.05,
-            metric="cost",
-        )
-        == 7.4
-    )
-    assert one(5, "cost", policy="BCQ-Lag", variant="with_critic_unlearning", task="CarCircle") == 7.6
-    assert one(6, "reward", policy="BCQ-Lag", task="PointGoal", percentile=50) == 18.8
+def test_the_long_form_holds_every_number_once():
+    rows = printed()
+    assert not rows.isna().any().any()
+    assert not rows.duplicated(["task", "backbone", "attack", "ratio", "method", "metric", "source"]).any()
+    counts = {1: 384, 2: 64, 4: 384, 5: 64, 6: 96}  # Tables 1 and 4: 2 methods x 192; the others: 2 metrics each
+    assert rows.groupby("table").size().to_dict() == counts
+    assert set(rows["source"][rows["table"] == 2]) == {"Table 2 from Table 1's start"}
+    methods = {number: set(part["method"]) for number, part in rows.groupby("table")}
+    assert methods[4] == {"trajdeleter", "trajdeleter-cost"} and methods[5] == {"safe-rule", "no-critic"}
+    assert methods[6] == {"percentile-0", "percentile-50", "percentile-100"}
+    key = ["table", "backbone", "task", "method", "metric"]
+    ablation = rows[(rows["attack"] == "max_cost") & (rows["ratio"] == 0.05)].set_index(key)["value"]
+    assert ablation[4, "bcq-lag", "PointGoal", "trajdeleter-cost", "cost"] == 7.4
+    assert ablation[5, "bcq-lag", "CarCircle", "safe-rule", "cost"] == 7.6
+    assert ablation[6, "bcq-lag", "PointGoal", "percentile-50", "return"] == 18.8
 
 
-def test_cells_that_do_not_exist():
-    with pytest.raises(SettingsError, match="no policy 'bcq': choose one of BCQ-Lag, CPQ, BEAR-Lag, COptiDICE"):
-        cell("bcq", "max_cost", "PointGoal", 0.05)
-    with pytest.raises(SettingsError, match="no attack 'Max Cost': choose one of max_cost"):
-        cell("cpq", "Max Cost", "PointGoal", 0.05)
-    with pytest.raises(SettingsError, match="no task 'PointGoal1'"):
-        cell("cpq", "max_cost", "PointGoal1", 0.05)
-    with pytest.raises(SettingsError, match=r"no ratio 0.1: choose one of 0.05, 0.15"):
-        cell("cpq", "max_cost", "PointGoal", 0.1)
+def test_minutes_read_by_eye():
+    minutes = table(3).set_index(["method", "task"])["minutes"]
+    assert minutes["Safe Unlearning", "PointGoal"] == 5.5 and minutes["Retraining", "CarCircle"] == 276.1
 
 
 # Settings
@@ -101,18 +109,14 @@ def test_table_7_as_printed():
         beta_max=1.0,
         tau_beta=0.25,
     )
-    assert TABLE7.forget_cost_target == 10.5
-
-
-def test_table_7_is_read_from_its_file(tmp_path):
-    from saferule.paper.settings import TABLES
-
-    text = (TABLES / "table7.csv").read_text().replace("kappa,10.0", "kappa,25.0").replace("10^6", "2000")
-    (tmp_path / "other.csv").write_text(text)
-    other = read_table7(tmp_path / "other.csv")
-    assert (other.kappa, other.training_steps, other.gamma) == (25.0, 2000, 0.99)
-    # every printed entry but one is a field: the range gives two, and kappa + sigma is a property
+    # Every printed entry but kappa + sigma is a field, and the range is two.
     assert len(fields(Table7)) == len(table(7))
+
+
+def test_the_values_of_table_7_are_those_that_are_printed_beside_them():
+    for row in table(7).to_dict("records"):
+        text = row["value"].replace("10^6", "1000000")
+        assert re.findall(r"[\d.]+", text) == re.findall(r"(?<![a-z_])[\d.]+", row["parsed"]), row
 
 
 # Readings
@@ -131,6 +135,7 @@ def test_readings_of_unlearning_have_these_options_and_defaults():
         "chi_gap": (["raw", "normalised"], "raw"),
     }
     assert {r.name: (list(r.options), r.default) for r in UNLEARNING} == expected
+    assert READINGS["reward_percentile"].default == str(TABLE7.reward_percentile)
 
 
 def test_readings_of_the_attack():
@@ -140,7 +145,6 @@ def test_readings_of_the_attack():
         "r_high": "0.95",
         "r_low": "0.05",
         "min_reward_label": "r_low",
-        "adversary": "ppo",
         "adversary_start": "reward_first",
         "rollouts": "twice",
     }
@@ -148,17 +152,17 @@ def test_readings_of_the_attack():
 
 @pytest.mark.parametrize("reading", READINGS.values(), ids=list(READINGS))
 def test_every_reading_is_explained(reading):
-    assert reading.default in reading.options
+    assert reading.default in reading.options and len(reading.options) > 1
     assert reading.question.endswith("?")
     assert reading.reason.endswith(".") and reading.source.endswith(".")
-    assert all(len(text) > 10 for text in reading.options.values())
+    assert all(len(text) > 10 and "\n" not in text for text in reading.options.values())
     assert any(word in reading.source for word in ("Section", "Eq.", "Algorithm", "Table", "Appendix"))
 
 
 def test_check_fills_in_defaults():
     assert check() == check({}) == default_readings()
     assert check({"gate": "data"}) == default_readings() | {"gate": "data"}
-    assert len(default_readings()) == len(ATTACK) + len(UNLEARNING) == 17
+    assert len(default_readings()) == len(ATTACK) + len(UNLEARNING) == 16
 
 
 def test_check_names_what_is_valid():

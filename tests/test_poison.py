@@ -26,7 +26,7 @@ from saferule.attack.poison import (
 )
 from saferule.data.schema import KEYS, Dataset, load
 from saferule.errors import DataError, SettingsError
-from saferule.paper.readings import default_readings
+from saferule.paper import default_readings
 from saferule.sim.tasks import get_task
 
 TASK = replace(get_task("CarCircle"), observation_dim=1, action_dim=1, horizon=10)

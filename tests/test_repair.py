@@ -28,8 +28,8 @@ from saferule.cli import app
 from saferule.data.schema import KEYS, Dataset, concatenate, save
 from saferule.errors import CheckpointError, DataError, RunError, SaferuleError, SettingsError
 from saferule.runs import repair as module
-from saferule.runs.execute import evaluate_file
 from saferule.runs.repair import AGENT, LOG, MODEL, RECORD, repair, repair_files
+from saferule.runs.work import evaluate
 from saferule.sim import make
 
 SIZES = {"observation_dim": 8, "action_dim": 2, "episode_len": 300, "hidden": (24, 20)}
@@ -114,23 +114,26 @@ def test_command_repairs_an_osrl_policy_that_osrl_loads_and_that_acts(folder, tm
     made = RUNNER.invoke(app, command(folder, out, checkpoint=checkpoint, backbone=backbone, method=method))
     assert made.exit_code == 0, made.output
     assert "repair.json" in made.output and "Adam's moments 0" in made.output
-    assert {path.name for path in out.iterdir()} == {AGENT, MODEL, LOG, RECORD}
+    assert {path.name for path in out.iterdir()} == {AGENT, MODEL, LOG, RECORD, "run.json", "SHA256SUMS"}
     assert list(tmp_path.iterdir()) == [out]  # no draft is left
 
-    record = json.loads((out / RECORD).read_text())
-    assert {k: record[k] for k in ("task", "backbone", "method", "steps", "seed")} == {
+    record, run = (json.loads((out / name).read_text()) for name in (RECORD, "run.json"))
+    assert {k: run["run"][k] for k in ("task", "backbone", "method", "steps", "replicate")} == {
         "task": "CarCircle",
         "backbone": backbone,
         "method": method,
         "steps": 2,
-        "seed": 0,
+        "replicate": 0,
     }
-    assert record["checkpoint"] == {"file": checkpoint.name, "sha256": digest(checkpoint)}
+    start, indices = run["run"]["start"], run["run"]["forget"]
+    assert (start["name"], start["sha256"]) == (checkpoint.name, digest(checkpoint))
+    assert (indices["name"], indices["sha256"]) == ("idx.npy", digest(folder / "idx.npy"))
+    assert run["steps"] == 2 and run["versions"]["torch"] == torch.__version__
+    sums = dict(reversed(line.split("  ")) for line in (out / "SHA256SUMS").read_text().splitlines())
+    assert sums == {path.name: digest(path) for path in out.iterdir() if path.name != "SHA256SUMS"}
     assert record["data"]["digest"] == poisoned.digest() and record["data"]["trajectories"] == 8
     assert record["keep"]["trajectories"] == 6 and record["forget"]["trajectories"] == 2
     assert record["forget"]["digest"] == poisoned.select(POISONED).digest()
-    assert record["files"] == {name: digest(out / name) for name in (AGENT, MODEL, LOG)}
-    assert record["versions"]["saferule"] and record["versions"]["torch"] == torch.__version__
     assert (record["readings"] != {}) == (method in ("safe-rule", "reward-only"))
     log = pd.read_csv(out / LOG)
     assert log["step"].tolist() == [1, 2] and log.notna().all().all()
@@ -147,7 +150,8 @@ def test_command_repairs_an_osrl_policy_that_osrl_loads_and_that_acts(folder, tm
         observation, total = step.observation, total + step.reward
     simulator.close()
     assert np.isfinite(total)
-    (row,) = evaluate_file(out / AGENT, [3])  # a whole episode from our own file
+    (row,), step = evaluate(out / AGENT, [3])  # a whole episode from our own file
+    assert step == 2
     assert row["length"] == 300 and np.isfinite(row["return"])
 
 
@@ -168,7 +172,7 @@ def test_repaired_agent_is_repaired_again_by_another_method(folder, tmp_path):
     )
     assert "vae_loss" in pd.read_csv(second / LOG)
     agent = load_agent(second / AGENT)
-    assert agent.population.step == 2 and agent.meta["method"] == "safe-rule"
+    assert agent.population.step == 2
     assert agent.population.scalars["kappa"].item() == pytest.approx(agent.cfg.q_limit)
 
 
@@ -241,7 +245,7 @@ WRONG = {
     ),
     "unknown reading": (lambda f, t: {"reading": "colour=red"}, "no reading 'colour'"),
     "unknown option": (lambda f, t: {"reading": "gate=maybe"}, "no option 'maybe'"),
-    "reading without option": (lambda f, t: {"reading": "gate"}, "expected NAME=OPTION"),
+    "reading without option": (lambda f, t: {"reading": "gate"}, "expected NAME=VALUE"),
     "reading of the attack": (lambda f, t: {"reading": "r_high=1.0"}, "has no reading 'r_high'"),
     "reading of another method": (lambda f, t: {"reading": "vae=keep", "method": "fine-tuning"}, "fine-tuning has no"),
     "no steps": (lambda f, t: {"steps": 0}, "steps = 0"),
@@ -321,6 +325,33 @@ def test_python_form_checks_its_arguments(folder, poisoned, car_data):
     agent.population = None
     with pytest.raises(CheckpointError, match="snapshot with networks only"):
         repair(agent, keep, forget, steps=1)
+
+
+def test_an_interrupted_repair_continues(folder, tmp_path, monkeypatch):
+    from saferule.agents import loop
+    from saferule.runs import interruptible
+
+    files = (folder / "model.pt", folder / "d.hdf5", folder / "idx.npy", "CarCircle")
+    options, said = {"backbone": "bcq-lag", "steps": 6, "device": "cpu"}, []
+    repair_files(*files, tmp_path / "whole", **options, say=said.append)
+    update = loop.update
+
+    def interrupted(population, *arguments):
+        if population.step == 3:
+            raise KeyboardInterrupt
+        return update(population, *arguments)
+
+    monkeypatch.setattr(interruptible, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        repair_files(*files, tmp_path / "out", **options, say=said.append)
+    monkeypatch.undo()
+    assert not (tmp_path / "out").exists()
+    repair_files(*files, tmp_path / "out", **options, say=said.append)
+    assert any("continued at step 3" in line for line in said)
+    one, two = (load_agent(tmp_path / name / AGENT).nets for name in ("whole", "out"))
+    assert all(torch.equal(one[net][k], two[net][k]) for net in one for k in one[net])
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
 
 
 def test_values_that_are_not_finite_end_the_repair_without_a_folder(folder, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,12 @@ def test_missing_python_is_one_clear_error(copy, without_python, script):
     assert not (copy / ".venv").exists()
 
 
+def test_install_refuses_an_option_it_does_not_know(copy):
+    done = run(copy / "install.sh", "--lock")
+    assert done.returncode == 1 and done.stderr == "install: unknown option: --lock, expected --lock-only or nothing.\n"
+    assert not (copy / ".venv").exists()
+
+
 def test_another_python_is_not_taken_for_3_11(copy, without_python):
     stand_in = Path(without_python["PATH"]) / "python3"
     stand_in.write_text("#!/bin/sh\nexit 1\n")  # what any Python but 3.11 answers to the script's question
@@ -108,14 +115,17 @@ def test_a_folder_that_is_no_environment_is_left_alone(copy, tmp_path):
     assert [p.name for p in precious.iterdir()] == ["thesis.txt"]
 
 
-def test_an_installed_environment_needs_neither_network_nor_time(tmp_path, without_python):
+@pytest.mark.parametrize("options", [(), ("--lock-only",)])
+def test_an_installed_environment_needs_neither_network_nor_time(tmp_path, without_python, options):
     """From another folder, without a package index and without Python on PATH."""
     if not (Path(sys.prefix) / ".saferule-project").exists():
         pytest.skip("this environment was not made by install.sh")
+    if f'"{ROOT.as_uri()}"' not in (metadata.distribution("saferule").read_text("direct_url.json") or ""):
+        pytest.skip("this environment has the project of another checkout, which it would lose")
     env = {**without_python, "SAFERULE_VENV": sys.prefix, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
     before = (Path(sys.prefix) / ".saferule-lock").stat().st_mtime_ns
-    done = run("bash", ROOT / "install.sh", env=env, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = run("bash", ROOT / "install.sh", *options, env=env, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (Path(sys.prefix) / ".saferule-lock").stat().st_mtime_ns == before
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,188 +11,253 @@ from dataclasses import fields, replace
 import pytest
 
 from saferule.errors import RunError
-from saferule.runs.cells import Adversary, Evaluation, Forget, Training, Unlearning, describe, key, settings
+from saferule.runs.spec import (
+    AdversaryRun,
+    EvaluationRun,
+    ForgetRun,
+    PolicyRun,
+    TimingRun,
+    UserFile,
+    describe,
+    frozen,
+    key,
+    lineage,
+)
 from saferule.runs.store import Store
+from saferule.unlearn import METHODS
 
-ADVERSARY = Adversary("CarCircle", "max_cost", 100)
-FORGET = Forget(ADVERSARY, "d" * 64, 0.15, 4, 0.99, settings(poison_unit="cut"))
-TRAINING = Training("CarCircle", "cpq", "d" * 64, FORGET, 0, 1000, settings(hidden=[8, 8]), 2)
-CLEAN = replace(TRAINING, forget=None)
-UNLEARNING = Unlearning(TRAINING, "safe-rule", 100)
-EVALUATION = Evaluation(UNLEARNING, (1, 2))
-CELLS = [ADVERSARY, FORGET, TRAINING, CLEAN, UNLEARNING, EVALUATION]
+ADVERSARY = AdversaryRun("CarCircle", "max_cost", 100)
+FORGET = ForgetRun(ADVERSARY, "d" * 64, 0.15, 4, 0.99, frozen(poison_unit="cut"))
+POISONED = PolicyRun(
+    "CarCircle", "cpq", "d" * 64, FORGET, "poisoned", 1000, 0, config=frozen(hidden=[8, 8]), snapshots=2
+)
+CLEAN = replace(POISONED, forget=None, method="clean")
+REPAIRED = replace(POISONED, method="safe-rule", steps=100, start=POISONED)
+EVALUATION = EvaluationRun(REPAIRED, (1, 2))
+TIMING = TimingRun("CarCircle", "cpq", "d" * 64, ("safe-rule",), 1000, 100, 5, 1.0)
+RUNS = [ADVERSARY, FORGET, POISONED, CLEAN, REPAIRED, EVALUATION, TIMING]
 
-# Another value for each field of each kind of cell.
+# Another value for each field of each kind of run.
 OTHERS = {
-    Adversary: {
+    ADVERSARY: {
         "task": "PointGoal",
         "attack": "max_reward",
         "steps": 101,
         "seed": 1,
-        "readings": settings(adversary_start="fresh"),
+        "readings": frozen(adversary_start="fresh"),
     },
-    Forget: {
+    FORGET: {
         "adversary": replace(ADVERSARY, seed=1),
         "data": "e" * 64,
         "ratio": 0.05,
         "rollouts": 5,
         "gamma": 0.9,
-        "readings": settings(poison_unit="whole"),
+        "readings": frozen(poison_unit="whole"),
     },
-    Training: {
+    REPAIRED: {
         "task": "PointGoal",
         "backbone": "bcq-lag",
         "data": "e" * 64,
         "forget": replace(FORGET, ratio=0.05),
-        "seed": 1,
+        "method": "no-critic",
         "steps": 1001,
-        "settings": settings(hidden=[8, 9]),
+        "replicate": 1,
+        "start": UserFile("model.pt", "f" * 64),
+        "readings": frozen(gate="data"),
+        "config": frozen(hidden=[8, 9]),
         "snapshots": 3,
     },
-    Unlearning: {
-        "training": replace(TRAINING, seed=1),
-        "method": "no-critic",
-        "steps": 101,
-        "readings": settings(gate="data"),
-        "snapshots": 1,
+    EVALUATION: {"policy": POISONED, "seeds": (1, 3), "snapshot_seeds": (1,), "deterministic": False},
+    TIMING: {
+        "task": "PointGoal",
+        "backbone": "bcq-lag",
+        "data": "e" * 64,
+        "methods": ("no-critic",),
+        "training_steps": 1001,
+        "unlearning_steps": 101,
+        "rounds": 6,
+        "block_seconds": 0.5,
+        "config": frozen(hidden=[8, 9]),
     },
-    Evaluation: {"policy": TRAINING, "seeds": (1, 3), "step": 50, "deterministic": False},
 }
 
 
-@pytest.mark.parametrize("cell", CELLS[:3] + CELLS[4:], ids=lambda cell: type(cell).__name__)
-def test_key_depends_on_every_field_and_on_the_version(cell, monkeypatch):
-    others = OTHERS[type(cell)]
-    assert set(others) == {field.name for field in fields(cell)}
-    keys = {key(replace(cell, **{name: value})) for name, value in others.items()}
-    assert len(keys) == len(others) and key(cell) not in keys
-    before = key(cell)
-    monkeypatch.setattr(Adversary, "VERSION", Adversary.VERSION + 1)
-    assert key(cell) != before  # through all that is built on it
-    monkeypatch.undo()
-    monkeypatch.setattr(type(cell), "VERSION", type(cell).VERSION + 1)
-    assert key(cell) != before
-    monkeypatch.undo()
-    assert key(cell) == before == key(replace(cell))
+@pytest.fixture(autouse=True)
+def _forget_keys():
+    """Descriptions are kept for the process; here versions and settings change."""
+    describe.cache_clear(), key.cache_clear()
+    yield
+    describe.cache_clear(), key.cache_clear()
 
 
-def test_settings_are_ordered_and_hashable():
-    assert settings(b=1, a=[2, 3]) == settings(a=(2, 3), b=1) == (("a", (2, 3)), ("b", 1))
-    assert len({*CELLS, *[replace(cell) for cell in CELLS]}) == len(CELLS)
+@pytest.mark.parametrize("run", OTHERS, ids=lambda run: run.KIND)
+def test_key_depends_on_every_field_and_on_the_version(run, monkeypatch):
+    others = OTHERS[run]
+    assert set(others) == {field.name for field in fields(run)}
+    keys = {key(replace(run, **{name: value})) for name, value in others.items()}
+    assert len(keys) == len(others) and key(run) not in keys
+    before = key(run)
+    for kind in {type(run), *map(type, lineage([run]))}:  # through all that is built on it
+        describe.cache_clear(), key.cache_clear()
+        monkeypatch.setattr(kind, "VERSION", kind.VERSION + 1)
+        assert key(run) != before
+        monkeypatch.undo()
+    describe.cache_clear(), key.cache_clear()
+    assert key(run) == before == key(replace(run))
+
+
+def test_key_depends_on_what_the_code_supplies(monkeypatch):
+    before = key(REPAIRED), key(POISONED)
+    assert describe(REPAIRED)["in_force"]["coefficients"]["alpha_f"] == 1.0
+    changed = replace(METHODS["safe-rule"], coefficients={"alpha_f": 0.5})
+    monkeypatch.setitem(METHODS, "safe-rule", changed)
+    describe.cache_clear(), key.cache_clear()
+    assert key(REPAIRED) != before[0] and key(POISONED) == before[1]
+
+
+def test_frozen_values_are_ordered_and_hashable():
+    assert frozen(b=1, a=[2, 3]) == frozen(a=(2, 3), b=1) == (("a", (2, 3)), ("b", 1))
+    assert len({*RUNS, *[replace(run) for run in RUNS]}) == len(RUNS)
     assert json.loads(json.dumps(describe(EVALUATION))) == describe(EVALUATION)
 
 
 def test_keys_are_the_same_in_other_processes():
-    code = "from test_store import CELLS, key; print(*[key(cell) for cell in CELLS])"
+    code = "from test_store import RUNS, key; print(*[key(run) for run in RUNS])"
     for hash_seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
         found = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
         )
-        assert found.stdout.split() == [key(cell) for cell in CELLS]
+        assert found.stdout.split() == [key(run) for run in RUNS]
 
 
 def test_write_and_read(tmp_path):
     store = Store(tmp_path)
-    assert not store.done(TRAINING)
-    with store.write(TRAINING, note="x") as folder:
+    assert not store.done(POISONED)
+    with store.write(POISONED, note="x") as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "a.txt").write_text("a")
-        assert not store.done(TRAINING) and not store.folder(TRAINING).exists()
-    assert store.done(TRAINING) and not store.done(CLEAN)
-    assert (store.folder(TRAINING) / "sub" / "a.txt").read_text() == "a"
-    meta = store.meta(TRAINING)
-    assert meta["note"] == "x" and meta["cell"] == json.loads(json.dumps(describe(TRAINING)))
+        assert not store.done(POISONED) and not store.folder(POISONED).exists()
+    assert store.done(POISONED) and not store.done(CLEAN)
+    assert (store.folder(POISONED) / "sub" / "a.txt").read_text() == "a"
+    meta = store.meta(POISONED)
+    assert meta["note"] == "x" and meta["run"] == json.loads(json.dumps(describe(POISONED)))
     assert meta["versions"]["torch"] and meta["machine"]["made"]
-    assert store.folder(TRAINING).name == f"CarCircle-cpq-max_cost-0.15-seed0-{key(TRAINING)}"
-    with pytest.raises(RunError, match="clean-seed0"):
+    assert store.folder(POISONED).name == f"CarCircle-cpq-max_cost-0.15-poisoned-r0-{key(POISONED)}"
+    with pytest.raises(RunError, match="clean-r0"):
         store.meta(CLEAN)
+
+
+def test_every_tampering_is_named(tmp_path):
+    store = Store(tmp_path)
+    with store.write(POISONED) as folder:
+        (folder / "episodes.csv").write_text("cost\n60\n")
+        (folder / "snapshots").mkdir()
+        (folder / "snapshots" / "1.safetensors").write_bytes(b"abc")
+    folder = store.folder(POISONED)
+    assert store.verify(POISONED) == []
+    listed = subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
+    assert listed.returncode == 0 and listed.stdout.count(": OK") == 3
+    (folder / "episodes.csv").write_text("cost\n6000\n")
+    (folder / "snapshots" / "1.safetensors").unlink()
+    (folder / "extra.txt").write_text("x")
+    told = store.verify(POISONED)
+    assert [str(folder) in line for line in told] == [True] * 3
+    assert "episodes.csv: has changed" in told[0] and "1.safetensors: missing" in told[1]
+    assert "extra.txt: was not written by the run" in told[2]
+    with store.write(CLEAN):
+        pass
+    shutil.rmtree(folder)
+    shutil.copytree(store.folder(CLEAN), folder)  # a clean run copied over a poisoned one
+    assert "describes another run" in store.verify(POISONED)[0]
 
 
 def test_an_exception_inside_write_leaves_no_folder(tmp_path):
     store = Store(tmp_path)
-    with pytest.raises(KeyboardInterrupt), store.write(TRAINING) as folder:
+    with pytest.raises(KeyboardInterrupt), store.write(POISONED) as folder:
         (folder / "a.txt").write_text("a")
         raise KeyboardInterrupt
-    assert not store.done(TRAINING) and os.listdir(store.folder(TRAINING).parent) == []
+    assert not store.done(POISONED) and os.listdir(store.folder(POISONED).parent) == []
 
 
 def test_a_killed_writer_leaves_nothing_that_looks_finished(tmp_path):
     code = (
-        "import os, signal, sys\nfrom test_store import CELLS, Store, TRAINING\n"
-        "with Store(sys.argv[1]).write(TRAINING) as folder:\n"
-        "    (folder / 'cell.json').write_text('{}')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, sys\nfrom test_store import RUNS, Store, POISONED\n"
+        "with Store(sys.argv[1]).write(POISONED) as folder:\n"
+        "    (folder / 'run.json').write_text('{}')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment)
     assert killed.returncode == -signal.SIGKILL
     store = Store(tmp_path)
-    assert not store.done(TRAINING) and not store.folder(TRAINING).exists()
-    with store.write(TRAINING) as folder:
+    assert not store.done(POISONED) and not store.folder(POISONED).exists()
+    with store.write(POISONED) as folder:
         assert os.listdir(folder) == []
-    assert store.done(TRAINING)
+    assert store.done(POISONED)
 
 
 def test_a_folder_that_is_no_run_is_replaced(tmp_path):
     store = Store(tmp_path)
-    store.folder(TRAINING).mkdir(parents=True)
-    (store.folder(TRAINING) / "stray.txt").write_text("x")
-    assert not store.done(TRAINING)
-    with store.write(TRAINING):
+    store.folder(POISONED).mkdir(parents=True)
+    (store.folder(POISONED) / "stray.txt").write_text("x")
+    assert not store.done(POISONED)
+    with store.write(POISONED):
         pass
-    assert os.listdir(store.folder(TRAINING)) == ["cell.json"]
+    assert sorted(os.listdir(store.folder(POISONED))) == ["SHA256SUMS", "run.json"]
 
 
-def finish(store, cell):
-    with store.write(cell):
+def finish(store, run):
+    with store.write(run):
         pass
 
 
 def test_interrupted_populations_are_found(tmp_path):
     store = Store(tmp_path)
-    cells = [replace(TRAINING, seed=seed) for seed in range(5)]
-    assert store.interrupted(cells) == []
-    folder = store.partial(cells[:3])
-    assert store.partial(cells[:3]) == folder != store.partial(cells[3:])
-    # With other cells beside them, in any order; in the order in which the population has them.
-    both = [(folder, cells[:3]), (store.partial(cells[3:]), cells[3:])]
-    assert sorted(store.interrupted(cells[::-1])) == sorted(both, key=lambda pair: pair[0])
-    # Not when some of its cells are not asked for.
-    assert store.interrupted(cells[:2]) == [] and store.interrupted(cells[:3]) == both[:1]
+    runs = [replace(POISONED, replicate=r) for r in range(5)]
+    assert store.interrupted(runs) == []
+    folder = store.partial(runs[:3])
+    assert store.partial(runs[:3]) == folder != store.partial(runs[3:])
+    # With other runs beside them, in any order; in the order in which the population has them.
+    both = dict(sorted({folder: runs[:3], store.partial(runs[3:]): runs[3:]}.items()))
+    assert store.interrupted(runs[::-1]) == list(both.values())
+    # Not when some of its runs are not asked for.
+    assert store.interrupted(runs[:2]) == [] and store.interrupted(runs[:3]) == [runs[:3]]
     # With agents that are done by now, and no longer when all are.
-    finish(store, cells[1])
-    assert store.interrupted(cells[:3]) == both[:1]
-    finish(store, cells[0])
-    finish(store, cells[2])
-    assert store.interrupted(cells) == both[1:] and not folder.exists()
+    finish(store, runs[1])
+    assert store.interrupted(runs[:3]) == [runs[:3]]
+    finish(store, runs[0])
+    finish(store, runs[2])
+    assert store.interrupted(runs) == [runs[3:]] and not folder.exists()
 
 
-def test_interrupted_populations_share_no_unfinished_cell(tmp_path):
+def test_interrupted_populations_share_no_unfinished_run(tmp_path):
     store = Store(tmp_path)
-    cells = [replace(TRAINING, seed=seed) for seed in range(3)]
-    folders = {store.partial(cells[:2]): cells[:2], store.partial(cells[1:]): cells[1:]}
-    found = store.interrupted(cells)
-    assert len(found) == 1 and folders[found[0][0]] == found[0][1]
-    finish(store, cells[1])
-    assert {folder for folder, _ in store.interrupted(cells)} == set(folders)
+    runs = [replace(POISONED, replicate=r) for r in range(3)]
+    groups = [runs[:2], runs[1:]]
+    for group in groups:
+        store.partial(group)
+    (found,) = store.interrupted(runs)
+    assert found in groups
+    finish(store, runs[1])
+    assert sorted(store.interrupted(runs), key=groups.index) == groups
 
 
 def test_a_listing_that_was_not_written_is_no_population(tmp_path):
     store = Store(tmp_path)
-    folder = store.partial([TRAINING])
-    (folder / "cells.json").unlink()
-    assert store.interrupted([TRAINING]) == [] and store.partial([TRAINING]) == folder
+    folder = store.partial([POISONED])
+    (folder / "runs.json").unlink()
+    assert store.interrupted([POISONED]) == [] and store.partial([POISONED]) == folder
 
 
 def test_damaged_descriptions(tmp_path):
     store = Store(tmp_path)
-    folder = store.partial([TRAINING])
-    (folder / "cells.json").write_text("[")
-    assert store.interrupted([TRAINING]) == []
-    finish(store, TRAINING)
-    (store.folder(TRAINING) / "cell.json").write_text("{")
-    with pytest.raises(RunError, match="cell.json: damaged .*delete its folder"):
-        store.meta(TRAINING)
+    folder = store.partial([POISONED])
+    (folder / "runs.json").write_text("[")
+    assert store.interrupted([POISONED]) == []
+    finish(store, POISONED)
+    (store.folder(POISONED) / "run.json").write_text("{")
+    with pytest.raises(RunError, match="run.json: damaged .*delete its folder"):
+        store.meta(POISONED)
 
 
 def test_lock_is_held_by_one(tmp_path):

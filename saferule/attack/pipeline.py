@@ -8,8 +8,7 @@ from pathlib import Path
 from saferule.attack.poison import ATTACKS, ForgetSet, poison, poisoned, rollouts_needed, save_forget_set
 from saferule.data.schema import load, save
 from saferule.errors import SettingsError
-from saferule.paper.readings import ATTACK, check
-from saferule.paper.settings import TABLE7
+from saferule.paper import ATTACK, TABLE7, check
 from saferule.sim.tasks import Task
 
 
@@ -31,7 +30,7 @@ def attack_file(
     steps      of the adversary; default Table 7's
     adversary  folder of a trained one, which is used instead; a new one is kept beside `out` (suffix ".adversary")
     joined     where to write D and D_f together (line 19)
-    readings   changes to the default readings of Algorithm 1 (`saferule.paper.readings.ATTACK`)
+    readings   changes to the default readings of Algorithm 1 (`saferule.paper.ATTACK`)
     Raises `SettingsError` for an impossible attack, ratio or reading and for two names of one file, `DataError` for
     data of another form, `CheckpointError` for an adversary that cannot be read.
     """

@@ -1,7 +1,7 @@
 """Algorithm 1, lines 2 and 8-19: score, select and relabel an adversary's rollouts, join them to the data.
 
 The points that the algorithm leaves open (count, unit, labels, N) are the attack readings of
-`saferule.paper.readings`.
+`saferule.paper`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 
 from saferule.data.schema import Dataset, check, concatenate, load, load_columns, save
 from saferule.errors import DataError, SettingsError
-from saferule.paper.readings import check as check_readings
-from saferule.paper.settings import TABLE7
+from saferule.paper import TABLE7
+from saferule.paper import check as check_readings
 
 if TYPE_CHECKING:
     from saferule.sim.tasks import Task

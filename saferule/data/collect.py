@@ -21,7 +21,7 @@ import numpy as np
 from saferule.data import schema
 from saferule.data.recording import Recorder, read_episodes, read_made, read_table
 from saferule.errors import SettingsError
-from saferule.paper.settings import TABLE7
+from saferule.paper import TABLE7
 from saferule.sim.ppo_settings import behaviour_settings
 from saferule.sim.tasks import get_task
 

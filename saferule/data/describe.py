@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from saferule.data.schema import Dataset
-from saferule.paper.settings import TABLE7
+from saferule.paper import TABLE7
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 

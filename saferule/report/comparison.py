@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from saferule.paper import numbers
+from saferule.paper import ABLATED_ATTACK, ABLATED_RATIO, printed, table
 from saferule.profiles import Profile
 from saferule.report.labels import BACKBONES, condition, method_name
 from saferule.report.tables import CELL, METRICS, in_reading_order, readable, summarise, with_clean
@@ -13,7 +13,6 @@ from saferule.runs.inventory import ablated
 PAPER_METRICS = {"cost": "cost", "return": "reward"}
 BASELINES = ("fine-tuning", "trajdeleter", "trajdeleter-cost", "trajdeleter-released", "reward-only")
 OURS = ("clean", "poisoned", *BASELINES, "safe-rule")  # clean: retraining
-ABLATED_ATTACK, ABLATED_RATIO = "max_cost", 0.05  # of the paper's ablations (its Table 6 states neither)
 
 
 def table1(episodes: pd.DataFrame) -> pd.DataFrame:
@@ -124,19 +123,11 @@ def paper_ablations(task: str, backbone: str) -> pd.DataFrame:
     Table 2 prints differences; they are applied to Table 1's poisoned policy. Rows of Safe-RULE itself come from four
     tables that should agree and do not always.
     """
-    policy = BACKBONES[backbone]
-    start = numbers.cell(backbone, ABLATED_ATTACK, task, ABLATED_RATIO)
-    rows = [("poisoned", "Table 1", start.cost_before, start.reward_before)]
-    rows.append(("safe-rule", "Table 1", start.cost_after, start.reward_after))
-    names = {"adaptive": "safe-rule", "fixed_1": "fixed-weight"}
-    for row in _rows(2, task, policy):
-        cost, score = start.cost_before - row["delta_cost"], start.reward_before + row["delta_reward"]
-        rows.append((names[row["variant"]], "Table 2 from Table 1's start", round(cost, 1), round(score, 1)))
-    names = {"with_critic_unlearning": "safe-rule", "without_critic_unlearning": "no-critic"}
-    rows += [(names[row["variant"]], "Table 5", row["cost"], row["reward"]) for row in _rows(5, task, policy)]
-    for row in _rows(6, task, policy):
-        rows.append((f"percentile-{row['percentile']}", "Table 6", row["cost"], row["reward"]))
-    return pd.DataFrame(rows, columns=["method", "source", "paper_cost", "paper_return"])
+    rows = printed()
+    rows = rows[(rows["task"] == task) & (rows["backbone"] == backbone) & (rows["table"] != 4)]
+    rows = rows[(rows["attack"] == ABLATED_ATTACK) & (rows["ratio"] == ABLATED_RATIO)]
+    wide = rows.set_index(["table", "method", "source", "metric"])["value"].unstack().reset_index()
+    return wide.rename(columns={"cost": "paper_cost", "return": "paper_return"}).drop(columns="table")
 
 
 def ablations(episodes: pd.DataFrame) -> pd.DataFrame:
@@ -154,5 +145,5 @@ def ablations(episodes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rows(number: int, task: str, policy: str) -> list[dict]:
-    table = numbers.table(number)
-    return table[(table["task"] == task) & (table["policy"] == policy)].to_dict("records")
+    rows = table(number)
+    return rows[(rows["task"] == task) & (rows["policy"] == policy)].to_dict("records")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from saferule.paper.readings import READINGS
+from saferule.paper import READINGS
 from saferule.report.canvas import UNITS, dot, head, panels, styled, with_zero
 from saferule.report.labels import BACKBONES, method_colour
 from saferule.report.tables import CELL, METRICS, in_reading_order, readable
@@ -40,7 +40,7 @@ def effects(episodes: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
 
     distances  from `saferule.runs.actions.distances`, to the default's policy
     For each policy the default comes first, then the floor (the same run again), then the readings in descending order
-    of the change in cost, then in return. question and meaning are those of `saferule.paper.readings`. same_policy says
+    of the change in cost, then in return. question and meaning are those of `saferule.paper`. same_policy says
     whether the policy is the default's up to rounding: its actions are no farther than rounding, on D and on D_f.
     rounding is `ROUNDING`, or how far those of the same run again are for this poisoned policy, where that is more.
     """

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from saferule.paper.settings import TABLE7
+from saferule.paper import TABLE7
 from saferule.profiles import Profile
 from saferule.report.labels import BACKBONES, condition
 from saferule.report.tables import readable

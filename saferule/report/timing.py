@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from saferule.bench.unlearning import PAPER_BACKBONE, RETRAINING, paper_minutes
-from saferule.paper.settings import TABLE7
+from saferule.paper import TABLE7
 from saferule.report.canvas import dot, head, panels, styled
 from saferule.report.labels import BACKBONES, in_order, method_colour, method_name
 

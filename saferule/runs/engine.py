@@ -1,257 +1,170 @@
 """Make the runs that are missing. Asking for a finished run costs nothing; an interrupted one continues where it was.
 
-Cells that can share a population (same task, backbone, data, settings and steps) are trained together. On a CPU a large
-population is no faster per agent than a small one, and threads that wait for each other cost more than they bring, so
-the agents are spread over one process per core, each with one thread. On a GPU one process trains all.
+Missing runs are divided into jobs: policies that can share a population (same task, backbone, data, settings, steps and
+losses) are made together, forget sets of one adversary too, everything else alone. A job starts when all that it builds
+on is there, in the order in which the runs were asked for. One that fails takes with it what builds on it; the rest
+goes on.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from functools import cached_property
-from pathlib import Path
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-import torch
-
-from saferule.agents.checkpoint import read
-from saferule.attack.poison import ForgetSet, poison, save_forget_set
-from saferule.data.clean import clean_data
-from saferule.data.schema import Dataset
-from saferule.runs.cells import Adversary, Evaluation, Forget, Policy, Relearning, Training, Unlearning, origin
-from saferule.runs.execute import evaluate_file, worker_pool
-from saferule.runs.groups import Place, cores, forget_data, work, work_alone
-from saferule.runs.interruptible import AGENT, LOG, SAVE_SECONDS, progress, snapshot_path
+from saferule.errors import RunError, SaferuleError
+from saferule.runs.execute import InProcess, cores, local_pool, stop
+from saferule.runs.interruptible import SAVE_SECONDS, progress
+from saferule.runs.spec import ForgetRun, PolicyRun, Run, TimingRun, lineage, parents
 from saferule.runs.store import Store
-from saferule.sim import get_task
+from saferule.runs.work import Workspace, work
 from saferule.unlearn import family, loss_options
 
-EPISODES = "episodes.csv"
 POPULATION_LIMIT = 32  # agents trained together
-EVALUATION_CHUNK = 5  # episodes that one process steps together
+Say = Callable[[str], None]
 
 
-class Engine:
-    """Runs of one store, on one machine."""
+@dataclass(eq=False)
+class Job:
+    """Runs that are made together."""
 
-    def __init__(
-        self,
-        store: Store,
-        data_folder: str | Path,
-        device: str | None = None,
-        say: Callable[[str], None] = print,
-    ) -> None:
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.store = store
-        self.place = Place(store, Path(data_folder), device)
-        self.say = say
-
-    @cached_property
-    def workers(self) -> ProcessPoolExecutor:
-        """One process per core, started when first needed."""
-        return worker_pool(cores())
-
-    # Data and attack
-
-    def dataset(self, task: str) -> Dataset:
-        """The clean data D of a task."""
-        return clean_data(self.place.data_folder, task)
-
-    def adversaries(self, cells: Sequence[Adversary]) -> None:
-        """Train the adversaries that are missing, one process per core."""
-        todo = self._missing(cells)
-        if todo:
-            started = time.monotonic()
-            list(self.workers.map(_train_adversary, [self.store] * len(todo), todo))
-            self.say(f"adversaries: {len(todo)} trained in {time.monotonic() - started:.0f} s")
-
-    def forget_sets(self, cells: Sequence[Forget]) -> list[ForgetSet]:
-        """D_f of each cell, made where missing. The rollouts of an adversary serve all its forget sets."""
-        todo = self._missing(cells)
-        self.adversaries([cell.adversary for cell in todo])
-        groups: dict[Adversary, list[Forget]] = {}
-        for cell in todo:
-            groups.setdefault(cell.adversary, []).append(cell)
-        for said in self.workers.map(_make_forget_sets, [self.place] * len(groups), groups.values()) if groups else ():
-            for line in said:
-                self.say(line)
-        return [forget_data(self.store, cell) for cell in cells]
-
-    # Training and unlearning
-
-    def train(self, cells: Sequence[Training]) -> None:
-        """Train the policies that are missing."""
-        todo = self._missing(cells)
-        self.forget_sets([cell.forget for cell in todo if cell.forget])
-        self._work(todo, cells, lambda c: (c.task, c.backbone, c.data, c.steps, c.snapshots, c.settings))
-
-    def unlearn(self, cells: Sequence[Unlearning]) -> None:
-        """Repair poisoned policies with the methods that are missing."""
-        todo = self._missing(cells)
-        self.train([cell.training for cell in todo])
-
-        def together(cell: Unlearning) -> tuple:
-            t = cell.training
-            method = family(cell.method, t.backbone).__name__
-            losses = loss_options(cell.method, t.backbone, dict(cell.readings))
-            return (t.task, t.backbone, t.data, t.settings, method, losses, cell.steps, cell.snapshots)
-
-        self._work(todo, cells, together)
-
-    def relearn(self, cells: Sequence[Relearning]) -> None:
-        """Train policies further on the poisoned data where that is missing."""
-        todo = self._missing(cells)
-        self.train([cell.policy for cell in todo if isinstance(cell.policy, Training)])
-        self.unlearn([cell.policy for cell in todo if isinstance(cell.policy, Unlearning)])
-
-        def together(cell: Relearning) -> tuple:
-            root = origin(cell)
-            return (root.task, root.backbone, root.data, root.settings, cell.steps, cell.snapshots)
-
-        self._work(todo, cells, together)
-
-    def _missing(self, cells: Sequence[Any]) -> list[Any]:
-        return [cell for cell in dict.fromkeys(cells) if not self.store.done(cell)]
-
-    def _work(self, todo: Sequence[Any], among: Sequence[Any], together: Callable[[Any], tuple]) -> None:
-        """Continue interrupted populations of these cells, divide the other unfinished cells into new ones, run all."""
-        jobs = self.store.interrupted(among)
-        continued = {cell for _, group in jobs for cell in group}
-        groups: dict[tuple, list[Any]] = {}
-        for cell in todo:
-            if cell not in continued:
-                groups.setdefault(together(cell), []).append(cell)
-        parts = [part for group in groups.values() for part in self._parts(group, len(groups))]
-        jobs += [(self.store.partial(part), part) for part in parts]
-        if self.place.device == "cpu" and len(jobs) > 1:
-            self._follow({self.workers.submit(work_alone, self.place, *job): job for job in jobs})
-        else:
-            torch.set_num_threads(cores())
-            for folder, group in jobs:
-                work(self.place, folder, group, self.say)
-
-    def _follow(self, running: dict[Future, tuple[Path, list[Any]]]) -> None:
-        """Say what the worker processes have to say when they end, and how far they are about once a minute."""
-        while running:
-            ended, _ = wait(running, timeout=SAVE_SECONDS, return_when=FIRST_COMPLETED)
-            for future in ended:
-                del running[future]
-                for line in future.result():
-                    self.say(line)
-            if not ended:
-                for folder, group in running.values():
-                    if step := progress(folder):
-                        self.say(f"{group[0].label}: step {step} of {group[0].steps}")
-
-    def _parts(self, group: list[Any], groups: int) -> list[list[Any]]:
-        """A group cut into populations: so many that all cores have work, none above the limit."""
-        wanted = math.ceil(cores() / groups) if self.place.device == "cpu" else 1
-        size = min(POPULATION_LIMIT, math.ceil(len(group) / wanted))
-        return [group[i : i + size] for i in range(0, len(group), size)]
-
-    # Evaluation
-
-    def evaluate(self, cells: Sequence[Evaluation]) -> pd.DataFrame:
-        """One row per episode of all cells, made where missing, with the columns that tell the policies apart."""
-        cells, todo = list(dict.fromkeys(cells)), self._missing(cells)
-        started = time.monotonic()
-        results = {
-            cell: [
-                self.workers.submit(
-                    evaluate_file, snapshot_path(self.store, cell.policy, cell.step), seeds, cell.deterministic
-                )
-                for seeds in _chunks(cell.seeds)
-            ]
-            for cell in todo
-        }
-        for cell, parts in results.items():
-            rows = [row for part in parts for row in part.result()]
-            with self.store.write(cell) as folder:
-                pd.DataFrame(rows).to_csv(folder / EPISODES, index=False)
-        if todo:
-            episodes = sum(len(cell.seeds) for cell in todo)
-            self.say(f"evaluation: {episodes} episodes of {len(todo)} policies in {time.monotonic() - started:.0f} s")
-        return pd.concat([self._episodes(cell) for cell in cells], ignore_index=True) if cells else pd.DataFrame()
-
-    def _episodes(self, cell: Evaluation) -> pd.DataFrame:
-        frame = pd.read_csv(self.store.folder(cell) / EPISODES)
-        return frame.assign(
-            **identity(cell.policy), step=self._last_step(cell.policy) if cell.step is None else cell.step
-        )
-
-    def _last_step(self, policy: Policy) -> int:
-        """The step of a finished policy; of a run that stopped, as a value was not finite, that of the state kept."""
-        if "stopped" not in self.store.meta(policy):
-            return policy.steps
-        return read(self.store.folder(policy) / AGENT)[1]["step"]
-
-    def logs(self, cells: Sequence[Policy]) -> pd.DataFrame:
-        """What the losses reported, one row per policy and logged step."""
-        frames = [pd.read_csv(self.store.folder(c) / LOG).assign(**identity(c)) for c in dict.fromkeys(cells)]
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    runs: list[Run]
+    tries: int = 0
 
 
-def identity(policy: Policy) -> dict[str, Any]:
-    """The columns that tell policies apart in every table; of one that relearns, those of where it came from.
+def make(runs: Sequence[Run], workspace: Workspace, executor: Executor | None = None, say: Say = print) -> None:
+    """Make the runs that are missing, and what they build on.
 
-    Its attack and ratio are those of what it relearns, which for a clean policy are not its own.
+    executor  where jobs run; None: on a CPU a process per core, on a GPU, and for a single job, this process
+    RunError, at the end, names the runs that could not be made; another process that makes runs here is one at once.
     """
-    root, start = origin(policy), policy.policy if isinstance(policy, Relearning) else policy
-    forget = policy.forget if isinstance(policy, Relearning) else root.forget
-    return {
-        "task": root.task,
-        "backbone": root.backbone,
-        "attack": forget.adversary.attack if forget else "clean",
-        "ratio": forget.ratio if forget else 0.0,
-        "training_seed": root.seed,
-        "method": policy.method,
-        "readings": json.dumps(dict(start.readings)) if isinstance(start, Unlearning) else "{}",
-    }
-
-
-def _chunks(seeds: tuple[int, ...]) -> list[tuple[int, ...]]:
-    return [seeds[i : i + EVALUATION_CHUNK] for i in range(0, len(seeds), EVALUATION_CHUNK)]
-
-
-def _train_adversary(store: Store, cell: Adversary) -> None:
-    from saferule.attack.adversary import train_adversary
-
-    with store.write(cell) as folder:
-        train_adversary(
-            get_task(cell.task),
-            cell.attack,
-            cell.steps,
-            cell.seed,
-            folder,
-            readings=dict(cell.readings),
-            progress=False,
+    store = workspace.store
+    if all(map(store.done, runs)):
+        return
+    with store.lock():
+        jobs = divide(runs, store, cores() if workspace.device == "cpu" else 1)
+        timings = [job for job in jobs if isinstance(job.runs[0], TimingRun)]
+        others = [job for job in jobs if job not in timings]
+        alone = workspace.device != "cpu" or cores() == 1 or len(others) == 1
+        failed = _follow(others, workspace, executor or (InProcess() if alone else local_pool()), say)
+        failed |= _follow(timings, workspace, InProcess(), say)  # nothing else may run beside them
+    if failed:
+        sentences = list(dict.fromkeys(failed.values()))
+        raise RunError(
+            f"{sum(len(job.runs) for job in jobs if job in failed)} of {sum(len(job.runs) for job in jobs)} runs could "
+            f"not be made, everything else is finished and kept: {'; '.join(sentences[:3])}"
         )
 
 
-def _make_forget_sets(place: Place, cells: Sequence[Forget]) -> list[str]:
-    """The forget sets of one adversary, from one set of rollouts; returns what there is to say."""
-    from saferule.attack.adversary import leading, roll_out
-    from saferule.sim.ppo import OnlinePolicy
+def missing(runs: Sequence[Run], store: Store) -> list[Run]:
+    """Those that are not done, and of what they build on what is not done either; in the order of `lineage`."""
+    found: dict[Run, None] = {}
 
-    adversary, said = cells[0].adversary, []
-    policy = OnlinePolicy.load(place.store.folder(adversary))
-    task, most = get_task(adversary.task), max(cell.rollouts for cell in cells)
-    rollouts = roll_out(task, policy, most, adversary.seed, samples=most * task.horizon)
-    for cell in cells:
-        forget = poison(
-            clean_data(place.data_folder, adversary.task),
-            leading(rollouts, cell.rollouts, cell.rollouts * task.horizon),
-            adversary.attack,
-            cell.ratio,
-            gamma=cell.gamma,
-            readings=dict(cell.readings),
-        )
-        with place.store.write(cell, samples=len(forget), share=forget.share) as folder:
-            save_forget_set(forget, folder / "forget.hdf5")
-        said.append(f"forget set {cell.label}: {len(forget)} samples, {forget.share:.1%} of the poisoned set")
-    return said
+    def add(run: Run) -> None:
+        if run not in found and not store.done(run):
+            for parent in parents(run):
+                add(parent)
+            found[run] = None
+
+    for run in runs:
+        add(run)
+    return list(found)
+
+
+def divide(runs: Sequence[Run], store: Store, slots: int) -> list[Job]:
+    """The missing runs as jobs: interrupted populations as they were, the others so that all slots have work."""
+    todo = missing(runs, store)
+    policies = [run for run in lineage(runs) if isinstance(run, PolicyRun)]
+    continued = [group for group in store.interrupted(policies) if not set(todo).isdisjoint(group)]
+    taken = {run for group in continued for run in group}
+    groups: dict[Any, list[Run]] = {}
+    for run in todo:
+        if run not in taken:
+            groups.setdefault(_together(run), []).append(run)
+    alike: dict[Any, int] = {}  # groups that can be worked on at the same time
+    for key in groups:
+        alike[key[:2]] = alike.get(key[:2], 0) + 1
+    parts = [part for key, group in groups.items() for part in _cut(group, math.ceil(slots / alike[key[:2]]))]
+    order = {run: i for i, run in enumerate(todo)}
+    return sorted((Job(part) for part in [*continued, *parts]), key=lambda job: min(order.get(r, 0) for r in job.runs))
+
+
+def _together(run: Run) -> tuple:
+    """Runs for which this is equal are made together; the first two parts are equal for what can run side by side."""
+    if isinstance(run, ForgetRun):
+        return run.KIND, 0, run.adversary
+    if isinstance(run, PolicyRun):
+        losses = loss_options(run.method, run.backbone, dict(run.readings))
+        algorithm = family(run.method, run.backbone).__name__, losses
+        return run.KIND, _depth(run), run.task, run.backbone, run.data, run.config, run.steps, run.snapshots, algorithm
+    return run.KIND, 0, run
+
+
+def _depth(run: Run) -> int:
+    return 1 + max(map(_depth, parents(run)), default=0)
+
+
+def _cut(group: list[Run], wanted: int) -> list[list[Run]]:
+    """A group cut into so many parts, none above the limit."""
+    size = min(POPULATION_LIMIT, math.ceil(len(group) / wanted))
+    return [group[i : i + size] for i in range(0, len(group), size)]
+
+
+def _follow(jobs: Sequence[Job], workspace: Workspace, executor: Executor, say: Say) -> dict[Job, str]:
+    """Run all jobs, each when it can; returns why those that failed did. Says how far they are about once a minute."""
+    of_run = {run: job for job in jobs for run in job.runs}
+    needs = {job: {of_run[p] for run in job.runs for p in parents(run) if p in of_run} - {job} for job in jobs}
+    waiting, running, failed = list(jobs), {}, {}
+    slots = 1 if isinstance(executor, InProcess) else getattr(executor, "_max_workers", cores())
+    try:
+        while waiting or running:
+            for job in [job for job in waiting if needs[job] & failed.keys()]:
+                waiting.remove(job)
+                failed[job] = next(failed[other] for other in needs[job] if other in failed)
+            pending = {*waiting, *running.values()}
+            for job in [job for job in waiting if not needs[job] & pending]:
+                suspect = job.tries or any(other.tries for other in running.values())
+                if len(running) < slots and not (running and suspect):  # a suspect runs alone
+                    waiting.remove(job)
+                    live = (say,) if isinstance(executor, InProcess) else ()
+                    running[executor.submit(work, workspace, job.runs, *live)] = job
+            ended, _ = wait(running, timeout=SAVE_SECONDS, return_when=FIRST_COMPLETED)
+            if not ended:
+                _say_progress(running.values(), workspace.store, say)
+            broken = False
+            for future in ended:
+                job = running.pop(future)
+                try:
+                    for line in future.result():
+                        say(line)
+                except BrokenProcessPool:
+                    broken, job.tries = True, job.tries + 1
+                    if job.tries > 1:
+                        failed[job] = f"{_name(job)}: its process was killed twice (out of memory?)"
+                    else:
+                        waiting.insert(0, job)
+                except SaferuleError as error:
+                    failed[job] = f"{_name(job)}: {error}"
+                    say(failed[job])
+            if broken and not running:
+                stop(executor)
+                executor = local_pool()
+    except BaseException:  # an interrupt, or an error that nobody foresaw: leave no process behind
+        if isinstance(executor, ProcessPoolExecutor):
+            stop(executor)
+        raise
+    return failed
+
+
+def _name(job: Job) -> str:
+    others = f" and {len(job.runs) - 1} more" if len(job.runs) > 1 else ""
+    return f"{job.runs[0].KIND} {job.runs[0].label}{others}"
+
+
+def _say_progress(jobs: Any, store: Store, say: Say) -> None:
+    for job in jobs:
+        if isinstance(job.runs[0], PolicyRun) and (step := progress(store.partial(job.runs))):
+            say(f"{job.runs[0].label}: step {step} of {job.runs[0].steps}")

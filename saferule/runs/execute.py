@@ -1,34 +1,49 @@
-"""Where jobs run: processes of their own, one thread each."""
+"""Where jobs run: in this process, or in processes of their own with one thread each.
+
+An executor is a `concurrent.futures.Executor`. On a CPU a large population is no faster per agent than a small one, and
+threads that wait for each other cost more than they bring: one process per core, each with one thread. On a GPU one
+process does everything.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+import os
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
-from pathlib import Path
-
-from saferule.agents.checkpoint import agent_policy
-from saferule.sim import get_task
-from saferule.sim.rollout import normalised, roll_out
+from typing import Any
 
 
-def evaluate_file(
-    path: str | Path, seeds: Sequence[int], deterministic: bool = True, cost_limit: float = 10.0
-) -> list[dict[str, float]]:
-    """Episodes of the agent in a safetensors file that saferule wrote."""
-    import torch
+class InProcess(Executor):
+    """Runs a job when it is submitted, in this process."""
 
-    from saferule.agents.checkpoint import load_networks
-
-    torch.set_num_threads(1)
-    agent = load_networks(path)
-    task = get_task(agent.task)
-    rows = roll_out(task, agent_policy(agent.backbone, agent.cfg, agent.nets, seeds, deterministic), seeds)
-    return normalised(rows, task, cost_limit)
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        """A future that is done already; an interrupt is not kept in it but raised."""
+        future: Future = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
-def worker_pool(processes: int) -> ProcessPoolExecutor:
-    """Processes for roll-outs and training, with one thread each; they end with this one, even when it is killed."""
+@cache
+def local_pool() -> ProcessPoolExecutor:
+    """One process per core, started when first needed and kept for the next jobs."""
+    return process_pool(cores())
+
+
+def stop(pool: ProcessPoolExecutor) -> None:
+    """End a pool and what its processes are doing; the next `local_pool` is a new one."""
+    for process in list((pool._processes or {}).values()):  # Python 3.11 has no public way to end them
+        process.kill()
+    pool.shutdown(wait=True, cancel_futures=True)
+    local_pool.cache_clear()
+
+
+def process_pool(processes: int) -> ProcessPoolExecutor:
+    """Processes with one thread each; they end with this one, even when it is killed."""
     return ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker)
 
 
@@ -44,3 +59,9 @@ def _start_worker() -> None:
     if sys.platform.startswith("linux"):
         parent_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+
+
+def cores() -> int:
+    """Cores that this process may use; OMP_NUM_THREADS lowers it."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, int(os.environ.get("OMP_NUM_THREADS") or available))

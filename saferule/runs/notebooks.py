@@ -7,6 +7,8 @@ shown is always what the store holds now.
 from __future__ import annotations
 
 import logging
+import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +22,7 @@ from saferule.runs.places import NOTEBOOKS, project_root
 if TYPE_CHECKING:
     from papermill.exceptions import PapermillExecutionError
 
-KERNEL = "saferule"  # registered by install.sh
+KERNEL = "python3"  # jupyter_client starts this interpreter for it, if the environment's own kernelspec is taken
 ERROR_LINES = 12
 
 
@@ -33,14 +35,14 @@ def run_all(
     """Execute the named notebooks in their order and print one line for each.
 
     output      root of the results (default: the checkout's ``artifacts``); they go to ``<output>/<profile>``
-    parameters  further papermill parameters: tasks, backbones, attacks, ratios, seeds, data, changes
+    parameters  further papermill parameters: tasks, backbones, attacks, ratios, replicates, data, changes
     Returns the profile's folder. SettingsError for an unknown notebook; RunError when one fails.
     """
     unknown = [name for name in names if name not in NOTEBOOKS]
     if unknown:
         raise SettingsError(f"unknown notebook {unknown[0]!r}: choose among {', '.join(NOTEBOOKS)}")
     root = project_root()
-    kernel = choose_kernel()
+    kernel()
     output = (output or root / "artifacts").resolve()
     folder = output / profile
     given = {"profile": profile, **(parameters or {})}
@@ -48,48 +50,34 @@ def run_all(
         given["output"] = str(output)
     for name in NOTEBOOKS:
         if name in names:
-            took = execute(root / "notebooks" / f"{name}.ipynb", folder / "notebooks", given, kernel, root)
+            took = execute(root / "notebooks" / f"{name}.ipynb", folder / "notebooks", given, root)
             print(f"{name}.ipynb: done in {took:.0f} s", flush=True)
     print(f"notebooks  {folder / 'notebooks'}\ntables     {folder / 'tables'}\nfigures    {folder / 'figures'}")
     return folder
 
 
-def choose_kernel() -> str:
-    """The kernelspec that starts this very interpreter: "saferule" if it is registered, else "python3".
-
-    RunError when neither does, as the notebooks would run with other packages.
-    """
+def kernel() -> str:
+    """The program that the notebooks' kernel starts; RunError when it is not this very interpreter."""
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # before kernelspecs that the user has for other environments
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
-    found = {}
-    for name in (KERNEL, "python3"):
-        try:
-            command = KernelSpecManager().get_kernel_spec(name).argv[0]
-        except NoSuchKernel:
-            continue
-        # jupyter_client itself replaces a bare "python" by the interpreter it runs in.
-        bare = command in ("python", "python3", f"python3.{sys.version_info[1]}")
-        if bare or _same_interpreter(command):
-            return name
-        found[name] = command
-    others = ", ".join(f"{name} starts {command}" for name, command in found.items()) or "none is registered"
-    raise RunError(
-        f"no notebook kernel for {sys.executable} ({others}), expected one that starts it: "
-        f"run `{sys.executable} -m ipykernel install --sys-prefix --name {KERNEL}`"
-    )
+    try:
+        program = KernelSpecManager().get_kernel_spec(KERNEL).argv[0]
+    except NoSuchKernel:
+        program = "nothing"
+    ours = Path(sys.executable)
+    # jupyter_client itself replaces a bare "python" by the interpreter it runs in.
+    if program in ("python", "python3", f"python3.{sys.version_info[1]}"):
+        return sys.executable
+    if Path(program).parent.resolve() != ours.parent.resolve():
+        raise RunError(
+            f"the notebook kernel {KERNEL!r} starts {program}, expected {sys.executable}: install anew with "
+            f"./install.sh, or run `{sys.executable} -m ipykernel install --sys-prefix`"
+        )
+    return program
 
 
-def _same_interpreter(command: str) -> bool:
-    """Same folder and file; the file itself is not resolved, as in every virtual environment it is a link."""
-    ours, theirs = Path(sys.executable), Path(command)
-    return theirs.is_absolute() and ours.parent.resolve() == theirs.parent.resolve() and _file(ours) == _file(theirs)
-
-
-def _file(path: Path) -> Path:
-    return path.resolve() if path.exists() else path
-
-
-def execute(notebook: Path, folder: Path, parameters: Mapping[str, Any], kernel: str, directory: Path) -> float:
+def execute(notebook: Path, folder: Path, parameters: Mapping[str, Any], directory: Path) -> float:
     """Execute one notebook in ``directory`` and put the executed copy into ``folder``; returns the seconds it took.
 
     RunError names the notebook, the cell and the last lines of its error; what was executed until then is kept as
@@ -109,7 +97,7 @@ def execute(notebook: Path, folder: Path, parameters: Mapping[str, Any], kernel:
             str(notebook),
             str(draft),
             parameters=dict(parameters),
-            kernel_name=kernel,
+            kernel_name=KERNEL,
             cwd=str(directory),
             progress_bar=False,
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # what goes wrong in a cell is reported below
@@ -134,15 +122,9 @@ def _reason(error: PapermillExecutionError | Exception) -> str:
     """Which cell, and the end of what it said."""
     if not hasattr(error, "cell_index"):
         return ": its kernel died (out of memory, or killed); run again, finished work is kept"
-    lines = _plain("\n".join(error.traceback)).splitlines()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
     where = f" in cell {error.cell_index + 1}: {error.ename}: {error.evalue}"
     return "\n".join([where, *(f"    {line}" for line in lines[-ERROR_LINES:])])
-
-
-def _plain(text: str) -> str:
-    import re
-
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def _keep(draft: Path, final: Path, notebook: Path) -> None:

@@ -1,27 +1,19 @@
-"""Where the project's own files lie, from any working directory."""
+"""Where the project's own files lie, from any working directory, and where the runs of a profile are made."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import saferule
-from saferule.errors import RunError
-
-if TYPE_CHECKING:
-    from saferule.profiles import Profile
+from saferule.data.fetch import dataset_folder
+from saferule.data.schema import clean_data, clean_file
+from saferule.errors import DataError, RunError
+from saferule.runs.experiment import Data, Profile
+from saferule.runs.store import Store
+from saferule.runs.work import Workspace
 
 # In the order in which they build on each other.
-NOTEBOOKS = ("attack", "train", "unlearn", "ablate", "audit", "theory", "tables")
-
-
-def default_data_folder(profile: Profile) -> Path:
-    """The folder of a profile's clean data: the checkout's, or the one in which dsrl keeps its downloads."""
-    if profile.data == "dsrl":
-        from saferule.data.download import dataset_folder
-
-        return dataset_folder()
-    return project_root() / "artifacts" / "data"
+NOTEBOOKS = ("attack", "train", "unlearn", "ablate", "forgetting", "theory", "tables")
 
 
 def project_root() -> Path:
@@ -34,3 +26,34 @@ def project_root() -> Path:
             "clone it and run ./run_all.sh there"
         )
     return root
+
+
+def workspace(
+    profile: Profile, output: str | Path | None = None, data: str | Path | None = None, device: str | None = None
+) -> Workspace:
+    """Where the runs of a profile are made.
+
+    output  root of the results [the checkout's ``artifacts``]
+    data    folder of the clean data [``artifacts/data``, or where dsrl keeps its downloads, as the profile says]
+    device  [a GPU where there is one]
+    """
+    import torch
+
+    if data is None:
+        data = dataset_folder() if profile.data == "dsrl" else project_root() / "artifacts" / "data"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Workspace(Store(Path(output or project_root() / "artifacts") / profile.name), Path(data), device)
+
+
+def known_data(profile: Profile, folder: Path) -> tuple[dict[str, Data], list[str]]:
+    """What a plan has to know of the data of a profile's tasks, and a sentence for each task that has none."""
+    known, notes = {}, []
+    for task in profile.tasks:
+        try:
+            clean_file(folder, task)
+        except DataError as error:
+            notes.append(f"the runs of {task} have no names yet: {error}")
+            continue
+        data = clean_data(folder, task)
+        known[task] = Data(data.digest(), len(data))
+    return known, notes

@@ -5,8 +5,8 @@
     from saferule.agents.osrl import export_osrl, import_osrl
     from saferule.attack.poison import split
     from saferule.data.schema import load
-    from saferule.sim import get_task
     from saferule.runs.repair import repair
+    from saferule.sim import get_task
 
     data = load("d.hdf5", get_task("CarCircle"))
     keep, forget = split(data, np.load("idx.npy"))  # indices of the poisoned trajectories
@@ -14,48 +14,46 @@
     repaired = repair(agent, keep, forget, method="safe-rule", steps=5000)
     export_osrl(repaired, "repaired.pt")
 
-``saferule repair`` does the same from files to a folder, and writes down what was done. The simulator is not needed.
+``saferule repair`` does the same from files to a folder. A repair is a `PolicyRun` that starts from a file, made by the
+code that makes all policies. The simulator is not needed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import time
+import shutil
+import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils._pytree import tree_map
 
-from saferule import __version__
 from saferule.agents import get_backbone
-from saferule.agents.checkpoint import Agent, load_agent, save_agent
-from saferule.agents.loop import Diverged, Log, keep_freed_memory, log_every, run
+from saferule.agents.checkpoint import Agent, load_agent
+from saferule.agents.loop import Log
 from saferule.agents.osrl import export_osrl, import_osrl
-from saferule.agents.parts import ORIGINAL
-from saferule.agents.population import Population, member
 from saferule.attack.poison import split
 from saferule.data.batches import TransitionPool
 from saferule.data.schema import Dataset, load
 from saferule.data.schema import check as check_data
 from saferule.errors import CheckpointError, DataError, RunError, SettingsError
-from saferule.files import write_folder
-from saferule.paper.readings import UNLEARNING, check
-from saferule.paper.settings import TABLE7
-from saferule.runs.store import machine, versions
+from saferule.files import sha256, write_folder
+from saferule.paper import TABLE7, UNLEARNING, check
+from saferule.runs.interruptible import AGENT, LOG
+from saferule.runs.spec import PolicyRun, UserFile, frozen
+from saferule.runs.store import seal
+from saferule.runs.work import together, train
 from saferule.sim import get_task
-from saferule.unlearn import METHODS, family, unlearning
-from saferule.unlearn.start import adapt, begin, pairs
+from saferule.unlearn import chosen, family
 
-AGENT, MODEL, LOG, RECORD = "agent.safetensors", "model.pt", "log.csv", "repair.json"
-SAY_SECONDS = 60.0
+MODEL, RECORD = "model.pt", "repair.json"
 Say = Callable[[str], None]
 
 
@@ -68,64 +66,42 @@ def repair(
     readings: Mapping[str, str] | None = None,
     seed: int = 0,
     *,
-    device: str | torch.device | None = None,
+    device: str | None = None,
     log: Log | None = None,
-    say: Say | None = None,
+    say: Say = lambda line: None,
 ) -> Agent:
     """The agent after ``steps`` steps of an unlearning method; the given agent stays as it is.
 
     agent         complete, from `import_osrl` or `load_agent`
     keep, forget  D_k and D_f, labels as the agent saw them, from `saferule.attack.poison.split`
-    readings      changes to the default readings of Safe-RULE (`saferule.paper.readings.UNLEARNING`)
+    readings      changes to the default readings of Safe-RULE (`saferule.paper.UNLEARNING`)
     seed          of batches and noise
-    device        where to compute; None for where the agent is
+    device        where to compute; None for a GPU where there is one
     log           gets what the losses report, about a hundred rows
     say           called about once a minute with how far it is
 
     SettingsError for an unknown method or reading and impossible numbers, CheckpointError for a snapshot, DataError for
     data that do not fit the agent, RunError when a value stops being finite.
     """
-    backbone, cfg, task = agent.backbone, agent.cfg, get_task(agent.task)
-    chosen = _checked_readings(method, backbone.NAME, readings)
-    if steps < 1 or seed < 0:
-        raise SettingsError(f"steps = {steps} and seed = {seed}, expected 1 or more steps and no negative seed")
-    if agent.population is None:
-        raise CheckpointError(
-            f"this {backbone.NAME} agent is a snapshot with networks only, expected targets and generator too: give "
-            f"an {AGENT} or {MODEL}"
-        )
-    for name, part in (("keep", keep), ("forget", forget)):
-        _check_fits(name, part, agent)
-        check_data(part, task, f"the {name} set")
-
-    keep_freed_memory()
-    device = device or agent.population.nets["actor"]["w0"].device
-    population = _copy(agent.population, seed, device)
-    pool = TransitionPool([keep, forget], cfg.reward_scale, device)
-    rows = [(pool.rows_of(0), pool.rows_of(1))]
-    algorithm = unlearning(method, backbone, cfg, steps, chosen)
-    begin(population, algorithm, backbone.NAME, [method], [chosen])
-    adapt(population, backbone, cfg, pool, rows)
-
-    def stop(_: int, stopped: Diverged) -> None:
-        raise RunError(
-            f"{method} on this {backbone.NAME} agent: {stopped.quantity} was not finite at step {stopped.step} of "
-            f"{steps}, expected finite values: take fewer steps or another method, or check the agent and the data"
-        )
-
-    population, _ = run(
-        population,
-        algorithm,
-        pairs(pool, rows, cfg.batch_size),
-        steps,
-        log=log,
-        log_every=log_every(steps),
-        on_log=_progress(steps, say),
-        on_stop=stop,
+    run = PolicyRun(
+        task=agent.task,
+        backbone=agent.backbone.NAME,
+        data=keep.digest(),
+        forget=UserFile("forget", forget.digest()),
+        method=method,
+        steps=steps,
+        replicate=seed,
+        start=UserFile("agent", ""),
+        readings=frozen(**(readings or {})),
+        config=_changes(agent),
     )
-    population.nets = {name: net for name, net in population.nets.items() if not name.startswith(ORIGINAL)}
-    meta = {"method": method, "readings": chosen, "seed": seed, "step": steps}
-    return Agent(agent.task, backbone, cfg, member(population.nets, 0), population, meta)
+    with tempfile.TemporaryDirectory() as folder:
+        _make(run, agent, keep, forget, Path(folder) / "repaired", device, say)
+        repaired = load_agent(Path(folder) / "repaired" / AGENT)
+        if log is not None:
+            log.rows += pd.read_csv(Path(folder) / "repaired" / LOG).to_dict("records")
+    meta = {"method": method, "readings": dict(readings or {}), "seed": seed, "step": steps}
+    return replace(repaired, meta=repaired.meta | meta)
 
 
 def repair_files(
@@ -143,56 +119,117 @@ def repair_files(
     cost_limit: float | None = None,
     device: str | None = None,
     say: Say = print,
-) -> Agent:
-    """`repair` from files to a folder, which appears when all of it is written.
+) -> None:
+    """`repair` from files to a folder, which appears when all of it is written; an interrupted one continues.
 
     checkpoint  an osrl-lib ``model.pt``, or an ``agent.safetensors`` of saferule
     forget      ``idx.npy``: indices of trajectories of the data, or a boolean mask (`split`)
     cost_limit  that an osrl-lib model was trained with [10]; a saferule file knows its own
 
-    The folder has ``agent.safetensors`` (complete), ``model.pt`` (for osrl-lib), ``log.csv`` (what the losses reported)
-    and ``repair.json`` (what was done, versions, digests). A SaferuleError for whatever is wrong, before any work.
+    The folder has ``agent.safetensors`` (complete), ``model.pt`` (for osrl-lib), ``log.csv`` (what the losses
+    reported), ``repair.json`` (what was assumed, and the data), ``run.json`` (what was done, versions) and
+    ``SHA256SUMS``. A SaferuleError for whatever is wrong, before any work.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"{out}: there is something here already, expected a new or empty folder: name another one")
     world, name = get_task(task), get_backbone(backbone).NAME
-    chosen = _checked_readings(method, name, readings)
+    _check_method(method, name, readings, steps, seed)
     dataset = load(data, world)
     marked = read_indices(forget)
     try:
         keep, poisoned = split(dataset, marked)
     except SettingsError as error:
         raise SettingsError(f"{forget}: {error}") from error
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     agent = read_agent(checkpoint, task, name, dataset, cost_limit)
-    for assumption in agent.meta.get("assumed", []):
+    assumed = agent.meta.get("assumed", [])
+    for assumption in assumed:
         say(f"{checkpoint} does not hold everything, so it was assumed: {assumption}")
-
-    log = Log()
-    repaired = repair(agent, keep, poisoned, method, steps, chosen, seed, device=device, log=log, say=say)
-    record = {
-        "task": task,
-        "backbone": name,
-        "method": method,
-        "steps": steps,
-        "seed": seed,
-        "readings": _in_force(method, chosen),
-        "settings": asdict(agent.cfg),
-        "checkpoint": {"file": checkpoint.name, "sha256": _digest(checkpoint)},
-        "assumed": agent.meta.get("assumed", []),
+    run = PolicyRun(
+        task=task,
+        backbone=name,
+        data=dataset.digest(),
+        forget=UserFile(forget.name, sha256(forget)),
+        method=method,
+        steps=steps,
+        replicate=seed,
+        start=UserFile(checkpoint.name, sha256(checkpoint)),
+        readings=frozen(**(readings or {})),
+        config=_changes(agent),
+    )
+    options = chosen(method, readings)
+    in_force = {r.name: options[r.name] for r in UNLEARNING} if family(method, name).READINGS else {}
+    about = {
+        "assumed": assumed,
+        "readings": in_force,
         "data": {"file": data.name} | _described(dataset),
         "keep": _described(keep),
-        "forget": {"file": forget.name, "sha256": _digest(forget)} | _described(poisoned),
-        "versions": versions() | {"saferule": __version__},
-        "machine": machine(),
+        "forget": {"file": forget.name} | _described(poisoned),
     }
-    with write_folder(out) as draft:
-        save_agent(repaired.population, 0, draft / AGENT, task, name, repaired.cfg, repaired.meta)
-        export_osrl(load_agent(draft / AGENT), draft / MODEL)  # on the CPU, wherever it was computed
-        pd.DataFrame(log.rows).drop(columns="agent").to_csv(draft / LOG, index=False)
-        record["files"] = {file: _digest(draft / file) for file in (AGENT, MODEL, LOG)}
-        (draft / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    return repaired
+    _make(run, agent, keep, poisoned, out, device, say, about)
+
+
+def _make(
+    run: PolicyRun,
+    agent: Agent,
+    keep: Dataset,
+    forget: Dataset,
+    out: Path,
+    device: str | None,
+    say: Say,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Check that everything fits, then make the run in the folder ``out``; its state lies beside that until then."""
+    _check_method(run.method, run.backbone, dict(run.readings), run.steps, run.replicate)
+    if agent.population is None:
+        raise CheckpointError(
+            f"this {run.backbone} agent is a snapshot with networks only, expected targets and generator too: give "
+            f"an {AGENT} or {MODEL}"
+        )
+    world = get_task(agent.task)
+    for name, part in (("keep", keep), ("forget", forget)):
+        _check_fits(name, part, agent)
+        check_data(part, world, f"the {name} set")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    pool = TransitionPool([keep, forget], agent.cfg.reward_scale, device)
+    rows = [(pool.rows_of(0), pool.rows_of(1))]
+    place = _OneFolder(out, about)
+
+    place.partial.mkdir(parents=True, exist_ok=True)
+    train(
+        place,
+        place.partial,
+        [run],
+        agent.cfg,
+        pool,
+        rows,
+        lambda: together([agent.population], [run], agent.cfg, device),
+        device,
+        say,
+    )
+
+
+class _OneFolder:
+    """Where a repair goes: as a store, but the one folder that the user named."""
+
+    def __init__(self, out: Path, about: Mapping[str, Any] | None) -> None:
+        self.out, self.about, self.partial = out, about, out.with_name(f".{out.name}.repairing")
+
+    def done(self, run: PolicyRun) -> bool:
+        """A repair is made anew unless its folder is there, which is refused before."""
+        return False
+
+    @contextmanager
+    def write(self, run: PolicyRun, **meta: Any) -> Iterator[Path]:
+        """The folder to fill. RunError for an agent that stopped early: there is no repaired policy then."""
+        if "stopped" in meta:
+            shutil.rmtree(self.partial)
+            raise RunError(f"{meta['stopped']}, or take fewer steps or another method")
+        with write_folder(self.out) as draft:
+            yield draft
+            export_osrl(load_agent(draft / AGENT), draft / MODEL)  # on the CPU, wherever it was computed
+            if self.about is not None:
+                (draft / RECORD).write_text(json.dumps(self.about, indent=1, sort_keys=True) + "\n")
+            seal(draft, run, **meta)
 
 
 def read_agent(
@@ -236,25 +273,24 @@ def read_indices(path: Path) -> np.ndarray:
     return found
 
 
-def _checked_readings(method: str, backbone: str, readings: Mapping[str, str] | None) -> dict[str, str]:
-    """The readings to change; SettingsError for an unknown method and for readings that it does not have."""
-    family(method, backbone)
-    chosen, known = dict(readings or {}), [reading.name for reading in UNLEARNING]
-    check(chosen)
-    foreign = [name for name in chosen if name not in known or METHODS[method].family != "safe_rule"]
+def _changes(agent: Agent) -> tuple:
+    """The agent's settings as a run has them: those that its task does not give."""
+    given = ("observation_dim", "action_dim", "episode_len")
+    return frozen(**{name: value for name, value in asdict(agent.cfg).items() if name not in given})
+
+
+def _check_method(method: str, backbone: str, readings: Mapping[str, str] | None, steps: int, seed: int) -> None:
+    """SettingsError for an unknown method, for readings that it does not have, and for impossible numbers."""
+    module, known = family(method, backbone), [reading.name for reading in UNLEARNING]
+    check(readings)
+    foreign = [name for name in readings or {} if name not in known or not module.READINGS]
     if foreign:
         raise SettingsError(
             f"{method} has no reading {foreign[0]!r}, expected one of {', '.join(known)} with a variant of safe-rule: "
             "leave it out"
         )
-    return chosen
-
-
-def _in_force(method: str, chosen: Mapping[str, str]) -> dict[str, str]:
-    if METHODS[method].family != "safe_rule":
-        return {}
-    options = check(chosen)
-    return {reading.name: options[reading.name] for reading in UNLEARNING}
+    if steps < 1 or seed < 0:
+        raise SettingsError(f"steps = {steps} and seed = {seed}, expected 1 or more steps and no negative seed")
 
 
 def _check_fits(name: str, part: Dataset, agent: Agent) -> None:
@@ -269,29 +305,5 @@ def _check_fits(name: str, part: Dataset, agent: Agent) -> None:
         )
 
 
-def _copy(population: Population, seed: int, device: str | torch.device) -> Population:
-    """Networks and scalars as they are, without the copies of an earlier unlearning; a fresh generator."""
-    nets = {name: net for name, net in population.nets.items() if not name.startswith(ORIGINAL)}
-    copied = tree_map(lambda leaf: leaf.detach().clone().to(device), (nets, population.scalars))
-    return Population(*copied, {}, [torch.Generator().manual_seed(seed)])
-
-
-def _progress(steps: int, say: Say | None) -> Callable[[Population, list[int]], None]:
-    said = time.monotonic()
-
-    def on_log(population: Population, agents: list[int]) -> None:
-        nonlocal said
-        if say and time.monotonic() - said > SAY_SECONDS:
-            said = time.monotonic()
-            say(f"step {population.step} of {steps}")
-
-    return on_log
-
-
 def _described(dataset: Dataset) -> dict[str, Any]:
     return {"digest": dataset.digest(), "transitions": len(dataset), "trajectories": len(dataset.episodes())}
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
-"""Where results lie: one folder per finished cell, named by its hash, written whole or not at all.
+"""Where results lie: one folder per finished run, named by its hash, written whole or not at all.
 
-    <root>/runs/<kind>/<label>-<hash>/     results and ``cell.json`` (the description, versions, time)
+    <root>/runs/<kind>/<label>-<hash>/     results, ``run.json`` (description, time, versions) and ``SHA256SUMS``
     <root>/partial/<hash>/                 state of an interrupted population
 
 A folder gets its final name by a rename after everything in it is on disk, so a folder that exists is a finished run.
@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from saferule.errors import RunError
-from saferule.files import write_bytes, write_folder
-from saferule.runs.cells import Cell, describe, key, kind
+from saferule.files import sha256, write_bytes, write_folder
+from saferule.runs.spec import Run, describe, key
 
+RECORD, SUMS = "run.json", "SHA256SUMS"
 RECORDED = ("torch", "numpy", "gymnasium", "mujoco", "safety-gymnasium", "pybullet", "stable_baselines3")
 
 
@@ -34,19 +35,19 @@ class Store:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
-    def folder(self, cell: Cell) -> Path:
-        """Where the cell's results lie, or will lie."""
-        return self.root / "runs" / kind(cell) / f"{cell.label}-{key(cell)}"
+    def folder(self, run: Run) -> Path:
+        """Where the run's results lie, or will lie."""
+        return self.root / "runs" / run.KIND / f"{run.label}-{key(run)}"
 
-    def done(self, cell: Cell) -> bool:
-        """True when the cell's results are there."""
-        return (self.folder(cell) / "cell.json").is_file()
+    def done(self, run: Run) -> bool:
+        """True when the run's results are there."""
+        return (self.folder(run) / RECORD).is_file()
 
-    def meta(self, cell: Cell) -> dict[str, Any]:
-        """What ``cell.json`` says; RunError when the run is not finished."""
-        path = self.folder(cell) / "cell.json"
+    def meta(self, run: Run) -> dict[str, Any]:
+        """What ``run.json`` says; RunError when the run is not finished."""
+        path = self.folder(run) / RECORD
         if not path.is_file():
-            raise RunError(f"{path}: no such run, expected a finished {kind(cell)} {cell.label}: make it first")
+            raise RunError(f"{path}: no such run, expected a finished {run.KIND} {run.label}: make it first")
         try:
             return json.loads(path.read_text())
         except ValueError as error:
@@ -55,36 +56,55 @@ class Store:
             ) from None
 
     @contextmanager
-    def write(self, cell: Cell, **meta: Any) -> Iterator[Path]:
-        """A folder to fill; it becomes the cell's folder when the block ends without an error, else it is removed.
+    def write(self, run: Run, **meta: Any) -> Iterator[Path]:
+        """A folder to fill; it becomes the run's folder when the block ends without an error, else it is removed.
 
-        meta  further entries for ``cell.json``
+        meta  further entries for ``run.json``, such as the seconds it took
         """
-        final = self.folder(cell)
+        final = self.folder(run)
         with write_folder(final) as draft:
             yield draft
-            record = {"cell": describe(cell), "versions": versions(), "machine": machine()} | meta
-            (draft / "cell.json").write_text(json.dumps(record, indent=1, sort_keys=True))
-            if final.exists():  # a folder without cell.json: not made by this store, and in the way
+            seal(draft, run, **meta)
+            if final.exists():  # a folder without run.json: not made by this store, and in the way
                 shutil.rmtree(final)
 
-    def partial(self, cells: Sequence[Cell]) -> Path:
-        """Where a population of these cells keeps its state while it runs."""
-        keys = [key(cell) for cell in cells]
+    def verify(self, run: Run) -> list[str]:
+        """What of a finished run's folder is not as it was written: a sentence for each file, none if all is well."""
+        folder = self.folder(run)
+        if self.meta(run).get("run") != json.loads(json.dumps(describe(run))):
+            return [f"{folder / RECORD}: describes another run than its folder's name says"]
+        if not (folder / SUMS).is_file():
+            return [f"{folder / SUMS}: missing"]
+        wrong, listed = [], {}
+        for line in (folder / SUMS).read_text().splitlines():
+            digest, _, name = line.partition("  ")
+            listed[name] = digest
+        for name, digest in listed.items():
+            path = folder / name
+            if not path.is_file():
+                wrong.append(f"{path}: missing")
+            elif sha256(path) != digest:
+                wrong.append(f"{path}: has changed since it was written")
+        extra = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {*listed, SUMS}
+        return [*wrong, *(f"{folder / name}: was not written by the run" for name in sorted(extra))]
+
+    def partial(self, runs: Sequence[Run]) -> Path:
+        """Where a population of these runs keeps its state while it runs."""
+        keys = [key(run) for run in runs]
         folder = self.root / "partial" / hashlib.sha256(" ".join(keys).encode()).hexdigest()[:12]
         folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / "cells.json", json.dumps(keys).encode())
+        write_bytes(folder / "runs.json", json.dumps(keys).encode())
         return folder
 
-    def interrupted(self, among: Sequence[Cell]) -> list[tuple[Path, list[Cell]]]:
-        """Populations to continue: folders and cells of those that were interrupted and hold only cells in ``among``.
+    def interrupted(self, among: Sequence[Run]) -> list[list[Run]]:
+        """Populations to continue: the runs of those that were interrupted and hold only runs in ``among``.
 
-        Some of a population's cells may be done by now. What is left of one that is done entirely is removed. No two
-        of the populations have an unfinished cell in common.
+        Some of a population's runs may be done by now. What is left of one that is done entirely is removed. No two
+        of the populations have an unfinished run in common.
         """
-        known, taken = {key(cell): cell for cell in among}, set()
-        found: list[tuple[Path, list[Cell]]] = []
-        for listing in sorted(self.root.glob("partial/*/cells.json")):
+        known, taken = {key(run): run for run in among}, set()
+        found: list[list[Run]] = []
+        for listing in sorted(self.root.glob("partial/*/runs.json")):
             try:
                 keys = json.loads(listing.read_text())
             except ValueError:  # damaged: no telling whose state this is
@@ -96,7 +116,7 @@ class Store:
                 shutil.rmtree(listing.parent)
             elif not left & taken:
                 taken |= left
-                found.append((listing.parent, [known[k] for k in keys]))
+                found.append([known[k] for k in keys])
         return found
 
     @contextmanager
@@ -111,6 +131,14 @@ class Store:
                     f"{self.root}: another process is making runs here, expected to be alone: wait for it or stop it"
                 ) from None
             yield
+
+
+def seal(folder: Path, run: Run, **meta: Any) -> None:
+    """Complete a run's folder: ``run.json``, then the SHA-256 of every file in a list that ``sha256sum -c`` reads."""
+    record = {"run": describe(run), "versions": versions(), "machine": machine()} | meta
+    (folder / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    (folder / SUMS).write_text("".join(f"{sha256(path)}  {path.relative_to(folder)}\n" for path in files))
 
 
 def versions() -> dict[str, str]:
@@ -128,9 +156,18 @@ def machine() -> dict[str, Any]:
     """Processor, cores and time of the run."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
-        "device": device,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         "cores": os.cpu_count(),
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

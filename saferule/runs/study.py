@@ -14,7 +14,7 @@ import pandas as pd
 from saferule.attack.poison import ForgetSet
 from saferule.data.schema import Dataset
 from saferule.files import write_bytes
-from saferule.paper.settings import TABLE7
+from saferule.paper import TABLE7
 from saferule.profiles import Profile, get_profile
 from saferule.report.labels import ATTACKS
 from saferule.report.tables import provenance

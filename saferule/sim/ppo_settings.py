@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-from saferule.paper.readings import check
-from saferule.paper.settings import TABLE7
+from saferule.paper import TABLE7, check
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 from saferule.agents.networks import quantile
 from saferule.agents.parts import Nets, Scalars, originals
 from saferule.agents.population import Algorithm, Population, member, reset_optimisers, stack
-from saferule.data.batches import Pair, TransitionPool, draw_rows
-from saferule.unlearn import coefficients, get_method
+from saferule.data.batches import Batch, Pair, TransitionPool, draw_rows
+from saferule.unlearn import coefficients, family, get_method
 
 CHUNK = 1024  # transitions whose Bellman targets are computed at once
 Rows = Sequence[tuple[Tensor, Tensor]]  # for each agent: the rows of its keep and of its forget set in the pool
@@ -89,3 +89,34 @@ def reward_targets(backbone: ModuleType, nets: Nets, cfg: Any, pool: TransitionP
         noise = torch.randn(shape, generator=generator, dtype=batch.rewards.dtype).to(batch.rewards.device)
         parts.append(backbone.bellman_targets(nets, batch, noise, cfg)[0])
     return torch.cat(parts)
+
+
+def prepare(
+    population: Population,
+    algorithm: Algorithm,
+    backbone: ModuleType,
+    methods: Sequence[str],
+    readings: Sequence[Mapping[str, str]],
+    pool: TransitionPool,
+    rows: Rows,
+) -> None:
+    """`begin`, and then what the data give: for a method that takes pairs `adapt`, else statistics of D and D_f."""
+    begin(population, algorithm, backbone.NAME, methods, readings)
+    if family(methods[0], backbone.NAME).PAIRED:
+        adapt(population, backbone, algorithm.cfg, pool, rows)
+    elif backbone.statistics is not None:
+        population.scalars |= stack([statistics(backbone, pool, torch.cat(own)) for own in rows])
+
+
+def draw_batches(
+    method: str, backbone: ModuleType, pool: TransitionPool, rows: Rows, batch_size: int
+) -> Callable[[Population, Sequence[int]], Any]:
+    """``draw_batch`` of the training loop: `pairs`, or batches (P, B) of D and D_f together, as the method wants."""
+    if family(method, backbone.NAME).PAIRED:
+        return pairs(pool, rows, batch_size)
+    everything = [torch.cat(own) for own in rows]
+
+    def draw(population: Population, agents: Sequence[int]) -> Batch:
+        return pool.gather(draw_rows(population.generators, [everything[a] for a in agents], batch_size))
+
+    return draw

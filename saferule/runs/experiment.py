@@ -1,0 +1,346 @@
+"""The experiment: three scales at which everything runs, and the one definition of which runs a scale asks for.
+
+smoke   minutes on 2 CPU cores: one task, every stage and every notebook, too short to show more than that it runs
+cpu     a result without a GPU: committed local data, reduced steps and widths
+paper   the paper's own settings (Table 7) on the DSRL data
+
+Notebooks, `saferule status`, the tables and what is published all walk the dictionary that `plan` returns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from typing import Any, NamedTuple
+
+from saferule.agents import BACKBONES
+from saferule.attack.poison import ATTACKS, rollouts_needed
+from saferule.errors import SettingsError
+from saferule.paper import ATTACK, TABLE7, default_readings
+from saferule.runs.spec import (
+    LEARNER,
+    AdversaryRun,
+    EvaluationRun,
+    ForgetRun,
+    Frozen,
+    PolicyRun,
+    Run,
+    TimingRun,
+    config,
+    frozen,
+)
+from saferule.sim.tasks import TASKS, get_task
+from saferule.unlearn import METHODS, Method, applicable, supported
+
+PARTS = (
+    *("adversaries", "forget sets", "main", "controls", "ablations", "readings", "forgetting", "timing"),
+    "evaluations",
+)
+NAMES = {"tasks": tuple(TASKS), "backbones": BACKBONES, "attacks": ATTACKS, "data": ("local", "dsrl")}
+FIRST_EVALUATION_SEED = 10_000
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One scale. Steps are gradient steps unless said otherwise. SettingsError for values that cannot be meant."""
+
+    name: str
+    tasks: tuple[str, ...]
+    backbones: tuple[str, ...]
+    attacks: tuple[str, ...]
+    ratios: tuple[float, ...]
+    replicates: tuple[int, ...]  # each with its own adversary, forget sets, training and unlearning seed
+    data: str  # "local" (artifacts/data) or "dsrl"
+    adversary_steps: int  # of the simulator
+    training_steps: int
+    unlearning_steps: int
+    relearning_steps: int  # of training policies on the poisoned data once more
+    relearning_snapshots: int
+    relearning_episodes: int  # evaluation episodes per snapshot of these
+    episodes: int  # evaluation episodes per policy
+    snapshots: int  # policies kept on the way, for curves
+    curve_episodes: int  # evaluation episodes per snapshot
+    cost_limit: float = TABLE7.kappa  # of an episode: in training, unlearning, evaluation and tables
+    block_seconds: float = 1.0  # of a block of the measurement of Table 3
+    videos: bool = True  # film the adversaries where the machine can draw
+    config: Frozen = ()  # changes to the backbones' Config
+    adversary_steps_by_task: Frozen = ()  # where it takes others
+
+    def __post_init__(self) -> None:
+        for name, known in NAMES.items():
+            chosen = getattr(self, name)
+            for value in (chosen,) if isinstance(chosen, str) else chosen:
+                if value not in known:
+                    raise SettingsError(f"unknown name {value!r} in {name}: choose among {', '.join(known)}")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            for number in value if isinstance(value, tuple) else (value,):
+                _check(f.name, number)
+            if isinstance(value, tuple) and f.name != "attacks" and not f.name.startswith(("config", "adversary")):
+                if not value or len(set(value)) < len(value):
+                    raise SettingsError(f"{f.name} = {value}, expected one or more different values: give each once")
+
+    @property
+    def evaluation_seeds(self) -> tuple[int, ...]:
+        """Seeds of the evaluation episodes, the same for every policy."""
+        return tuple(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + self.episodes))
+
+    @property
+    def curve_seeds(self) -> tuple[int, ...]:
+        """Those of the episodes of snapshots: the first of the evaluation seeds."""
+        return self.evaluation_seeds[: self.curve_episodes]
+
+
+def _check(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    least = 0 if name in ("replicates", "snapshots", "relearning_snapshots", "cost_limit") else 1
+    if name == "ratios":
+        if not 0 < value < 1:
+            raise SettingsError(f"{name} = {value}, expected a number between 0 and 1, such as 0.05")
+    elif not math.isfinite(value) or value < (0 if isinstance(value, float) else least):
+        raise SettingsError(f"{name} = {value}, expected {least} or more: give a larger finite number")
+
+
+SMALL = frozen(hidden=(128, 128), vae_hidden=128, batch_size=128)  # widths at which a CPU is quick
+PROFILES: dict[str, Profile] = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            name="smoke",
+            tasks=("CarCircle",),
+            backbones=BACKBONES,
+            attacks=("max_cost",),
+            ratios=(0.15,),
+            replicates=(0,),
+            data="local",
+            adversary_steps=50_000,
+            training_steps=1_500,
+            unlearning_steps=200,
+            relearning_steps=100,
+            relearning_snapshots=1,
+            relearning_episodes=3,
+            episodes=6,
+            snapshots=2,
+            curve_episodes=3,
+            block_seconds=0.05,
+            config=SMALL,
+        ),
+        Profile(
+            name="cpu",
+            tasks=tuple(TASKS),
+            backbones=BACKBONES,
+            attacks=ATTACKS,
+            ratios=TABLE7.ratios,
+            replicates=(0, 1, 2),
+            data="local",
+            adversary_steps=150_000,
+            # Where the attacks are far from learned by then; AntVelocity takes Table 7's steps.
+            adversary_steps_by_task=frozen(AntVelocity=TABLE7.adversary_steps, PointPush=500_000),
+            training_steps=20_000,
+            unlearning_steps=1_000,
+            relearning_steps=2_000,
+            relearning_snapshots=3,
+            relearning_episodes=5,
+            episodes=20,
+            snapshots=4,
+            curve_episodes=5,
+            config=SMALL,
+        ),
+        Profile(
+            name="paper",
+            tasks=tuple(TASKS),
+            backbones=BACKBONES,
+            attacks=ATTACKS,
+            ratios=TABLE7.ratios,
+            replicates=(0, 1, 2, 3, 4),
+            data="dsrl",
+            adversary_steps=TABLE7.adversary_steps,
+            training_steps=TABLE7.training_steps,
+            unlearning_steps=TABLE7.unlearning_steps,
+            relearning_steps=10_000,
+            relearning_snapshots=9,
+            relearning_episodes=10,
+            episodes=20,
+            snapshots=10,
+            curve_episodes=10,
+        ),
+    )
+}
+FIXED = ("name", "config", "adversary_steps_by_task")  # what makes the profile the profile
+
+
+def get_profile(name: str, /, **changes: Any) -> Profile:
+    """A profile by name, with some fields replaced; None leaves a field as it is, a list or one value makes a tuple.
+
+    SettingsError for an unknown profile or field, a value of another type, and what `Profile` refuses.
+    """
+    if name not in PROFILES:
+        raise SettingsError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
+    usual, given = PROFILES[name], {}
+    known = [f.name for f in fields(Profile) if f.name not in FIXED]
+    for field, value in changes.items():
+        if field not in known:
+            raise SettingsError(f"unknown setting {field!r} of a profile: choose a name among {', '.join(known)}")
+        if value is not None:
+            given[field] = _like(getattr(usual, field), value, field)
+    if "adversary_steps" in given:  # for all tasks
+        given["adversary_steps_by_task"] = ()
+    return replace(usual, **given)
+
+
+def _like(usual: Any, value: Any, field: str) -> Any:
+    """The value in the type of the usual one."""
+    if isinstance(usual, tuple):
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(_like(usual[0], v, field) for v in values)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(usual, float) and whole:
+        return float(value)
+    if type(value) is not type(usual):
+        raise SettingsError(f"{field} = {value!r}, expected {type(usual).__name__}: write {field}={usual}")
+    return value
+
+
+def ablated(profile: Profile, run: PolicyRun) -> bool:
+    """Whether a policy is of the condition of the ablations: as in the paper Max Cost at the lowest ratio.
+
+    Of a profile without Max Cost, its first attack.
+    """
+    attack = "max_cost" if "max_cost" in profile.attacks else next(iter(profile.attacks), None)
+    return (run.attack, run.ratio) == (attack, min(profile.ratios))
+
+
+class Data(NamedTuple):
+    """What a plan has to know of the clean data of a task."""
+
+    digest: str
+    transitions: int
+
+
+def adversary_run(profile: Profile, task: str, attack: str, replicate: int) -> AdversaryRun:
+    """The adversary of an attack on a task, under the default readings of Algorithm 1."""
+    steps = dict(profile.adversary_steps_by_task).get(task, profile.adversary_steps)
+    readings = frozen(adversary_start=default_readings()["adversary_start"], **dict([LEARNER]))
+    return AdversaryRun(task, attack, steps, replicate, readings)
+
+
+def forget_run(profile: Profile, data: Data, task: str, attack: str, ratio: float, replicate: int) -> ForgetRun:
+    """The forget set of an attack at a ratio, under the default readings of Algorithm 1."""
+    readings = {reading.name: reading.default for reading in ATTACK}
+    return ForgetRun(
+        adversary_run(profile, task, attack, replicate),
+        data.digest,
+        ratio,
+        rollouts_needed(data.transitions, ratio, get_task(task), readings),
+        TABLE7.gamma,
+        frozen(**readings),
+    )
+
+
+def plan(profile: Profile, data: Mapping[str, Data]) -> dict[str, list[Run]]:
+    """{part: runs} of everything that a profile asks for, in the order in which it is worth having.
+
+    One replicate of everything comes before the second. Tasks without data are left out; `PARTS` names the parts.
+    """
+    parts: dict[str, dict[Run, None]] = {part: {} for part in PARTS}
+    tasks = [task for task in profile.tasks if task in data]
+    for replicate, task in product(profile.replicates, tasks):
+        for attack in profile.attacks:
+            parts["adversaries"][adversary_run(profile, task, attack, replicate)] = None
+        for backbone in profile.backbones:
+            for part, policy in _policies(profile, data[task], task, backbone, replicate):
+                parts[part][policy] = None
+                if isinstance(policy.forget, ForgetRun):
+                    parts["forget sets"][policy.forget] = None
+                if evaluated := _evaluation(profile, part, policy):
+                    parts["evaluations"][evaluated] = None
+    for task, backbone in product(tasks, profile.backbones):
+        parts["timing"][_timing(profile, data[task], task, backbone)] = None
+    return {part: list(runs) for part, runs in parts.items()}
+
+
+def _policies(
+    profile: Profile, data: Data, task: str, backbone: str, replicate: int
+) -> Iterator[tuple[str, PolicyRun]]:
+    """The policies of one task, backbone and replicate, each with its part."""
+    changes = frozen(**dict(profile.config), cost_limit=profile.cost_limit)
+    clean = PolicyRun(
+        task,
+        backbone,
+        data.digest,
+        None,
+        "clean",
+        profile.training_steps,
+        replicate,
+        None,
+        (),
+        changes,
+        profile.snapshots,
+    )
+    yield METHODS["clean"].part, clean
+    for attack, ratio in product(profile.attacks, profile.ratios):
+        forget = forget_run(profile, data, task, attack, ratio, replicate)
+        poisoned = replace(clean, forget=forget, method="poisoned")
+        starts = {"clean": [clean], "poisoned": [poisoned], "every policy": [clean]}
+        for method in sorted(METHODS.values(), key=lambda m: m.start == "every policy"):  # when there are all
+            if not _wanted(profile, method, poisoned):
+                continue
+            for start in starts.get(method.start, [None]):
+                run = poisoned if start is None else _from(profile, method, start, forget)
+                yield method.part, run
+                if method.part == "main":
+                    starts["every policy"].append(run)
+        if ablated(profile, poisoned) and (task, replicate) == (profile.tasks[0], profile.replicates[0]):
+            repair = replace(_from(profile, METHODS["safe-rule"], poisoned, forget), snapshots=0)
+            for reading in applicable(backbone, config(clean)):
+                yield "readings", replace(repair, readings=frozen(**reading))
+    if len(profile.replicates) == 1:  # what replicates alone make of a clean policy takes two of them
+        yield "forgetting", replace(clean, replicate=replicate + 1)
+
+
+def _wanted(profile: Profile, method: Method, poisoned: PolicyRun) -> bool:
+    if method.name == "clean" or not supported(method.name, poisoned.backbone):
+        return False
+    return method.part in ("main", "controls") or ablated(profile, poisoned)
+
+
+def _from(profile: Profile, method: Method, start: PolicyRun, forget: ForgetRun) -> PolicyRun:
+    """A method applied to a policy."""
+    relearns = method.part == "forgetting"
+    return replace(
+        start,
+        forget=forget,
+        method=method.name,
+        start=start,
+        readings=frozen(**method.readings),
+        steps=profile.relearning_steps if relearns else profile.unlearning_steps,
+        snapshots=profile.relearning_snapshots if relearns else profile.snapshots,
+    )
+
+
+def _evaluation(profile: Profile, part: str, policy: PolicyRun) -> EvaluationRun | None:
+    """The evaluation of a policy of a part: few episodes where policies are many or are looked at on the way."""
+    if part == "forgetting":
+        seeds = profile.evaluation_seeds[: profile.relearning_episodes]
+        return EvaluationRun(policy, seeds, seeds) if policy.start else None
+    if part == "readings":
+        return EvaluationRun(policy, profile.curve_seeds)
+    return EvaluationRun(policy, profile.evaluation_seeds, profile.curve_seeds if policy.snapshots else ())
+
+
+def _timing(profile: Profile, data: Data, task: str, backbone: str) -> TimingRun:
+    repairs = [m.name for m in METHODS.values() if (m.part, m.start) == ("main", "poisoned")]
+    return TimingRun(
+        task,
+        backbone,
+        data.digest,
+        tuple(name for name in repairs if supported(name, backbone)),
+        profile.training_steps,
+        profile.unlearning_steps,
+        rounds=5,
+        block_seconds=profile.block_seconds,
+        config=profile.config,
+    )

@@ -1,0 +1,263 @@
+"""What a run is: a frozen description, whose hash names the run's folder, so that a finished run is never repeated.
+
+    AdversaryRun -> ForgetRun -> PolicyRun (from fresh networks) -> PolicyRun (from a policy) -> EvaluationRun
+                                                    TimingRun (Table 3)
+
+A description holds everything that the result depends on: settings, seeds, the digest of the data, the runs it builds
+on, what the code supplies (`in_force`) and the version of the code that makes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+from saferule.agents import get_backbone
+from saferule.sim.ppo_settings import adversary_settings
+from saferule.sim.tasks import get_task
+from saferule.unlearn import coefficients, loss_options
+
+Frozen = tuple[tuple[str, Any], ...]
+LEARNER = ("adversary", "ppo")  # once a reading with one option; the stored adversaries are described with it
+
+
+def frozen(**values: Any) -> Frozen:
+    """Named values in a hashable, ordered form."""
+    return tuple(sorted((name, tuple(v) if isinstance(v, list) else v) for name, v in values.items()))
+
+
+@dataclass(frozen=True)
+class AdversaryRun:
+    """An adversarial policy, trained in the simulator (Algorithm 1, lines 1-6)."""
+
+    KIND: ClassVar[str] = "adversary"
+    VERSION: ClassVar[int] = 1
+    task: str
+    attack: str
+    steps: int  # of the simulator
+    seed: int = 0
+    readings: Frozen = ()  # those of the attack that matter here, behind `LEARNER`
+
+    @property
+    def label(self) -> str:
+        """Readable part of the folder's name."""
+        return f"{self.task}-{self.attack}"
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """The readings that there is a choice in."""
+        return {name: option for name, option in self.readings if (name, option) != LEARNER}
+
+
+@dataclass(frozen=True)
+class ForgetRun:
+    """A forget set D_f (Algorithm 1, lines 7-18)."""
+
+    KIND: ClassVar[str] = "forget"
+    VERSION: ClassVar[int] = 2  # since then more rollouts where episodes end early
+    adversary: AdversaryRun
+    data: str  # digest of D
+    ratio: float  # rho
+    rollouts: int  # N
+    gamma: float
+    readings: Frozen  # of the attack
+
+    @property
+    def attack(self) -> str:
+        """The attack's name."""
+        return self.adversary.attack
+
+    @property
+    def label(self) -> str:
+        """Readable part of the folder's name."""
+        return f"{self.adversary.label}-{self.ratio:g}"
+
+
+@dataclass(frozen=True)
+class UserFile:
+    """A file that somebody brings, named by its content: a policy to start from, or the trajectories to forget."""
+
+    KIND: ClassVar[str] = "file"
+    VERSION: ClassVar[int] = 1
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PolicyRun:
+    """A policy: *method* for *steps* from *start* (None: fresh networks) on a dataset and a forget set.
+
+    Clean, poisoned, repaired and relearned policies differ in nothing else. replicate seeds the networks, the batches
+    and the noise; the adversary of its forget set has the same seed.
+    """
+
+    KIND: ClassVar[str] = "policy"
+    VERSION: ClassVar[int] = 1
+    task: str
+    backbone: str
+    data: str  # digest of D
+    forget: ForgetRun | UserFile | None  # None: there is nothing but D
+    method: str
+    steps: int
+    replicate: int
+    start: PolicyRun | UserFile | None = None
+    readings: Frozen = ()  # changes to the default readings
+    config: Frozen = ()  # changes to the backbone's Config
+    snapshots: int = 0  # how many times on the way networks are kept
+
+    @property
+    def attack(self) -> str:
+        """The attack's name, or "clean"."""
+        return self.forget.attack if isinstance(self.forget, ForgetRun) else "clean"
+
+    @property
+    def ratio(self) -> float:
+        """rho, or 0."""
+        return self.forget.ratio if isinstance(self.forget, ForgetRun) else 0.0
+
+    @property
+    def label(self) -> str:
+        """Readable part of the folder's name."""
+        before = self.start.method if isinstance(self.start, PolicyRun) else ""
+        condition = [self.attack, f"{self.ratio:g}"] if isinstance(self.forget, ForgetRun) else []
+        chain = [self.method] if before in ("", "poisoned") else [before, self.method]
+        return "-".join([self.task, self.backbone, *condition, *chain, f"r{self.replicate}"])
+
+    @property
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """The steps after which networks are kept, evenly spaced; the last step is not among them."""
+        return tuple(round(self.steps * (i + 1) / (self.snapshots + 1)) for i in range(self.snapshots))
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """Episodes of a policy in the simulator, one per seed, and of its snapshots on their seeds."""
+
+    KIND: ClassVar[str] = "evaluation"
+    VERSION: ClassVar[int] = 1
+    policy: PolicyRun
+    seeds: tuple[int, ...]
+    snapshot_seeds: tuple[int, ...] = ()
+    deterministic: bool = True
+
+    @property
+    def label(self) -> str:
+        """Readable part of the folder's name."""
+        return self.policy.label
+
+
+@dataclass(frozen=True)
+class TimingRun:
+    """Table 3 for one task and backbone: the time of a step of training and of each method, side by side."""
+
+    KIND: ClassVar[str] = "timing"
+    VERSION: ClassVar[int] = 1
+    task: str
+    backbone: str
+    data: str  # digest of D
+    methods: tuple[str, ...]
+    training_steps: int
+    unlearning_steps: int
+    rounds: int
+    block_seconds: float
+    config: Frozen = ()
+
+    @property
+    def label(self) -> str:
+        """Readable part of the folder's name."""
+        return f"{self.task}-{self.backbone}"
+
+
+Run = AdversaryRun | ForgetRun | PolicyRun | EvaluationRun | TimingRun
+
+
+def in_force(run: Run | UserFile) -> dict[str, Any]:
+    """What the run takes from the code: a change to it is another run."""
+    if isinstance(run, AdversaryRun):
+        return asdict(adversary_settings(run.task, run.attack, run.choices))
+    if isinstance(run, TimingRun):
+        return {"config": asdict(config(run))}
+    if isinstance(run, PolicyRun):
+        cfg, readings = config(run), dict(run.readings)
+        return {
+            "config": asdict(cfg),
+            "coefficients": coefficients(run.method, run.backbone, cfg, readings),
+            "losses": loss_options(run.method, run.backbone, readings),
+        }
+    return {}
+
+
+@cache
+def describe(run: Run | UserFile) -> dict[str, Any]:
+    """The run as JSON: its fields, the runs it builds on, kinds, code versions, and the settings in force."""
+    named = {f.name: _plain(getattr(run, f.name)) for f in fields(run)}
+    return {"kind": run.KIND, "version": run.VERSION, "in_force": _plain(in_force(run))} | named
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return describe(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(v) for name, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+@cache
+def key(run: Run) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of the description."""
+    text = json.dumps(describe(run), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def parents(run: Run) -> tuple[Run, ...]:
+    """The runs that a run is made from."""
+    return tuple(value for f in fields(run) if isinstance(value := getattr(run, f.name), Run))
+
+
+def lineage(runs: Sequence[Run]) -> list[Run]:
+    """The runs and all that they build on, each once, what is built on before what builds on it."""
+    found: dict[Run, None] = {}
+
+    def add(run: Run) -> None:
+        if run not in found:
+            for parent in parents(run):
+                add(parent)
+            found[run] = None
+
+    for run in runs:
+        add(run)
+    return list(found)
+
+
+def config(run: PolicyRun | TimingRun) -> Any:
+    """The backbone's settings of a run.
+
+    A profile's changes are meant for all backbones: those that this one does not have (COptiDICE has no VAE) are left
+    out.
+    """
+    task, backbone = get_task(run.task), get_backbone(run.backbone)
+    known = {f.name for f in fields(backbone.Config)}
+    return backbone.Config(
+        observation_dim=task.observation_dim,
+        action_dim=task.action_dim,
+        episode_len=task.horizon,
+        **{name: value for name, value in run.config if name in known},
+    )
+
+
+def identity(policy: PolicyRun) -> dict[str, Any]:
+    """The columns that tell policies apart in every table; start is the method of the policy that it began with."""
+    return {
+        "task": policy.task,
+        "backbone": policy.backbone,
+        "attack": policy.attack,
+        "ratio": policy.ratio,
+        "replicate": policy.replicate,
+        "method": policy.method,
+        "start": policy.start.method if isinstance(policy.start, PolicyRun) else "",
+        "readings": json.dumps(dict(policy.readings)),
+    }

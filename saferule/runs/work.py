@@ -1,0 +1,225 @@
+"""The work of one job, by the kind of its runs. A job writes the folders of its own runs and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from saferule.agents import get_backbone
+from saferule.agents.checkpoint import agent_policy, load_agent, load_networks
+from saferule.agents.loop import Log, keep_freed_memory, log_every
+from saferule.agents.loop import run as loop
+from saferule.agents.parts import ORIGINAL
+from saferule.agents.population import Population, create
+from saferule.attack.adversary import leading, roll_out_adversary, train_adversary
+from saferule.attack.poison import ForgetSet, load_forget_set, poison, save_forget_set
+from saferule.data.batches import TransitionPool
+from saferule.data.schema import clean_data
+from saferule.runs.interruptible import AGENT, Interruptible, Place
+from saferule.runs.spec import AdversaryRun, EvaluationRun, ForgetRun, PolicyRun, Run, TimingRun, config
+from saferule.runs.store import Store
+from saferule.sim import get_task
+from saferule.sim.ppo import OnlinePolicy
+from saferule.sim.rollout import normalised, roll_out
+from saferule.unlearn import family, unlearning
+from saferule.unlearn.start import Rows, draw_batches, prepare
+
+Say = Callable[[str], None]
+EPISODES, TIMES, FORGET = "episodes.csv", "times.csv", "forget.hdf5"
+TOGETHER = 5  # episodes that are stepped in one batch
+# Added to the replicate: a repair, and a policy that is trained further, draw other batches than the first training.
+FIRST_TRAINING, REPAIR, FURTHER_TRAINING = 0, 1_000_000, 2_000_000
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where runs are made: the store, the folder of the clean data, the device."""
+
+    store: Store
+    data_folder: Path
+    device: str
+
+
+def work(workspace: Workspace, runs: Sequence[Run], say: Say | None = None) -> list[str]:
+    """Make the runs of one job; what there is to say goes to ``say``, or without one is returned."""
+    said: list[str] = []
+    with _threads(1):
+        WORK[runs[0].KIND](workspace, runs, say or said.append)
+    return said
+
+
+@contextmanager
+def _threads(count: int):
+    """Torch with so many threads, and afterwards with as many as before: sums depend on it in their last digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def forget_data(store: Store, run: ForgetRun) -> ForgetSet:
+    """A finished forget set."""
+    return load_forget_set(store.folder(run) / FORGET, get_task(run.adversary.task))
+
+
+def _adversary(workspace: Workspace, runs: Sequence[AdversaryRun], say: Say) -> None:
+    for run in runs:
+        began, task = time.monotonic(), get_task(run.task)
+        with workspace.store.write(run) as folder:
+            train_adversary(task, run.attack, run.steps, run.seed, folder, readings=run.choices, progress=False)
+        say(f"adversary {run.label}: {run.steps} simulator steps in {time.monotonic() - began:.0f} s")
+
+
+def _forget(workspace: Workspace, runs: Sequence[ForgetRun], say: Say) -> None:
+    """The forget sets of one adversary, from one set of rollouts."""
+    adversary = runs[0].adversary
+    policy = OnlinePolicy.load(workspace.store.folder(adversary))
+    task, most = get_task(adversary.task), max(run.rollouts for run in runs)
+    rollouts = roll_out_adversary(task, policy, most, adversary.seed, samples=most * task.horizon)
+    data = clean_data(workspace.data_folder, adversary.task)
+    for run in runs:
+        some = leading(rollouts, run.rollouts, run.rollouts * task.horizon)
+        forget = poison(data, some, run.attack, run.ratio, gamma=run.gamma, readings=dict(run.readings))
+        with workspace.store.write(run, samples=len(forget), share=forget.share) as folder:
+            save_forget_set(forget, folder / FORGET)
+        say(f"forget set {run.label}: {len(forget)} samples, {forget.share:.1%} of the poisoned set")
+
+
+def _policies(workspace: Workspace, runs: Sequence[PolicyRun], say: Say) -> None:
+    """Policies that are trained, repaired or made to relearn together, as one population."""
+    store, cfg = workspace.store, config(runs[0])
+    distinct = [forget for forget in dict.fromkeys(run.forget for run in runs) if forget]
+    sets = [forget_data(store, forget).dataset for forget in distinct]
+    pool = TransitionPool([clean_data(workspace.data_folder, runs[0].task), *sets], cfg.reward_scale, workspace.device)
+    nothing, keep = torch.empty(0, dtype=torch.long), pool.rows_of(0)
+    rows = [(keep, pool.rows_of(1 + distinct.index(run.forget)) if run.forget else nothing) for run in runs]
+
+    def start() -> Population:
+        if runs[0].start is None:
+            seeds = [FIRST_TRAINING + run.replicate for run in runs]
+            return create(get_backbone(runs[0].backbone), cfg, seeds, workspace.device)
+        states = [load_agent(store.folder(run.start) / AGENT, workspace.device).population for run in runs]
+        return together(states, runs, cfg, workspace.device)
+
+    train(store, store.partial(runs), runs, cfg, pool, rows, start, workspace.device, say)
+
+
+def together(states: Sequence[Population], runs: Sequence[PolicyRun], cfg: Any, device: str) -> Population:
+    """Complete agents as one population to start the runs from: without optimisers and what methods had added.
+
+    The generator depends on the replicate alone: agents of the same replicate see the same batches and noise, whatever
+    was done to them, as long as their losses draw equally much noise (those of one family do).
+    """
+    seeds = REPAIR if family(runs[0].method, runs[0].backbone).PAIRED else FURTHER_TRAINING
+    _, ordinary = get_backbone(runs[0].backbone).init(cfg, torch.Generator())
+    names = {net: list(leaves) for net, leaves in states[0].nets.items() if not net.startswith(ORIGINAL)}
+    nets = {n: {k: torch.cat([s.nets[n][k].detach() for s in states]) for k in keys} for n, keys in names.items()}
+    nets = {n: {k: leaf.to(device) for k, leaf in net.items()} for n, net in nets.items()}
+    scalars = {k: torch.cat([s.scalars[k] for s in states]).to(device) for k in ordinary}
+    generators = [torch.Generator().manual_seed(seeds + run.replicate) for run in runs]
+    return Population(nets, scalars, {}, generators)
+
+
+def train(
+    store: Place,
+    folder: Path,
+    runs: Sequence[PolicyRun],
+    cfg: Any,
+    pool: TransitionPool,
+    rows: Rows,
+    start: Callable[[], Population],
+    device: str,
+    say: Say,
+) -> None:
+    """Run a population to its end, keep its state in ``folder`` on the way, write each agent's folder to the store.
+
+    rows   for each run, of its keep and of its forget set in the pool
+    start  the population as it is before the method begins; not called where there is a state to continue
+    """
+    keep_freed_memory()
+    first, backbone = runs[0], get_backbone(runs[0].backbone)
+    methods, readings = [run.method for run in runs], [dict(run.readings) for run in runs]
+    algorithm = unlearning(first.method, backbone, cfg, first.steps, readings[0])
+    state = Interruptible(store, folder, runs, cfg, say)
+    resumed = state.resume(device)
+    if resumed is None:
+        population, agents, log = start(), list(range(len(runs))), Log()
+        prepare(population, algorithm, backbone, methods, readings, pool, rows)
+    else:
+        population, agents, log = resumed
+    began, first_step = time.monotonic(), population.step
+    population, agents = loop(
+        population,
+        algorithm,
+        draw_batches(first.method, backbone, pool, rows, cfg.batch_size),
+        first.steps,
+        agents=agents,
+        log=log,
+        log_every=log_every(first.steps),
+        log_also=state.snapshot_steps,
+        on_log=lambda now, left: state.keep(now, left, log),
+        on_stop=lambda agent, diverged: state.stop(agent, diverged, log),
+    )
+    took, steps = time.monotonic() - began, population.step - first_step
+    state.finish(population, agents, log)
+    others = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+    say(f"{first.label}{others}: {steps} steps in {took:.0f} s, {steps / max(took, 1e-9):.1f} steps/s")
+
+
+def snapshot(store: Store, run: PolicyRun, step: int) -> Path:
+    """The file of a snapshot of a finished run."""
+    return store.folder(run) / "snapshots" / f"{step}.safetensors"
+
+
+def _evaluations(workspace: Workspace, runs: Sequence[EvaluationRun], say: Say) -> None:
+    for run in runs:
+        began, policy, store = time.monotonic(), run.policy, workspace.store
+        agent = store.folder(policy) / AGENT
+        files = [(snapshot(store, policy, step), run.snapshot_seeds) for step in policy.snapshot_steps]
+        kept = [(path, seeds) for path, seeds in files if seeds and path.is_file()]  # one that stopped early has fewer
+        rows = []
+        for path, seeds in [*kept, (agent, run.seeds)]:
+            found, step = evaluate(path, seeds, run.deterministic)
+            rows += [row | {"step": step, "final": path == agent} for row in found]
+        with store.write(run, seconds=round(time.monotonic() - began, 2), episodes=len(rows)) as folder:
+            pd.DataFrame(rows).to_csv(folder / EPISODES, index=False)
+
+
+def evaluate(path: Path, seeds: Sequence[int], deterministic: bool = True) -> tuple[list[dict[str, float]], int]:
+    """Episodes of the agent in a file, one row per seed, under the cost limit it was trained with; and its step."""
+    agent = load_networks(path)
+    task, rows = get_task(agent.task), []
+    for i in range(0, len(seeds), TOGETHER):
+        some = seeds[i : i + TOGETHER]
+        act = agent_policy(agent.backbone, agent.cfg, agent.nets, some, deterministic)
+        rows += roll_out(task, act, some).rows
+    return normalised(rows, task, agent.cfg.cost_limit), agent.meta["step"]
+
+
+def _timing(workspace: Workspace, runs: Sequence[TimingRun], say: Say) -> None:
+    from saferule.runs.timing import measure  # holds torch's profiler-free clocks; nothing else needs them
+
+    for run in runs:
+        data = clean_data(workspace.data_folder, run.task)
+        with workspace.store.write(run, threads=1, excluded=EXCLUDED) as folder:
+            pd.DataFrame(measure(run, data, workspace.device)).to_csv(folder / TIMES, index=False)
+        say(f"timing {run.label}: done")
+
+
+EXCLUDED = "evaluation, reading the data, warm-up, log and saving are not in the times"
+WORK: dict[str, Callable[[Workspace, Sequence[Any], Say], None]] = {
+    AdversaryRun.KIND: _adversary,
+    ForgetRun.KIND: _forget,
+    PolicyRun.KIND: _policies,
+    EvaluationRun.KIND: _evaluations,
+    TimingRun.KIND: _timing,
+}

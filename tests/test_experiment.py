@@ -1,0 +1,167 @@
+"""What a profile asks for: which runs, in which order, with which seeds; and which settings are refused."""
+
+from dataclasses import replace
+
+import pytest
+
+from saferule.agents import BACKBONES, get_backbone
+from saferule.errors import SettingsError
+from saferule.runs.experiment import PARTS, PROFILES, Data, ablated, get_profile, plan
+from saferule.runs.spec import ForgetRun, PolicyRun, config, identity, key
+from saferule.sim import TASKS
+from saferule.unlearn import METHODS, Method, applicable, supported
+
+DATA = {task: Data("d" * 64, 50_000) for task in TASKS}
+SMOKE = PROFILES["smoke"]
+
+
+def methods(part: str) -> set[str]:
+    return {method.name for method in METHODS.values() if method.part == part}
+
+
+def test_smoke_asks_for_every_method_on_every_backbone_that_supports_it():
+    parts = plan(SMOKE, DATA)
+    assert tuple(parts) == PARTS
+    for part in ("main", "ablations"):
+        asked = {(run.backbone, run.method) for run in parts[part]}
+        assert asked == {(b, m) for b in BACKBONES for m in methods(part) if supported(m, b)}
+    assert len(parts["adversaries"]) == len(parts["forget sets"]) == 1
+    assert [run.backbone for run in parts["timing"]] == list(BACKBONES)
+    assert all(set(run.methods) < methods("main") for run in parts["timing"])
+    starts = {run.start.method if run.start else "" for run in parts["main"]}
+    assert starts == {"", "poisoned"}
+
+
+def test_all_96_cells_of_the_cpu_profile_with_every_replicate():
+    profile = PROFILES["cpu"]
+    parts = plan(profile, DATA)
+    for method in ("poisoned", "safe-rule", "fine-tuning"):
+        runs = [run for run in parts["main"] if run.method == method]
+        cells = {(run.task, run.backbone, run.attack, run.ratio) for run in runs}
+        assert len(cells) == 96 and len(runs) == len(set(runs)) == 96 * len(profile.replicates)
+    assert len([run for run in parts["main"] if run.method == "clean"]) == 16 * len(profile.replicates)
+    assert all(ablated(profile, run) for run in parts["ablations"])
+    assert {(run.attack, run.ratio) for run in parts["ablations"]} == {("max_cost", 0.05)}
+    every = [run for runs in parts.values() for run in runs]
+    assert len({key(run) for run in every}) == len(set(every))
+
+
+def test_a_replicate_is_independent_from_the_adversary_on():
+    parts = plan(get_profile("smoke", replicates=[0, 4]), DATA)
+    for run in parts["main"]:
+        root = run.start or run
+        assert run.replicate == root.replicate and (not run.forget or run.forget.adversary.seed == run.replicate)
+    assert [run.seed for run in parts["adversaries"]] == [0, 4]
+    order = [run.replicate for run in parts["main"]]
+    assert order == sorted(order)  # one replicate of everything before the second
+
+
+def test_what_each_policy_relearns_and_what_a_single_replicate_gets_beside_it():
+    profile = replace(SMOKE, backbones=("cpq",))
+    parts = plan(profile, DATA)
+    *relearn, second = parts["forgetting"]
+    assert [run.start for run in relearn] == parts["main"]
+    assert {(run.method, run.steps, run.snapshots) for run in relearn} == {("relearn", 100, 1)}
+    assert all(run.forget == parts["forget sets"][0] for run in relearn)  # a clean policy too
+    assert identity(relearn[0]) == {
+        "task": "CarCircle",
+        "backbone": "cpq",
+        "attack": "max_cost",
+        "ratio": 0.15,
+        "replicate": 0,
+        "method": "relearn",
+        "start": "clean",
+        "readings": "{}",
+    }
+    assert relearn[0].label == "CarCircle-cpq-max_cost-0.15-clean-relearn-r0"
+    assert second == replace(parts["main"][0], replicate=1)  # the floor of distances takes two clean policies
+    assert not any(run.method == "clean" for run in plan(get_profile("smoke", replicates=[0, 1]), DATA)["forgetting"])
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_readings_are_tried_on_the_first_task_and_replicate_one_at_a_time(backbone):
+    profile = get_profile("smoke", tasks=["CarCircle", "PointGoal"], replicates=[3, 4], backbones=backbone)
+    parts = plan(profile, DATA)
+    (usual,) = (r for r in parts["main"] if (r.task, r.method, r.replicate) == ("CarCircle", "safe-rule", 3))
+    runs = parts["readings"]
+    assert [dict(run.readings) for run in runs] == applicable(backbone, config(usual))
+    assert len(runs) == {"bcq-lag": 7, "bear-lag": 8, "cpq": 7, "coptidice": 3}[backbone]
+    assert {replace(run, readings=(), snapshots=usual.snapshots) for run in runs} == {usual}
+    assert len({key(run) for run in [usual, *runs]}) == len(runs) + 1  # although their labels are the same
+
+
+def test_evaluations_have_few_episodes_where_policies_are_many_or_on_the_way():
+    parts = plan(SMOKE, DATA)
+    of = {run.policy: run for run in parts["evaluations"]}
+    assert len(of) == len(parts["evaluations"])
+    assert set(of) == {run for part in ("main", "ablations", "readings") for run in parts[part]} | {
+        run for run in parts["forgetting"] if run.start
+    }
+    seeds = tuple(range(10_000, 10_006))
+    assert (of[parts["main"][0]].seeds, of[parts["main"][0]].snapshot_seeds) == (seeds, seeds[:3])
+    assert (of[parts["readings"][0]].seeds, of[parts["readings"][0]].snapshot_seeds) == (seeds[:3], ())
+    assert (of[parts["forgetting"][0]].seeds, of[parts["forgetting"][0]].snapshot_seeds) == (seeds[:3], seeds[:3])
+
+
+def test_a_method_of_one_entry_is_planned(monkeypatch):
+    toy = Method("toy", "Toy", "#123456", "fine_tune", part="main")
+    monkeypatch.setitem(METHODS, "toy", toy)
+    parts = plan(SMOKE, DATA)
+    made = [run for run in parts["main"] if run.method == "toy"]
+    assert [run.backbone for run in made] == list(BACKBONES) and all(run.start.method == "poisoned" for run in made)
+    assert {run.policy for run in parts["evaluations"]} >= set(made)
+    assert all("toy" in run.methods for run in parts["timing"])
+    assert any(run.start in made for run in parts["forgetting"])
+
+
+def test_tasks_without_data_are_left_out():
+    parts = plan(PROFILES["cpu"], {"PointPush": DATA["PointPush"]})
+    assert {run.task for part in ("main", "adversaries", "timing") for run in parts[part]} == {"PointPush"}
+    assert not any(plan(PROFILES["cpu"], {}).values())
+
+
+def test_settings_of_a_profile_suit_every_backbone_and_carry_the_cost_limit():
+    """COptiDICE has no VAE and leaves its width out."""
+    for run in plan(get_profile("cpu", cost_limit=25, replicates=0), DATA)["main"]:
+        cfg = config(run)
+        task = TASKS[run.task]
+        assert (cfg.observation_dim, cfg.action_dim) == (task.observation_dim, task.action_dim)
+        assert cfg.episode_len == task.horizon and cfg.hidden == (128, 128) and cfg.cost_limit == 25
+        assert hasattr(cfg, "vae_hidden") == get_backbone(run.backbone).CRITICS
+
+
+def test_changes_have_the_fields_types():
+    profile = get_profile("smoke", replicates=[0, 1], ratios=0.05, tasks="CarCircle", training_steps=7, cost_limit=5)
+    assert (profile.replicates, profile.ratios, profile.tasks) == ((0, 1), (0.05,), ("CarCircle",))
+    assert profile.training_steps == 7 and profile.cost_limit == 5.0 and isinstance(profile.cost_limit, float)
+    assert get_profile("cpu", adversary_steps=9).adversary_steps_by_task == ()
+    assert get_profile("cpu", tasks=None) == PROFILES["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"training_steps": "many"}, "training_steps = 'many', expected int"),
+        ({"training_steps": 0}, "training_steps = 0, expected 1 or more"),
+        ({"training_steps": 1.5}, "training_steps = 1.5, expected int"),
+        ({"videos": 1}, "videos = 1, expected bool"),
+        ({"ratios": 5.0}, "ratios = 5.0, expected a number between 0 and 1"),
+        ({"cost_limit": float("nan")}, "cost_limit = nan"),
+        ({"cost_limit": -1.0}, "cost_limit = -1.0, expected 0 or more"),
+        ({"replicates": -1}, "replicates = -1, expected 0 or more"),
+        ({"replicates": [1, 1]}, "different values"),
+        ({"tasks": []}, "tasks = .*one or more"),
+        ({"tasks": "Moon"}, "unknown name 'Moon' in tasks"),
+        ({"data": "moon"}, "unknown name 'moon' in data: choose among local, dsrl"),
+        ({"name": "x"}, "unknown setting 'name'"),
+        ({"config": "x"}, "unknown setting 'config'"),
+    ],
+)
+def test_impossible_changes_are_refused(changes, told):
+    with pytest.raises(SettingsError, match=told):
+        get_profile("smoke", **changes)
+
+
+def test_runs_tell_their_kinds_apart():
+    for run in plan(SMOKE, DATA)["main"]:
+        assert isinstance(run, PolicyRun) and (run.forget is None or isinstance(run.forget, ForgetRun))

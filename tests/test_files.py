@@ -1,0 +1,63 @@
+"""Files and folders appear whole or not at all, with the modes of any new file."""
+
+import hashlib
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from saferule import files
+from saferule.files import sha256, write_atomically, write_bytes, write_folder
+
+
+def test_a_file_appears_in_a_folder_that_need_not_exist(tmp_path):
+    path = tmp_path / "new" / "file"
+    write_bytes(path, b"one")
+    write_bytes(path, b"two")
+    assert path.read_bytes() == b"two" and list(path.parent.iterdir()) == [path]
+    assert sha256(path) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), write_atomically(path) as draft:
+        draft.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, "replace", killed)  # the last step
+    with pytest.raises(KeyboardInterrupt):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_modes_are_those_of_any_new_file(tmp_path, umask):
+    """safetensors would make files that nobody else reads."""
+    before = os.umask(umask)
+    try:
+        write_bytes(tmp_path / "bytes", b"")
+        with write_atomically(tmp_path / "tensors") as draft:
+            save_file({"x": torch.zeros(1)}, draft)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(ZeroDivisionError), write_folder(tmp_path / "folder") as draft:
+        (draft / "file").write_text("half")
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    with write_folder(tmp_path / "folder") as draft:
+        (draft / "file").write_text("whole")
+        assert not (tmp_path / "folder").exists()
+    assert (tmp_path / "folder" / "file").read_text() == "whole" and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(OSError), write_folder(tmp_path / "folder") as draft:  # somebody was faster
+        (draft / "file").write_text("late")
+    assert (tmp_path / "folder" / "file").read_text() == "whole" and len(list(tmp_path.iterdir())) == 1
