@@ -30,9 +30,7 @@ def test_vae_is_trained_on_keep_data_alone_and_only_when_asked(name):
     networks = {"actor", "critic", "cost_critic", *trained.backbone.TARGETS}
     for made, expected in ((frozen_vae, networks), (trained, networks | {"vae"})):
         before = frozen(made.population)
-        for _ in range(3):
-            _, _, info = made.step()
-            assert all(value.isfinite().all() for value in info.values())
+        assert all(value.isfinite().all() for info in made.run(3) for value in info.values())
         assert changed_networks(before, frozen(made.population)) == expected
 
     made = prepared(name, VAE)
@@ -66,9 +64,8 @@ def test_bears_regulariser_is_added_to_the_keep_loss_by_hand():
 
     # The discrepancy from its definition, pair by pair: actions before the tanh, a Gaussian kernel.
     def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return torch.stack(
-            [torch.stack([(-(x - y).pow(2).sum(-1) / (2 * cfg.mmd_sigma)).exp() for y in b]) for x in a]
-        ).mean((0, 1))
+        distances = torch.stack([torch.stack([(x - y).pow(2).sum(-1) for y in b]) for x in a])
+        return (-distances / (2 * cfg.mmd_sigma)).exp().mean((0, 1))
 
     observations = pair.keep.observations
     behaviour = vae_decode_raw(nets["vae"], observations, clip_latent(noise["behaviour"])).detach().double()
@@ -79,15 +76,8 @@ def test_bears_regulariser_is_added_to_the_keep_loss_by_hand():
     expected = torch.tensor(0.7).exp() * excess.mean()
     assert (loss - plain).item() == pytest.approx(expected.item(), rel=1e-4)
     assert info["mmd"].item() == pytest.approx(excess.mean().item() + 0.05, rel=1e-4)
-    assert moved["log_alpha"].item() == pytest.approx(
-        0.7 + cfg.alpha_lr * torch.tensor(0.7).exp().item() * excess.mean().item(), rel=1e-5
-    )
-    added = [
-        with_it - without
-        for with_it, without in zip(
-            torch.autograd.grad(loss, leaves), torch.autograd.grad(plain, leaves, retain_graph=True), strict=True
-        )
-    ]
+    assert moved["log_alpha"].item() == pytest.approx(0.7 + cfg.alpha_lr * expected.item(), rel=1e-5)
+    added = torch.autograd.grad(loss - plain, leaves, retain_graph=True)
     for one, other in zip(added, torch.autograd.grad(expected, leaves), strict=True):
         torch.testing.assert_close(one, other.float(), rtol=1e-2, atol=2e-5)
 
@@ -123,8 +113,7 @@ def test_regulariser_changes_nothing_where_none_carries_gradient(name):
 @pytest.mark.parametrize("method", ["fixed-weight", "no-critic", "safe-rule"])
 def test_all_readings_together_run_on_bear(method):
     made = prepared("bear-lag", VAE | KEPT | DATASET, method=method)
-    for _ in range(5):
-        _, _, info = made.step()
+    for info in made.run(5):
         assert {"vae_loss", "mmd", "alpha", "beta_f"} <= set(info)
         assert all(value.isfinite().all() for value in info.values())
 

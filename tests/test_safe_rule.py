@@ -107,21 +107,18 @@ def test_forget_terms_push_q_r_down_and_q_c_up():
     # Slope sigmoid(Q - reference) / B > 0: descent lowers Q_r, the more the higher it is.
     assert gradients["critic"][0].tolist() == pytest.approx([0, 0, sigmoid(2.0) / 2, sigmoid(-3.5) / 2], rel=1e-5)
     # Slope -sigmoid(kappa + sigma - Q) / B < 0: descent raises Q_c.
-    assert gradients["cost_critic"][0].tolist() == pytest.approx(
-        [0, 0, -sigmoid(-1.5) / 2, -sigmoid(9.5) / 2], rel=1e-5
-    )
+    raising = [0, 0, -sigmoid(-1.5) / 2, -sigmoid(9.5) / 2]
+    assert gradients["cost_critic"][0].tolist() == pytest.approx(raising, rel=1e-5)
 
 
 def test_functions_of_the_forget_terms_by_hand():
     q = torch.tensor([[1.0, 2.0], [0.0, 4.0]], requires_grad=True)
     suppressed = sr.suppress_reward(q, torch.tensor(1.0))
-    assert suppressed.tolist() == pytest.approx(
-        [(softplus(0.0) + softplus(1.0)) / 2, (softplus(-1.0) + softplus(3.0)) / 2], rel=1e-6
-    )
+    by_hand = [(softplus(0.0) + softplus(1.0)) / 2, (softplus(-1.0) + softplus(3.0)) / 2]
+    assert suppressed.tolist() == pytest.approx(by_hand, rel=1e-6)
     raised = sr.raise_cost(q, torch.tensor(1.0))
-    assert raised.tolist() == pytest.approx(
-        [(softplus(0.0) + softplus(-1.0)) / 2, (softplus(1.0) + softplus(-3.0)) / 2], rel=1e-6
-    )
+    by_hand = [(softplus(0.0) + softplus(-1.0)) / 2, (softplus(1.0) + softplus(-3.0)) / 2]
+    assert raised.tolist() == pytest.approx(by_hand, rel=1e-6)
     for loss, sign in ((suppressed, 1), (raised, -1)):
         (gradient,) = torch.autograd.grad(loss.sum(), [q], retain_graph=True)
         by_hand = [[sign * sigmoid(sign * (value - 1)) / 2 for value in row] for row in q.tolist()]
@@ -134,9 +131,8 @@ def test_every_member_of_an_ensemble_has_its_own_losses():
     reward = 0 + 4 / 2 + (2 * softplus(-1.0) + softplus(1.0) + softplus(-1.0)) / 2  # reference 1
     cost = 0 + 0 + (2 * softplus(10.5) + softplus(2.5) + softplus(6.5)) / 2
     assert loss == pytest.approx(reward + cost, rel=1e-6)
-    assert info["forget_reward_residual"].item() == pytest.approx(
-        (3 * softplus(-1.0) + softplus(1.0)) / 4, rel=1e-6
-    )  # per member
+    per_member = (3 * softplus(-1.0) + softplus(1.0)) / 4
+    assert info["forget_reward_residual"].item() == pytest.approx(per_member, rel=1e-6)
     assert info["forget_q_cost_data"].item() == 0.0  # the smallest member
     assert gradients["critic"][1].tolist() == pytest.approx([2.0, 0.0, sigmoid(1.0) / 2, sigmoid(-1.0) / 2])
     assert gradients["cost_critic"][1, 2].item() == pytest.approx(-sigmoid(2.5) / 2, rel=1e-5)
@@ -149,12 +145,10 @@ def test_combined_critic_losses_with_weights():
     reward = 0.3 * (0 + 4) / 2 + 0.7 * (softplus(2.0) + softplus(-3.5)) / 2  # Eq. 7
     cost = 0.3 * (4 + 1) / 2 + 0.7 * (softplus(-1.5) + softplus(9.5)) / 2  # Eq. 8
     assert loss == pytest.approx(reward + cost, rel=1e-6)
-    assert gradients["critic"][0].tolist() == pytest.approx(
-        [0.0, 0.3 * 2.0, 0.7 * sigmoid(2.0) / 2, 0.7 * sigmoid(-3.5) / 2], rel=1e-5
-    )
-    assert gradients["cost_critic"][0].tolist() == pytest.approx(
-        [0.3 * 2.0, 0.3 * -1.0, -0.7 * sigmoid(-1.5) / 2, -0.7 * sigmoid(9.5) / 2], rel=1e-5
-    )
+    in_reward = [0.0, 0.3 * 2.0, 0.7 * sigmoid(2.0) / 2, 0.7 * sigmoid(-3.5) / 2]
+    in_cost = [0.3 * 2.0, 0.3 * -1.0, -0.7 * sigmoid(-1.5) / 2, -0.7 * sigmoid(9.5) / 2]
+    assert gradients["critic"][0].tolist() == pytest.approx(in_reward, rel=1e-5)
+    assert gradients["cost_critic"][0].tolist() == pytest.approx(in_cost, rel=1e-5)
 
 
 def test_no_gradient_flows_into_the_targets_or_the_actor():
@@ -268,9 +262,8 @@ def test_actor_takes_the_smallest_member_and_its_own_noise():
     nets = toy_nets(table([[1.0, 1.0, 7.0, 7.0], [5.0, 0.5, 2.0, 9.0]]), table([[20.0] * 4, [4.0] * 4], slope=2.0))
     noise = ZERO | {"keep_policy": torch.tensor([[1.0], [0.0]]), "forget_policy": torch.tensor([[0.0], [4.0]])}
     _, info, _, _ = actor(nets, pair(), noise)
-    assert info["keep_actor_loss"].item() == pytest.approx(
-        -(1.0 + 0.5) / 2 + (softplus(-4.0) + softplus(-6.0)) / 2, rel=1e-6
-    )
+    keep = -(1.0 + 0.5) / 2 + (softplus(-4.0) + softplus(-6.0)) / 2
+    assert info["keep_actor_loss"].item() == pytest.approx(keep, rel=1e-6)
     # Q_c on forget data: 4 and 4 + 2 * 4 = 12, so only the second gate is open, with Q_r = min(7, 9).
     assert info["forget_q_cost_policy"].item() == 8.0
     assert info["forget_actor_loss"].item() == pytest.approx(7 / 2 + (softplus(6.5) + softplus(-1.5)) / 2, rel=1e-6)
@@ -309,9 +302,8 @@ def test_weight_moves_before_or_after_the_actors_step(first, used):
     assert info["beta_f"].item() == pytest.approx(used)
     assert moved["beta_f"].item() == pytest.approx(0.6) and set(moved) == {"beta_f"}
     assert loss == pytest.approx(keep + used * forget, rel=1e-5)  # Eq. 11
-    assert gradient[2:] == pytest.approx(
-        [used * -sigmoid(3.5) / 2, used * (2.0 - sigmoid(0.5)) / 2], rel=1e-5
-    )  # nothing through the gap
+    through_actions_alone = [used * -sigmoid(3.5) / 2, used * (2.0 - sigmoid(0.5)) / 2]  # nothing through the gap
+    assert gradient[2:] == pytest.approx(through_actions_alone, rel=1e-5)
 
 
 def test_fixed_weight_stays_one():
