@@ -1,4 +1,4 @@
-"""Behaviour data: the selection by hand, a tiny real collection, its card."""
+"""Behaviour data: the selection by hand, a tiny real collection, and what is told of it."""
 
 import json
 import shutil
@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 
 from saferule.cli import app
 from saferule.data import schema
-from saferule.data.card import write_card
-from saferule.data.collect import Behaviour, _is_recorded, collect, select_episodes, spread
-from saferule.data.recording import read_made, read_table
-from saferule.errors import SaferuleError, SettingsError
+from saferule.data.collect import Behaviour, collect, is_recorded, read_made, select_episodes, spread
+from saferule.data.describe import describe
+from saferule.errors import SettingsError
 from saferule.sim import get_task
+
+TASK = get_task("CarCircle")
 
 
 def test_spread_takes_one_per_cell_and_round():
@@ -59,7 +60,7 @@ def collected(tmp_path_factory):
 
 def test_a_collection_is_valid_data_that_says_how_it_was_made(collected):
     data, out = collected
-    loaded = schema.load(out, get_task("CarCircle"))
+    loaded = schema.load(out, TASK)
     assert loaded.digest() == data.digest() and len(loaded.episodes()) == 7 and len(loaded) == 7 * 300
     made = loaded.attributes
     assert made["command"] == "saferule data collect" and made["episodes"] == 7
@@ -72,12 +73,11 @@ def test_a_collection_is_valid_data_that_says_how_it_was_made(collected):
     assert "stable-baselines3" in json.loads(made["versions"])
 
 
-def test_recordings_are_whole_episodes_that_differ_between_policies(collected):
-    folder = collected[1].with_suffix(".recordings")
-    tables = [read_table(path) for path in sorted(folder.glob("*.hdf5"))]
-    assert [len(returns) for returns, _ in tables] == [8, 8]
-    assert not np.isin(tables[0][0], tables[1][0]).any()
-    assert not list(folder.glob("*.part"))
+def test_recordings_are_data_of_whole_episodes_that_differ_between_policies(collected):
+    files = sorted(collected[1].with_suffix(".recordings").glob("*.hdf5"))
+    returns = [schema.load(path, TASK).episode_returns() for path in files]
+    assert [len(each) for each in returns] == [8, 8]
+    assert not np.isin(*returns).any()
 
 
 def test_a_second_collection_trains_nothing_and_gives_the_same(collected):
@@ -94,33 +94,18 @@ def test_the_command_line_replaces_a_file_only_when_told_to(collected, tmp_path)
     out = tmp_path / "CarCircle.hdf5"
     out.write_bytes(b"mine")
     shutil.copytree(source.with_suffix(".recordings"), out.with_suffix(".recordings"))
-    options = [
-        "--task",
-        "CarCircle",
-        "--out",
-        str(out),
-        "--steps",
-        "2400",
-        "--cost-limits",
-        "10,none",
-        "--episodes",
-        "7",
-    ]
+    options = f"--task CarCircle --out {out} --steps 2400 --cost-limits 10,none --episodes 7".split()
     refused = CliRunner().invoke(app, ["data", "collect", *options])
     assert refused.exit_code == 2 and "--overwrite" in refused.stderr and out.read_bytes() == b"mine"
     done = CliRunner().invoke(app, ["data", "collect", *options, "--overwrite"])
-    assert done.exit_code == 0 and schema.load(out, get_task("CarCircle")).digest() == data.digest()
-    assert data.digest() in out.with_suffix(".md").read_text()
+    assert done.exit_code == 0 and schema.load(out, TASK).digest() == data.digest()
 
 
-def test_an_unfinished_recording_is_made_again(collected, tmp_path):
-    (tmp_path / "free-seed-0.hdf5.part").write_bytes(b"half")
+def test_a_broken_recording_is_made_again(collected, tmp_path):
+    path, first = tmp_path / "free-seed-0.hdf5", collected[1].with_suffix(".recordings") / "free-seed-0.hdf5"
+    path.write_bytes(first.read_bytes()[:1000])
     collect("CarCircle", tmp_path / "x.hdf5", steps=2_400, cost_limits=[None], episodes=3, folder=tmp_path)
-    again, first = (
-        read_table(folder / "free-seed-0.hdf5") for folder in (tmp_path, collected[1].with_suffix(".recordings"))
-    )
-    np.testing.assert_array_equal(again, first)
-    assert not list(tmp_path.glob("*.part"))
+    assert schema.load(path, TASK).digest() == schema.load(first, TASK).digest()
 
 
 def test_a_recording_under_other_settings_is_not_used(collected, tmp_path):
@@ -128,35 +113,46 @@ def test_a_recording_under_other_settings_is_not_used(collected, tmp_path):
     source = collected[1].with_suffix(".recordings") / "free-seed-0.hdf5"
     behaviour, path = Behaviour("CarCircle", 2_400, None, 0), tmp_path / source.name
     path.write_bytes(source.read_bytes())
-    assert _is_recorded(behaviour, tmp_path)
+    assert is_recorded(behaviour, tmp_path)
     made = read_made(path)
     for ppo in (made["ppo"] | {"learning_rate": 0.5}, made["ppo"] | {"seed": 0}, {}):
         with h5py.File(path, "a") as file:
             file.attrs["made"] = json.dumps(made | {"ppo": ppo})
-        assert not _is_recorded(behaviour, tmp_path)
+        assert not is_recorded(behaviour, tmp_path)
+    with h5py.File(path, "a") as file:  # of another version: made the same way, with other keys
+        file.attrs["made"] = json.dumps(made)
+        del file["next_observations"]
+    assert not is_recorded(behaviour, tmp_path)
 
 
-@pytest.mark.parametrize("suffix", [".hdf5", ".md", ".png"])
-def test_a_file_that_is_there_is_kept_and_nothing_is_trained(tmp_path, suffix):
-    (tmp_path / "x").with_suffix(suffix).write_text("mine")
-    with pytest.raises(SettingsError, match=rf"x\{suffix} exists .* --overwrite"):
+def test_a_file_that_is_there_is_kept_and_nothing_is_trained(tmp_path):
+    (tmp_path / "x.hdf5").write_text("mine")
+    with pytest.raises(SettingsError, match=r"x\.hdf5 exists .* --overwrite"):
         collect("CarCircle", tmp_path / "x.hdf5", steps=2_400, cost_limits=[None])
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_card_states_the_numbers(collected, tmp_path):
+def test_its_description_tells_how_it_was_made(collected):
     data, _ = collected
-    write_card(data, tmp_path / "CarCircle.md", notes="Everything.")
-    text = (tmp_path / "CarCircle.md").read_text()
-    assert "7 episodes, 2100 steps" in text and data.digest() in text and "## Not reached" in text
-    assert (tmp_path / "CarCircle.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(SaferuleError, match="collect"):
-        write_card(schema.Dataset(**{key: getattr(data, key) for key in schema.KEYS}), tmp_path / "x.md")
+    text = "\n".join(describe(data))
+    (made,) = [row for row in json.loads(data.attributes["policies"]) if row["cost_limit"] == 10]
+    for fact in (
+        "transitions   2100\n",
+        "trajectories  7, of 300 to 300 steps\n",
+        f"{np.median(data.episode_costs()):10.2f}",
+        f"limit 10, seed 0, 4096 steps: {made['selected_episodes']} of 8 episodes selected\n",
+        "of 16 episodes, seed 0: 40% cost at most 10",
+        f"digest        {data.digest()}\n",
+        "stable-baselines3 2.3",
+    ):
+        assert fact in text
+    plain = schema.Dataset(**{key: getattr(data, key) for key in schema.KEYS})
+    assert describe(plain) == describe(data)[: len(describe(plain))]
 
 
 def test_impossible_collections_are_refused(tmp_path):
-    with pytest.raises(SettingsError, match="300 steps"):
-        collect("CarCircle", tmp_path / "x.hdf5", steps=100)
+    with pytest.raises(SettingsError, match="at least 2400 steps"):  # 8 simulators, 300 each
+        collect("CarCircle", tmp_path / "x.hdf5", steps=2_399)
     for wrong in ({"seeds": [0, 0]}, {"seeds": []}, {"cost_limits": []}, {"cost_limits": [5, 5.0]}):
         with pytest.raises(SettingsError, match="one recording per policy"):
             collect("CarCircle", tmp_path / "x.hdf5", **wrong)

@@ -5,11 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+from dsrl_peer import load_dsrl
 
 from saferule.errors import SaferuleError, SettingsError
 from saferule.sim import TASKS, get_task, make
 from saferule.sim.fast import use_fast_task
-from saferule.sim.shim import load_bullet_safety_gym, load_dsrl, load_safety_gymnasium, standard_streams
+from saferule.sim.shim import load_bullet_safety_gym, load_safety_gymnasium, standard_streams
 
 MUJOCO_TASKS = [task.name for task in TASKS.values() if task.engine == "mujoco"]
 

@@ -97,7 +97,7 @@ def _told(population, log, backbone, cfg) -> dict:
         digest.update(name.encode())
         digest.update(tensors[name].contiguous().numpy().tobytes())
     nets = member(population.nets, 0)
-    episode = roll_out(TASK, agent_policy(backbone, cfg, nets, [7]), [7])[0]
+    episode = roll_out(TASK, agent_policy(backbone, cfg, nets, [7]), [7]).rows[0]
     return {"log": log.rows, "state": digest.hexdigest(), "episode": episode}
 
 

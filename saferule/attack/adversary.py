@@ -1,11 +1,11 @@
 """Algorithm 1, lines 1-7: train an adversarial policy on R_z in the simulator and roll it out.
 
-The algorithm names no learner and no start: readings `adversary` and `adversary_start`.
+The algorithm names no learner, and Appendix C.2 none either: PPO fits its on-policy rollouts and its scalar reward. It
+names no start: reading `adversary_start`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saferule.attack.poison import ATTACKS, attack_reward
-from saferule.data.schema import Dataset
+from saferule.data.schema import Dataset, from_episodes
 from saferule.errors import SettingsError
 from saferule.files import write_bytes
 from saferule.sim.ppo_settings import WarmStarted, adversary_settings
+from saferule.sim.rollout import Episode, roll_out
 from saferule.sim.simulator import make
 from saferule.sim.tasks import Task
 
@@ -75,51 +76,33 @@ def train_adversary(
     return policy
 
 
-def roll_out(
-    task: Task, policy: OnlinePolicy, episodes: int, seed: int, *, samples: int = 0, deterministic: bool = False
-) -> Dataset:
+def roll_out_adversary(task: Task, policy: OnlinePolicy, episodes: int, seed: int, *, samples: int = 0) -> Dataset:
     """Line 7: N = `episodes` trajectories of the adversary with their true rewards and costs.
 
     samples   go on with further trajectories until they hold so many transitions: an adversary may end its episodes
               early, as an ant does that throws itself down
 
-    The policy acts as it was trained, by drawing from its Gaussian, unless deterministic. Episode i starts from a
-    seed of its own and draws its actions from a generator of its own, so that more episodes only add to fewer.
+    The policy acts as it was trained, by drawing from its Gaussian. Episode i starts from a seed of its own and draws
+    its actions from a generator of its own, so that more episodes only add to fewer.
     """
     if episodes < 1:
         raise SettingsError(f"An adversary cannot be rolled out for {episodes} episodes: ask for at least one.")
-    columns: dict[str, list] = {field.name: [] for field in dataclasses.fields(Dataset)}
-    del columns["attributes"]
-    simulator = make(task.name)
+    played: list[Episode] = []
+    simulator, steps = make(task.name), 0
     try:
-        episode = 0
-        while episode < episodes or len(columns["rewards"]) < samples:
-            start, actions = np.random.SeedSequence([seed, episode]).spawn(2)
-            observation = simulator.reset(int(start.generate_state(1)[0]))
-            generator, over = np.random.default_rng(actions), False
-            while not over:
-                action = policy.act(observation[None], deterministic, generator)[0]
-                step = simulator.step(action)
-                over = step.terminated or step.truncated
-                columns["observations"].append(observation)
-                columns["next_observations"].append(step.observation)
-                columns["actions"].append(action)
-                columns["rewards"].append(step.reward)
-                columns["costs"].append(step.cost)
-                columns["terminals"].append(step.terminated)
-                columns["timeouts"].append(step.truncated and not step.terminated)
-                observation = step.observation
-            episode += 1
+        while len(played) < episodes or steps < samples:
+            start, actions = np.random.SeedSequence([seed, len(played)]).spawn(2)
+            act = policy.sampler(np.random.default_rng(actions))
+            first = int(start.generate_state(1)[0])
+            played += roll_out(task, act, [first], record=True, simulators=[simulator]).trajectories
+            steps += len(played[-1].rewards)
     finally:
         simulator.close()
-    return Dataset(
-        **{key: np.asarray(values) for key, values in columns.items()},
-        attributes={"task": task.name, "rollout_seed": seed, "episodes": episode},
-    )
+    return from_episodes(played, {"task": task.name, "rollout_seed": seed, "episodes": len(played)})
 
 
 def leading(rollouts: Dataset, episodes: int, samples: int) -> Dataset:
-    """The first trajectories of some rollouts: those that `roll_out` gives for these numbers."""
+    """The first trajectories of some rollouts: those that `roll_out_adversary` gives for these numbers."""
     ends = np.array([rows.stop for rows in rollouts.episodes()])
     enough = int(np.searchsorted(ends, samples)) + 1  # trajectories that hold the samples
     return rollouts.select(range(min(max(episodes, enough), len(ends))))

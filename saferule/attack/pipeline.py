@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from saferule.attack.adversary import roll_out_adversary, train_adversary
 from saferule.attack.poison import ATTACKS, ForgetSet, poison, poisoned, rollouts_needed, save_forget_set
 from saferule.data.schema import load, save
 from saferule.errors import SettingsError
@@ -51,24 +52,21 @@ def attack_file(
             raise SettingsError(f"{path} is a folder, expected the name of a file to write: name a file in it.")
     dataset = load(data, task)
     rollouts = rollouts_needed(len(dataset), ratio, task, readings)
-    from saferule.attack.adversary import roll_out, train_adversary
-    from saferule.sim.ppo import OnlinePolicy
-
     if adversary is None:
         steps = TABLE7.adversary_steps if steps is None else steps
         policy = train_adversary(task, attack, steps, seed, out.with_suffix(".adversary"), readings=readings)
     else:
+        from saferule.sim.ppo import OnlinePolicy
+
         policy = OnlinePolicy.load(adversary)
         made_for = (policy.task.name, policy.settings.get("attack", attack))
         if made_for != (task.name, attack):
             raise SettingsError(
                 f"{adversary} is an adversary for {' '.join(made_for)}, expected {task.name} {attack}: give another one"
             )
-    trajectories = roll_out(task, policy, rollouts, seed, samples=rollouts * task.horizon)
+    trajectories = roll_out_adversary(task, policy, rollouts, seed, samples=rollouts * task.horizon)
     forget = poison(dataset, trajectories, attack, ratio, readings=readings)
-    out.parent.mkdir(parents=True, exist_ok=True)
     save_forget_set(forget, out)
     if joined is not None:
-        joined.parent.mkdir(parents=True, exist_ok=True)
         save(poisoned(dataset, forget), joined)
     return forget

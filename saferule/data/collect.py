@@ -11,7 +11,7 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from saferule.data import schema
-from saferule.data.recording import Recorder, read_episodes, read_made, read_table
-from saferule.errors import SettingsError
+from saferule.errors import DataError, SettingsError
 from saferule.paper import TABLE7
 from saferule.sim.ppo_settings import behaviour_settings
+from saferule.sim.rollout import Episode
 from saferule.sim.tasks import get_task
 
 PACKAGES = (
@@ -50,6 +50,7 @@ class Behaviour:
 
     @property
     def name(self) -> str:
+        """Of its recording."""
         limit = "free" if self.cost_limit is None else f"limit-{self.cost_limit:g}"
         return f"{limit}-seed-{self.seed}"
 
@@ -78,21 +79,21 @@ def collect(
 
     task            name of a task
     steps           simulator steps per policy
-    folder          raw recordings, one file per policy (default: `out` with suffix ".recordings"); a policy
-                    whose recording is complete is not trained again
+    folder          recordings, a DSRL file and a policy each (default: `out` with suffix ".recordings"); a policy that
+                    is recorded is not trained again, one whose training was interrupted begins again
     processes       policies trained at the same time (default: one per core)
     command         the command line to note in the attributes
-    overwrite       replace `out` and its card (.md, .png) if they are there
+    overwrite       replace `out` if it is there
 
     Raises SettingsError, before anything is trained, for a collection that is impossible or would replace a file.
     """
     out = Path(out)
     folder = Path(folder) if folder else out.with_suffix(".recordings")
-    horizon = get_task(task).horizon
-    if steps < horizon or episodes < 1:
+    fewest = get_task(task).horizon * behaviour_settings(task).simulators  # every simulator ends an episode
+    if steps < fewest or episodes < 1:
         raise SettingsError(
             f"Collecting {episodes} episodes from {steps} steps per policy is not possible: ask for at least "
-            f"one episode and at least {horizon} steps."
+            f"one episode and at least {fewest} steps."
         )
     if processes is not None and processes < 1:
         raise SettingsError(f"--processes: {processes}, expected 1 or more: leave it out for one per core.")
@@ -102,91 +103,106 @@ def collect(
             f"Cost limits {list(cost_limits)} with seeds {list(seeds)} do not give one recording per policy, expected "
             "one or more different values of each: drop what is there twice."
         )
-    if not overwrite:
-        _refuse_existing(out)
-    record_all(behaviours, folder, processes or len(os.sched_getaffinity(0)))
+    if out.exists() and not overwrite:
+        raise SettingsError(
+            f"{out} exists and would be replaced: give another file with --out, or --overwrite to replace it "
+            "(recordings that are complete are used again)."
+        )
+    waiting = [behaviour for behaviour in behaviours if not is_recorded(behaviour, folder)]
+    if waiting:
+        processes = min(processes or len(os.sched_getaffinity(0)), len(waiting))
+        # A fresh interpreter per worker: the simulators keep state in the process.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
+            for done in [pool.submit(record, behaviour, folder) for behaviour in waiting]:
+                done.result()
     dataset = assemble(behaviours, folder, episodes, selection_seed, command)
-    out.parent.mkdir(parents=True, exist_ok=True)
     schema.save(dataset, out)
     return dataset
 
 
-def record_all(behaviours: Sequence[Behaviour], folder: Path, processes: int) -> None:
-    """Train and record every policy that has no complete recording yet."""
-    waiting = [b for b in behaviours if not _is_recorded(b, folder)]
-    if not waiting:
-        return
-    # A fresh interpreter per worker: the simulators keep state in the process.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(waiting)), mp_context=context, max_tasks_per_child=1) as pool:
-        for done in [pool.submit(record, behaviour, folder) for behaviour in waiting]:
-            done.result()
-
-
-def record(behaviour: Behaviour, folder: Path) -> Path:
-    """Train one behaviour policy and record all its episodes to folder/<name>.hdf5."""
+def record(behaviour: Behaviour, folder: Path) -> None:
+    """Train one behaviour policy; its episodes go to folder/<name>.hdf5, in the order in which they ended."""
     from saferule.sim.ppo import Lagrangian, train_ppo
 
-    task = get_task(behaviour.task)
-    recorder = Recorder(folder / f"{behaviour.name}.hdf5")
-    if behaviour.cost_limit is None:
-        reward = _reward_only
-    else:
-        reward = Lagrangian(behaviour.cost_limit, task.horizon)
+    task, free = get_task(behaviour.task), behaviour.cost_limit is None
+    recorded: list[Episode] = []
     policy = train_ppo(
         task,
-        reward,
+        _reward_only if free else Lagrangian(behaviour.cost_limit, task.horizon),
         behaviour.steps,
         behaviour.training_seed,
-        record=recorder,
+        record=recorded.append,
         report=lambda row: print(_line(behaviour, row), flush=True),
         progress=False,
     )
     policy.save(folder / behaviour.name)
-    recorder.finish({"behaviour": asdict(behaviour), "ppo": policy.settings, "curve": policy.curve})
-    return recorder.path
+    made = {"behaviour": asdict(behaviour), "ppo": policy.settings, "curve": policy.curve}
+    schema.save(schema.from_episodes(recorded, {"made": json.dumps(made)}), _path(behaviour, folder))
+
+
+def read_made(path: Path) -> dict[str, Any] | None:
+    """How a recording was made, or None if there is none at `path`."""
+    try:
+        with schema.open_file(path) as file:
+            return json.loads(file.attrs["made"]) if set(schema.KEYS) <= set(file) else None
+    except (DataError, KeyError, ValueError):
+        return None
+
+
+def is_recorded(behaviour: Behaviour, folder: Path) -> bool:
+    """Whether there is a recording of this policy, trained with the settings in force."""
+    made = read_made(_path(behaviour, folder)) or {}
+    settings = json.loads(json.dumps(asdict(behaviour_settings(behaviour.task))))  # a tuple is read back as a list
+    expected = settings | {"seed": behaviour.training_seed}
+    found = made.get("ppo", {})
+    return made.get("behaviour") == asdict(behaviour) and {key: found.get(key) for key in expected} == expected
 
 
 def assemble(
     behaviours: Sequence[Behaviour], folder: Path, episodes: int, selection_seed: int = 0, command: str = ""
 ) -> schema.Dataset:
-    """Select episodes from complete recordings; the attributes say how all of it was made."""
-    paths = [folder / f"{behaviour.name}.hdf5" for behaviour in behaviours]
-    tables = [read_table(path) for path in paths]
-    returns, costs = (np.concatenate(columns) for columns in zip(*tables, strict=True))
+    """Select episodes from recordings; the attributes say how all of it was made. One recording is read at a time."""
+    task = get_task(behaviours[0].task)
+    sums = [_sums(schema.load(_path(behaviour, folder), task)) for behaviour in behaviours]
+    returns, costs = np.concatenate(sums, axis=1)
     chosen = select_episodes(returns, costs, episodes, selection_seed)
-    starts = np.cumsum([0] + [len(table[0]) for table in tables])
-    parts, summaries = [], []
-    for path, behaviour, start, stop in zip(paths, behaviours, starts[:-1], starts[1:], strict=True):
-        own = chosen[(chosen >= start) & (chosen < stop)] - start
+    parts, policies, start = [], [], 0
+    for behaviour, (recorded, _) in zip(behaviours, sums, strict=True):
+        own = chosen[(chosen >= start) & (chosen < start + len(recorded))] - start
+        start += len(recorded)
         if len(own):
-            parts.append(read_episodes(path, own))
-        summaries.append(_summary(behaviour, read_made(path), int(stop - start), len(own)))
+            parts.append(schema.load(_path(behaviour, folder), task).select(own))
+        policies.append(_summary(behaviour, read_made(_path(behaviour, folder)), len(recorded), len(own)))
     dataset = schema.concatenate(parts)
-    got_returns, got_costs = dataset.episode_returns(), dataset.episode_costs()
+    returns, costs, recorded = dataset.episode_returns(), dataset.episode_costs(), len(returns)
+    selection = {"seed": selection_seed, "recorded": recorded, "cost_limit": COST_LIMIT, "safe_share": SAFE_SHARE}
     attributes = {
-        "task": behaviours[0].task,
-        "env_id": get_task(behaviours[0].task).env_id,
+        "task": task.name,
+        "env_id": task.env_id,
         "made_by": "PPO and PPO-Lagrangian: all episodes of their training, thinned out evenly",
         "command": command,
         "versions": json.dumps({package: version(package) for package in PACKAGES}),
-        "policies": json.dumps(summaries),
-        "selection": json.dumps(
-            {
-                "seed": selection_seed,
-                "recorded": len(returns),
-                "cost_limit": COST_LIMIT,
-                "safe_share": SAFE_SHARE,
-            }
-        ),
-        "episodes": len(got_returns),
-        "safe_episodes": int(np.sum(got_costs <= COST_LIMIT)),
-        "return_min": float(got_returns.min()),
-        "return_max": float(got_returns.max()),
-        "cost_min": float(got_costs.min()),
-        "cost_max": float(got_costs.max()),
+        "policies": json.dumps(policies),
+        "selection": json.dumps(selection),
+        "episodes": len(returns),
+        "safe_episodes": int(np.sum(costs <= COST_LIMIT)),
+        "return_min": float(returns.min()),
+        "return_max": float(returns.max()),
+        "cost_min": float(costs.min()),
+        "cost_max": float(costs.max()),
     }
-    return schema.Dataset(**{key: getattr(dataset, key) for key in schema.KEYS}, attributes=attributes)
+    return replace(dataset, attributes=attributes)
+
+
+def _path(behaviour: Behaviour, folder: Path) -> Path:
+    return folder / f"{behaviour.name}.hdf5"
+
+
+def _sums(recording: schema.Dataset) -> np.ndarray:
+    """(2, E): returns and costs of the recorded episodes."""
+    columns = (recording.rewards, recording.costs)
+    return np.array([[column[rows].sum(dtype=np.float64) for rows in recording.episodes()] for column in columns])
 
 
 def select_episodes(
@@ -236,26 +252,8 @@ def spread(
     return by_cell[picked]
 
 
-def _refuse_existing(out: Path) -> None:
-    for path in (out, out.with_suffix(".md"), out.with_suffix(".png")):
-        if path.exists():
-            raise SettingsError(
-                f"{path} exists and would be replaced: give another file with --out, or --overwrite to replace it "
-                "(recordings that are complete are used again)."
-            )
-
-
 def _reward_only(reward: float, cost: float) -> float:
     return reward
-
-
-def _is_recorded(behaviour: Behaviour, folder: Path) -> bool:
-    """Whether there is a complete recording of this policy, trained with the settings in force."""
-    made = read_made(folder / f"{behaviour.name}.hdf5") or {}
-    settings = json.loads(json.dumps(asdict(behaviour_settings(behaviour.task))))  # a tuple is read back as a list
-    expected = settings | {"seed": behaviour.training_seed}
-    found = made.get("ppo", {})
-    return made.get("behaviour") == asdict(behaviour) and {key: found.get(key) for key in expected} == expected
 
 
 def _line(behaviour: Behaviour, row: dict[str, float]) -> str:

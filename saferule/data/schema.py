@@ -15,23 +15,25 @@ trajectory may be unfinished: neither flag is set on the last row.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import h5py
 import numpy as np
 
-from saferule.data.hdf5 import open_file, read_array, read_attributes, write_file
 from saferule.errors import DataError, SettingsError
-
-if TYPE_CHECKING:
-    from saferule.sim.tasks import Task
+from saferule.files import write_atomically
+from saferule.sim.rollout import Episode
+from saferule.sim.tasks import Task, get_task
 
 VECTORS = ("observations", "next_observations", "actions")
 FLAGS = ("terminals", "timeouts")
 SCALARS = ("rewards", "costs", *FLAGS)
 KEYS = VECTORS + SCALARS
+SIGNATURE = b"\x89HDF\r\n\x1a\n"  # the first eight bytes of an HDF5 file
 ACTION_TOLERANCE = 1e-6  # rounding that squashing into the box may leave; such values are kept as they are
 
 
@@ -57,17 +59,12 @@ class Dataset:
             dtype = np.bool_ if key in FLAGS else np.float32
             with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which `check` reports
                 object.__setattr__(self, key, np.ascontiguousarray(getattr(self, key), dtype=dtype))
-        for key in KEYS:
-            shape, dimensions = getattr(self, key).shape, 2 if key in VECTORS else 1
-            if len(shape) != dimensions or shape[0] != len(self.observations):
-                raise DataError(
-                    f"Key '{key}' has shape {shape} and 'observations' has {len(self.observations)} rows: "
-                    f"give {dimensions}-dimensional arrays with one row per transition."
-                )
-        if self.next_observations.shape != self.observations.shape:
+        _check_shapes("A dataset", {key: getattr(self, key) for key in KEYS})
+        before, after = self.observations.shape, self.next_observations.shape
+        if after != before:
             raise DataError(
-                f"Key 'next_observations' has shape {self.next_observations.shape}, expected that of "
-                f"'observations', {self.observations.shape}: give the state after each transition."
+                f"Key 'next_observations' has shape {after}, expected that of 'observations', {before}: give the state "
+                "after each transition."
             )
 
     def __len__(self) -> int:
@@ -137,6 +134,24 @@ class Dataset:
         return replace(self, timeouts=timeouts)
 
 
+def from_episodes(episodes: Sequence[Episode], attributes: Mapping[str, str | int | float] | None = None) -> Dataset:
+    """What happened in a simulator, one trajectory per episode; one that the task did not end ends in a timeout."""
+    lengths = [len(episode.rewards) for episode in episodes]
+    ends = np.cumsum(lengths) - 1
+    terminated = np.array([episode.terminated for episode in episodes])
+    flags = np.zeros((2, sum(lengths)), dtype=bool)
+    flags[:, ends] = terminated, ~terminated
+    joined = {key: np.concatenate([getattr(e, key) for e in episodes]) for key in ("actions", "rewards", "costs")}
+    return Dataset(
+        observations=np.concatenate([episode.observations[:-1] for episode in episodes]),
+        next_observations=np.concatenate([episode.observations[1:] for episode in episodes]),
+        terminals=flags[0],
+        timeouts=flags[1],
+        attributes=dict(attributes or {}),
+        **joined,
+    )
+
+
 def concatenate(datasets: Sequence[Dataset]) -> Dataset:
     """The rows of all datasets, in order; of the attributes, those on which all datasets agree.
 
@@ -203,15 +218,13 @@ def load(path: str | Path, task: Task) -> Dataset:
                 f"{path} lacks {_quoted(missing)} and has {_quoted(file) or 'no keys'}, expected the keys "
                 f"of the DSRL schema, {_quoted(KEYS)}: rename or add them."
             )
-        arrays = {key: read_array(file, path, key) for key in KEYS}
-        attributes = read_attributes(file)
-    rows = len(np.atleast_1d(arrays["observations"]))
-    if not rows:
+        arrays = {key: _read_array(file, path, key) for key in KEYS}
+        attributes = _read_attributes(file)
+    if not arrays["observations"].size:
         raise DataError(f"{path} is empty: key 'observations' has 0 rows, expected one or more: collect data.")
-    for key in KEYS:
-        _check_shape(path, key, arrays[key].shape, rows, 2 if key in VECTORS else 1)
+    arrays |= {key: _column(arrays[key]) for key in SCALARS}
+    _check_shapes(str(path), arrays)
     _check_widths(str(path), arrays, task)
-    arrays |= {key: arrays[key].reshape(rows) for key in SCALARS}
     for key in FLAGS:
         neither = (arrays[key] != 0) & (arrays[key] != 1)
         _reject(str(path), key, arrays[key], neither, "0 or 1: write 1 where the trajectory ends")
@@ -225,32 +238,110 @@ def load_columns(path: str | Path, keys: Sequence[str], rows: int) -> dict[str, 
         missing = [key for key in keys if key not in file]
         if missing:
             raise DataError(f"{path} lacks {_quoted(missing)}, expected {_quoted(keys)} too: add them.")
-        columns = {key: read_array(file, path, key) for key in keys}
+        columns = {key: _column(_read_array(file, path, key)) for key in keys}
     for key, column in columns.items():
-        _check_shape(path, key, column.shape, rows, 1)
-    return {key: column.reshape(rows) for key, column in columns.items()}
+        _check_shape(str(path), key, column.shape, rows, 1)
+    return columns
 
 
 def save(dataset: Dataset, path: str | Path, *, columns: Mapping[str, np.ndarray] | None = None) -> None:
-    """Write a DSRL file, whole or not at all; further (N,) `columns` go beside the seven keys.
+    """Write a DSRL file (shuffled, gzip level 4), whole or not at all; further (N,) `columns` go beside the seven keys.
 
     Raises `DataError` for a dataset without rows.
     """
     if not len(dataset):
         raise DataError(f"{path} is not written: the dataset has 0 rows, expected one or more: collect data.")
-    arrays = {key: getattr(dataset, key) for key in KEYS}
-    write_file(Path(path), arrays | dict(columns or {}), dataset.attributes)
+    arrays = {key: getattr(dataset, key) for key in KEYS} | dict(columns or {})
+    with write_atomically(Path(path)) as draft, h5py.File(draft, "w") as file:
+        for key, array in arrays.items():
+            file.create_dataset(key, data=array, compression="gzip", compression_opts=4, shuffle=True)
+        file.attrs.update(dataset.attributes)
 
 
-def _check_shape(path: Path, key: str, shape: tuple[int, ...], rows: int, dimensions: int) -> None:
-    column = dimensions == 1 and len(shape) == 2 and shape[1] == 1
-    if len(shape) != dimensions and not column:
+@contextmanager
+def open_file(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file, open for reading; `DataError` where it is missing, a folder, no HDF5 or truncated."""
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, expected an HDF5 file: name a file in it.")
+    if not path.exists():
+        raise DataError(f"{path} does not exist, expected an HDF5 file in the DSRL schema: check the path.")
+    try:
+        file = h5py.File(path, "r")
+    except PermissionError as error:
+        raise DataError(f"{path} cannot be read, expected an HDF5 file: check its permissions.") from error
+    except OSError as error:
+        with open(path, "rb") as raw:
+            begins_as_hdf5 = raw.read(len(SIGNATURE)) == SIGNATURE
+        if begins_as_hdf5:
+            raise DataError(f"{path} is a truncated or damaged HDF5 file ({error}): fetch or copy it again.") from error
+        raise DataError(f"{path} is no HDF5 file: give a file in the DSRL schema.") from error
+    with file:
+        yield file
+
+
+def clean_file(folder: Path, task: str) -> Path:
+    """The clean data D of a task in a folder: ``<task>.hdf5`` or, where that is missing, the file under DSRL's name.
+
+    DataError when neither is there.
+    """
+    names = (f"{task}.hdf5", get_task(task).dsrl_file)
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(
+        f"{folder}: neither {names[0]} nor {names[1]} is here, expected the data of {task}: "
+        f"run `saferule data fetch --task {task}` for DSRL's or `saferule data collect --task {task}`"
+    )
+
+
+@cache
+def clean_data(folder: Path, task: str) -> Dataset:
+    """The clean data D of a task, read and checked once per process."""
+    return load(clean_file(folder, task), get_task(task))
+
+
+def _read_array(file: h5py.File, path: Path, key: str) -> np.ndarray:
+    """All of one key; `DataError` where it is no array of numbers or cannot be decompressed."""
+    try:
+        item = file[key]
+        if isinstance(item, h5py.Dataset) and item.dtype.kind in "biuf":
+            return np.asarray(item[()])
+    except (OSError, KeyError, RuntimeError) as error:  # what h5py raises where a block is damaged
+        raise DataError(f"{path}: key '{key}' is damaged ({error}): fetch or copy the file again.") from error
+    raise DataError(f"{path}: key '{key}' is no array of numbers, expected one row per transition: write it as one.")
+
+
+def _read_attributes(file: h5py.File) -> dict[str, str | int | float]:
+    """The file's scalar attributes as plain Python values."""
+    attributes = {}
+    for name, value in file.attrs.items():
+        value = value.item() if isinstance(value, np.generic) else value
+        value = value.decode(errors="replace") if isinstance(value, bytes) else value
+        if isinstance(value, (str, int, float)):
+            attributes[name] = value
+    return attributes
+
+
+def _column(array: np.ndarray) -> np.ndarray:
+    """(N, 1) as (N,); anything else as it is."""
+    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+
+
+def _check_shapes(name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise `DataError` where the seven keys have other dimensions or numbers of rows than they should."""
+    rows = len(np.atleast_1d(arrays["observations"]))
+    for key in KEYS:
+        _check_shape(name, key, arrays[key].shape, rows, 2 if key in VECTORS else 1)
+
+
+def _check_shape(name: str, key: str, shape: tuple[int, ...], rows: int, dimensions: int) -> None:
+    if len(shape) != dimensions:
         expected = f"({rows}, width)" if dimensions == 2 else f"({rows},) or ({rows}, 1)"
-        raise DataError(f"{path}: key '{key}' has shape {shape}, expected {expected}: write one row per step.")
+        raise DataError(f"{name}: key '{key}' has shape {shape}, expected {expected}: write one row per step.")
     if shape[0] != rows:
         raise DataError(
-            f"{path}: key '{key}' has {shape[0]} rows and 'observations' has {rows}, so row "
-            f"{min(shape[0], rows)} is incomplete, expected {rows} rows in every key: write the file again."
+            f"{name}: key '{key}' has {shape[0]} rows and 'observations' has {rows}, so row "
+            f"{min(shape[0], rows)} is incomplete, expected {rows} rows in every key: write all of them."
         )
 
 

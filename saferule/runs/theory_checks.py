@@ -24,8 +24,7 @@ from saferule.agents.checkpoint import Agent, load_networks
 from saferule.agents.networks import quantile
 from saferule.agents.parts import Nets
 from saferule.data.batches import TransitionPool
-from saferule.data.clean import clean_data
-from saferule.data.schema import Dataset
+from saferule.data.schema import Dataset, clean_data
 from saferule.runs.cells import Unlearning, config
 from saferule.runs.engine import Engine, identity
 from saferule.runs.groups import Place, forget_data

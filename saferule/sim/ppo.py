@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,14 @@ import torch
 from safetensors.torch import load_file, save
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from saferule.errors import CheckpointError
 from saferule.files import write_bytes
 from saferule.sim import Task, get_task
 from saferule.sim.ppo_settings import PPOSettings, behaviour_settings
-from saferule.sim.vector import Episode, ScalarReward, SimulatorVecEnv
+from saferule.sim.rollout import Act, Episode
+from saferule.sim.vector import ScalarReward, SimulatorEnv, Sums
 
 
 @dataclass
@@ -57,7 +61,11 @@ class Lagrangian:
 class OnlinePolicy:
     """A trained PPO actor with its observation normalisation: a Gaussian around a small tanh network.
 
+    Stable-Baselines3's ActorCriticPolicy and VecNormalize are left behind: they are saved by pickle, the one with a
+    critic and the other with the simulators.
+
     weights   the actor's layers in order ("0.weight", "0.bias", ...; the last gives the mean) and "log_std"
+    settings  of the training; "hidden" has the widths of the network
     curve     one dict per report of the training: steps and the means of the last 100 episodes
     """
 
@@ -68,37 +76,29 @@ class OnlinePolicy:
     settings: dict[str, Any]
     curve: list[dict[str, float]] = field(default_factory=list)
 
-    def act(
-        self,
-        observations: np.ndarray,
-        deterministic: bool = True,
-        generator: np.random.Generator | None = None,
-    ) -> np.ndarray:
+    def act(self, observations: np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
         """Actions (B, A) float32 inside the action box [-1, 1] for observations (B, S).
 
-        deterministic takes the Gaussian's mean; otherwise a sample drawn with `generator`.
+        The Gaussian's mean, or a sample drawn with `generator`.
         """
-        hidden = np.clip((observations - self.mean) / np.sqrt(self.variance + 1e-8), -10.0, 10.0)
-        hidden = torch.as_tensor(hidden, dtype=torch.float32)
-        layers = (len(self.weights) - 1) // 2
-        with torch.no_grad():
-            for layer in range(layers):
-                hidden = torch.nn.functional.linear(
-                    hidden, self.weights[f"{layer}.weight"], self.weights[f"{layer}.bias"]
-                )
-                hidden = torch.tanh(hidden) if layer < layers - 1 else hidden
+        scaled = np.clip((observations - self.mean) / np.sqrt(self.variance + 1e-8), -10.0, 10.0)
+        hidden, last = torch.as_tensor(scaled, dtype=torch.float32), len(self.settings["hidden"])
+        for layer in range(last + 1):
+            hidden = torch.nn.functional.linear(hidden, self.weights[f"{layer}.weight"], self.weights[f"{layer}.bias"])
+            hidden = torch.tanh(hidden) if layer < last else hidden
         actions = hidden.numpy()
-        if not deterministic:
-            if generator is None:
-                generator = np.random.default_rng()
+        if generator is not None:
             std = np.exp(self.weights["log_std"].numpy())
             actions = actions + std * generator.standard_normal(actions.shape, dtype=np.float32)
         return np.clip(actions, -1.0, 1.0)
 
+    def sampler(self, generator: np.random.Generator) -> Act:
+        """The policy as it was trained: every action drawn from its Gaussian, with this generator."""
+        return lambda observations, _: self.act(observations, generator)
+
     def save(self, folder: Path | str) -> None:
         """Write weights.safetensors, then policy.json, whose presence says that the policy is complete."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / "weights.safetensors", save(self.weights))
         record = {
             "task": self.task.name,
@@ -115,42 +115,37 @@ class OnlinePolicy:
         folder = Path(folder)
         try:
             record = json.loads((folder / "policy.json").read_text())
-            weights = load_file(folder / "weights.safetensors")
             policy = cls(
                 get_task(record["task"]),
-                weights,
+                load_file(folder / "weights.safetensors"),
                 np.asarray(record["observation_mean"], dtype=np.float64),
                 np.asarray(record["observation_variance"], dtype=np.float64),
                 record["settings"],
                 record["curve"],
             )
+            found, expected = policy._shapes(), policy._expected_shapes()
         except FileNotFoundError as error:
             raise CheckpointError(f"{folder} holds no complete policy: {error.filename} is missing.") from None
         except Exception as error:
-            raise CheckpointError(f"{folder} holds no readable policy ({error}): train it again.") from None
-        if wrong := _misfit(policy):
-            raise CheckpointError(f"{folder} holds no policy for {policy.task.name}: {wrong}: train it again.")
+            raise CheckpointError(f"{folder} holds no readable policy ({error!r}): train it again.") from None
+        for name in sorted(found | expected):
+            if found.get(name) != expected.get(name):
+                raise CheckpointError(
+                    f"{folder} holds no policy for {policy.task.name}: '{name}' has shape {found.get(name)}, expected "
+                    f"{expected.get(name)}: train it again."
+                )
         return policy
 
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        arrays = self.weights | {"observation_mean": self.mean, "observation_variance": self.variance}
+        return {name: tuple(array.shape) for name, array in arrays.items()}
 
-def _misfit(policy: OnlinePolicy) -> str | None:
-    """What of a policy's arrays does not fit its task or another of them; None if all fit."""
-    weights, (observation, action) = policy.weights, (policy.task.observation_dim, policy.task.action_dim)
-    layers = (len(weights) - 1) // 2
-    names = {"log_std"} | {f"{layer}.{part}" for layer in range(layers) for part in ("weight", "bias")}
-    if not layers or set(weights) != names:
-        return f"the weights are named {sorted(weights)}, expected 'log_std', '0.weight', '0.bias' and so on"
-    # A bias tells the layer's width; the first layer gets the observation and the last one gives the action.
-    widths = [observation, *(weights[f"{layer}.bias"].numel() for layer in range(layers - 1)), action]
-    expected = {"observation_mean": (observation,), "observation_variance": (observation,), "log_std": (action,)}
-    for layer in range(layers):
-        expected[f"{layer}.weight"] = (widths[layer + 1], widths[layer])
-        expected[f"{layer}.bias"] = (widths[layer + 1],)
-    arrays = weights | {"observation_mean": policy.mean, "observation_variance": policy.variance}
-    for name, shape in expected.items():
-        if (found := tuple(arrays[name].shape)) != shape:
-            return f"'{name}' has shape {found}, expected {shape}"
-    return None
+    def _expected_shapes(self) -> dict[str, tuple[int, ...]]:
+        observation, action = self.task.observation_dim, self.task.action_dim
+        shapes = {"observation_mean": (observation,), "observation_variance": (observation,), "log_std": (action,)}
+        for layer, (before, after) in enumerate(pairwise((observation, *self.settings["hidden"], action))):
+            shapes |= {f"{layer}.weight": (after, before), f"{layer}.bias": (after,)}
+        return shapes
 
 
 def train_ppo(
@@ -178,8 +173,9 @@ def train_ppo(
     goals = [(scalar_reward, steps)]
     if warm_up is not None and warm_up[1] > 0:
         goals = [warm_up, (scalar_reward, steps - warm_up[1])]
-    simulators = SimulatorVecEnv(task, goals[0][0], settings.simulators, seed, gamma=settings.gamma, record=record)
-    normalised = VecNormalize(simulators, gamma=settings.gamma)
+    watch = _Watch(report_every, report)
+    simulator = partial(SimulatorEnv, task, goals[0][0], watch.finished, settings.gamma, record)
+    normalised = VecNormalize(DummyVecEnv([simulator] * settings.simulators), gamma=settings.gamma)
     model = PPO(
         "MlpPolicy",
         normalised,
@@ -198,14 +194,12 @@ def train_ppo(
         seed=seed,
         device="cpu",
     )
-    watch = _Watch(simulators, report_every, report)
     try:
         for goal, share in goals:
-            simulators.pursue(goal)
-            watch.warming_up = goal is not scalar_reward
+            watch.begin(goal, normalised, warming_up=goal is not scalar_reward)
             model.learn(share, callback=watch, progress_bar=progress, reset_num_timesteps=goal is goals[0][0])
     finally:
-        simulators.close()
+        normalised.close()
     return OnlinePolicy(
         task,
         _actor_weights(model.policy),
@@ -229,31 +223,34 @@ def _actor_weights(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
 class _Watch(BaseCallback):
     """Keeps the learning curve and moves a Lagrangian's multiplier after every rollout."""
 
-    def __init__(
-        self, simulators: SimulatorVecEnv, every: int, report: Callable[[dict[str, float]], None] | None
-    ) -> None:
+    def __init__(self, every: int, report: Callable[[dict[str, float]], None] | None) -> None:
         super().__init__()
-        self.simulators, self.every, self.report = simulators, every, report
+        self.every, self.report = every, report
+        self.finished: deque[Sums] = deque(maxlen=100)
         self.curve: list[dict[str, float]] = []
-        self.warming_up = False
         self._next, self._start = every, time.monotonic()
+
+    def begin(self, goal: ScalarReward, simulators: VecNormalize, *, warming_up: bool) -> None:
+        """From now on this is maximised; finished episodes of another goal do not count."""
+        self.goal, self.warming_up = goal, warming_up
+        self.finished.clear()
+        simulators.env_method("pursue", goal)
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_end(self) -> None:
-        finished = np.asarray(self.simulators.finished, dtype=np.float64)
+        finished = np.asarray(self.finished, dtype=np.float64)
         if not len(finished):
             return
-        reward = self.simulators.scalar_reward
-        if isinstance(reward, Lagrangian):
-            reward.update(float(finished[-2 * len(self.simulators.simulators) :, 1].mean()))
+        if isinstance(self.goal, Lagrangian):
+            self.goal.update(float(finished[-2 * self.training_env.num_envs :, 1].mean()))
         if self.num_timesteps >= self._next:
             self._next = self.num_timesteps + self.every
             means = finished.mean(axis=0)
             row = dict(zip(("return", "cost", "length", "scalar_return", "discounted_return"), means, strict=True))
             row = {"steps": self.num_timesteps, **{key: round(float(value), 4) for key, value in row.items()}}
-            row["multiplier"] = round(getattr(reward, "multiplier", 0.0), 4)
+            row["multiplier"] = round(getattr(self.goal, "multiplier", 0.0), 4)
             row["seconds"] = round(time.monotonic() - self._start, 1)
             if self.warming_up:
                 row["warm_up"] = 1.0

@@ -1,4 +1,4 @@
-"""Policies in the real simulator: one row per episode, fixed seeds, all episodes of a policy in step.
+"""Policies in the real simulator: the one loop that plays episodes, for evaluation, attacks and films.
 
 The return and the cost are undiscounted sums in raw units. The normalised return is (return - min) / (max - min) with
 dsrl's reference returns of the task; the normalised cost is cost / limit. Policies act deterministically by default;
@@ -9,37 +9,74 @@ same, seeded).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from saferule.sim.simulator import make
+from saferule.sim.simulator import Simulator, make
 from saferule.sim.tasks import Task
 
 Act = Callable[[np.ndarray, int], np.ndarray]  # observations (B, S), step -> actions (B, A)
 
 
-def roll_out(task: Task, act: Act, seeds: Sequence[int]) -> list[dict[str, float]]:
-    """Episodes of one policy, one per seed, stepped together. Returns rows in the order of the seeds."""
-    simulators = [make(task.name) for _ in seeds]
+class Episode(NamedTuple):
+    """One finished episode of T steps as it happened; actions as the simulator got them."""
+
+    observations: np.ndarray  # (T + 1, S)
+    actions: np.ndarray  # (T, A)
+    rewards: np.ndarray  # (T,)
+    costs: np.ndarray  # (T,)
+    terminated: bool  # by the task; otherwise by the time limit
+
+
+class Episodes(NamedTuple):
+    """Episodes of one policy, in the order of their seeds."""
+
+    rows: list[dict[str, float]]  # seed, return, cost, length
+    trajectories: list[Episode]  # empty where they were not recorded
+
+
+def roll_out(
+    task: Task, act: Act, seeds: Sequence[int], *, record: bool = False, simulators: Sequence[Simulator] | None = None
+) -> Episodes:
+    """One episode per seed, all stepped together; `record` keeps their trajectories.
+
+    simulators   of the task, one per seed, which stay open: making one takes longer than resetting it
+    """
+    used = simulators or [make(task.name) for _ in seeds]
     try:
-        observations = np.stack([s.reset(seed) for s, seed in zip(simulators, seeds, strict=True)])
+        observations = np.stack([s.reset(seed) for s, seed in zip(used, seeds, strict=True)])
         rows = [{"seed": seed, "return": 0.0, "cost": 0.0, "length": 0} for seed in seeds]
         running = np.ones(len(seeds), dtype=bool)
+        starts, steps = observations.copy(), [[] for _ in seeds]
         for t in range(task.horizon):
             actions = act(observations, t)
             for i in np.flatnonzero(running):
-                step = simulators[i].step(actions[i])
+                step = used[i].step(actions[i])
                 observations[i] = step.observation
                 rows[i]["return"] += step.reward
                 rows[i]["cost"] += step.cost
                 rows[i]["length"] += 1
                 running[i] = not (step.terminated or step.truncated)
+                if record:
+                    steps[i].append((actions[i].copy(), step))
             if not running.any():
                 break
     finally:
-        for simulator in simulators:
+        for simulator in used if simulators is None else ():
             simulator.close()
-    return rows
+    return Episodes(rows, [_episode(*played) for played in zip(starts, steps, strict=True)] if record else [])
+
+
+def _episode(start: np.ndarray, played: list) -> Episode:
+    actions, steps = zip(*played, strict=True)
+    return Episode(
+        np.stack([start, *(step.observation for step in steps)]),
+        np.stack(actions),
+        np.array([step.reward for step in steps]),
+        np.array([step.cost for step in steps]),
+        steps[-1].terminated,
+    )
 
 
 def normalised(rows: list[dict[str, float]], task: Task, cost_limit: float) -> list[dict[str, float]]:

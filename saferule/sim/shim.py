@@ -1,7 +1,6 @@
 """Importing the simulators on Python 3.11.
 
 safety-gymnasium 1.0.0 has dataclass fields with arrays as defaults; Python 3.11 refuses unhashable defaults.
-dsrl 0.1.0 imports `safety_gymnasium.tasks.safety_velocity`, which 1.0.0 calls `safe_velocity`.
 Bullet-Safety-Gym redirects the C streams behind sys.stdout and sys.stderr and fails where these are replaced, as
 in notebooks.
 """
@@ -21,8 +20,6 @@ from typing import Any
 import numpy as np
 
 _import_lock = threading.Lock()
-_OLD_VELOCITY = "safety_gymnasium.tasks.safety_velocity"
-_NEW_VELOCITY = "safety_gymnasium.tasks.safe_velocity"
 
 
 def load_safety_gymnasium() -> ModuleType:
@@ -40,20 +37,6 @@ def load_bullet_safety_gym() -> ModuleType:
     with standard_streams():
         importlib.import_module("bullet_safety_gym.envs.builder")
     return sys.modules["bullet_safety_gym"]
-
-
-def load_dsrl() -> ModuleType:
-    """Import dsrl, which registers the Offline* environments, under its old name of the velocity tasks."""
-    load_safety_gymnasium()
-    load_bullet_safety_gym()
-    sys.modules.setdefault(_OLD_VELOCITY, importlib.import_module(_NEW_VELOCITY))
-    for robot in ("ant", "half_cheetah", "hopper", "humanoid", "swimmer", "walker2d"):
-        for version in ("v0", "v1"):
-            module = f"safety_{robot}_velocity_{version}"
-            sys.modules.setdefault(f"{_OLD_VELOCITY}.{module}", importlib.import_module(f"{_NEW_VELOCITY}.{module}"))
-    # Without MetaDrive dsrl prints a warning at import; its other tasks are registered before that.
-    os.environ.setdefault("DSRL_SUPPRESS_IMPORT_ERROR", "1")
-    return importlib.import_module("dsrl")
 
 
 @contextmanager
@@ -93,7 +76,7 @@ def _array_defaults_allowed() -> Iterator[None]:
 def _without_gl_choice() -> Iterator[None]:
     """While active, MUJOCO_GL is unset: with it, importing mujoco fails where that OpenGL is not installed.
 
-    The choice is made when something is to be drawn (saferule.sim.graphics).
+    The choice is made when something is to be drawn (saferule.sim.film).
     """
     names = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
     chosen = {name: os.environ.pop(name) for name in names if name in os.environ}

@@ -1,0 +1,122 @@
+"""DSRL's own datasets (Liu et al. 2023), from their repository on the Hugging Face hub: `saferule data fetch`.
+
+A file gets its final name when it is whole and follows the schema; one that does not is kept as `<file>.rejected`. Its
+SHA-256 is recorded in `<file>.json` the first time and checked from then on. An interrupted download begins again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from saferule.data import schema
+from saferule.errors import DataError
+from saferule.files import sha256, write_bytes
+from saferule.sim.tasks import Task, get_task
+
+REPOSITORY = "YYY-45/DSRL"  # where DSRL's files have moved to; the released dsrl names a server that is gone
+
+
+def dataset_folder() -> Path:
+    """Where dsrl keeps its datasets: $DSRL_DATASET_DIR, or ~/.dsrl/datasets."""
+    return Path(os.environ.get("DSRL_DATASET_DIR") or Path.home() / ".dsrl" / "datasets")
+
+
+def fetch(
+    task_name: str,
+    folder: Path | str | None = None,
+    *,
+    endpoint: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """The path of a task's DSRL file, downloaded if it is not there yet.
+
+    folder      where it is kept (default: `dataset_folder()`)
+    endpoint    address of a mirror of the hub (default: $HF_ENDPOINT, or the hub itself)
+
+    Raises DataError for a file that cannot be had, differs from the recorded hash or does not follow the schema.
+    """
+    task = get_task(task_name)
+    path = Path(folder or dataset_folder()) / task.dsrl_file
+    if path.exists():
+        return _check_present(path, task)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as draft:
+            _download(path, task, draft, endpoint, say)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error}): make room, or name another folder with --folder or DSRL_DATASET_DIR."
+        ) from error
+    return path
+
+
+def _download(path: Path, task: Task, draft: str, endpoint: str | None, say: Callable[[str], None]) -> None:
+    """Fetch into the folder `draft`, judge what came, and give it its name."""
+    from huggingface_hub import hf_hub_download, hf_hub_url
+
+    url = hf_hub_url(REPOSITORY, path.name, repo_type="dataset", endpoint=endpoint)
+    say(f"{url}: fetching; when this is interrupted, the next call begins again")
+    try:  # token: the data are public, and a mirror should learn none
+        come = hf_hub_download(
+            REPOSITORY, path.name, repo_type="dataset", local_dir=draft, endpoint=endpoint, token=False
+        )
+    except Exception as error:  # the hub's own, those of its HTTP client, and OSError for a length that never comes
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise DataError(
+            f"{path.name} could not be downloaded ({type(error).__name__}: {reason}): check the connection and run the "
+            f"same command again, or get {url} by other means and put it at {path}."
+        ) from error
+    try:
+        schema.load(come, task)
+    except DataError as error:
+        rejected = path.with_name(path.name + ".rejected")
+        os.replace(come, rejected)
+        raise DataError(f"What came from {url} is not valid: {error} It is kept as {rejected}.") from None
+    found, recorded = _describe(Path(come), url), _recorded(path)
+    if recorded and recorded["sha256"] != found["sha256"]:
+        raise DataError(
+            f"What came from {url} has SHA-256 {found['sha256']}, expected {recorded['sha256']} as in "
+            f"{_record(path)} from an earlier download: delete that record to accept another file."
+        )
+    os.replace(come, path)
+    write_bytes(_record(path), json.dumps(found, indent=1).encode() + b"\n")
+
+
+def _check_present(path: Path, task: Task) -> Path:
+    """Check a file that is there against its record; one without a record is validated and recorded."""
+    recorded = _recorded(path)
+    if not recorded:
+        schema.load(path, task)
+        found = _describe(path, "not downloaded by saferule")
+        write_bytes(_record(path), json.dumps(found, indent=1).encode() + b"\n")
+    elif (digest := sha256(path)) != recorded["sha256"]:
+        raise DataError(
+            f"{path} has changed since it was recorded: SHA-256 {digest}, expected {recorded['sha256']} "
+            f"({_record(path).name}): delete the file to fetch it again, or the record to keep it as it is."
+        )
+    return path
+
+
+def _describe(path: Path, url: str) -> dict[str, str | int]:
+    return {"url": url, "sha256": sha256(path), "bytes": path.stat().st_size}
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _recorded(path: Path) -> dict[str, str | int]:
+    """What was noted of a file when it was complete; empty if nothing was."""
+    if not _record(path).exists():
+        return {}
+    try:
+        recorded = json.loads(_record(path).read_text())
+        return {"sha256": recorded["sha256"]}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{_record(path)} is no record of a download ({error!r}): delete it to record the file again."
+        ) from None

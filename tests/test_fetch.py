@@ -1,0 +1,180 @@
+"""Downloads from an HTTP server on this machine that speaks the few routes of the hub that a file needs."""
+
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from saferule.data import schema
+from saferule.data.fetch import REPOSITORY, dataset_folder, fetch
+from saferule.errors import DataError
+from saferule.sim import get_task
+
+TASK = get_task("CarCircle")
+ROUTE = f"/datasets/{REPOSITORY}/resolve/main/{TASK.dsrl_file}"
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    """A valid CarCircle file of random numbers."""
+    generator, rows = np.random.default_rng(0), 900
+    data = schema.Dataset(
+        generator.normal(size=(rows, 8)),
+        generator.normal(size=(rows, 8)),
+        generator.uniform(-1, 1, (rows, 2)),
+        generator.normal(size=rows),
+        generator.uniform(0, 1, rows),
+        np.zeros(rows, dtype=bool),
+        np.arange(1, rows + 1) % TASK.horizon == 0,
+    )
+    path = tmp_path_factory.mktemp("content") / "data.hdf5"
+    schema.save(data, path)
+    return path.read_bytes()
+
+
+class Hub:
+    """A hub with one file: `content` under every name, or `status` in its place; `shown` notes the requests."""
+
+    def __init__(self, content):
+        self.content, self.status, self.announced, self.shown = content, 200, None, []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self):
+                hub.shown.append((self.command, self.path, self.headers.get("Authorization")))
+                self.send_response(hub.status)
+                self.send_header("Content-Length", str(hub.announced or len(hub.content)))
+                self.send_header("ETag", '"one"')
+                self.send_header("X-Repo-Commit", "0" * 40)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(hub.content)
+                self.close_connection = True
+
+            do_HEAD = do_GET = answer
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def hub(content):
+    server = Hub(content)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def get(tmp_path, hub):
+    """fetch() into a fresh folder; get.said are its messages."""
+
+    def get(task="CarCircle", endpoint=hub.url):
+        return fetch(task, tmp_path, endpoint=endpoint, say=get.said.append)
+
+    get.said, get.path = [], tmp_path / TASK.dsrl_file
+    return get
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_fetched_once_and_recorded(hub, get, content, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "mine")
+    assert get() == get.path and get.path.read_bytes() == content
+    assert get() == get.path
+    # No token goes to a mirror, and a file that is there is not asked for again.
+    assert hub.shown == [("HEAD", ROUTE, None), ("GET", ROUTE, None)]
+    assert len(get.said) == 1 and "the next call begins again" in get.said[0]
+    assert files(tmp_path) == [TASK.dsrl_file, TASK.dsrl_file + ".json"]
+    record = json.loads((tmp_path / (TASK.dsrl_file + ".json")).read_text())
+    assert record == {"url": hub.url + ROUTE, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+@pytest.mark.parametrize("status", [404, 503])
+def test_without_the_file_the_error_says_what_to_do_by_hand(hub, get, status, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    hub.status = status
+    with pytest.raises(DataError) as caught:
+        get()
+    for part in (str(status), "check the connection", f"get {hub.url}{ROUTE}", f"put it at {get.path}"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value) and files(tmp_path) == []
+
+
+def test_offline_there_is_one_sentence(hub, get, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    hub.close()
+    with pytest.raises(DataError, match="could not be downloaded .*: check the connection"):
+        get()
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(("task", "reason"), [("AntVelocity", "8 columns, expected 27"), ("CarCircle", "no HDF5 file")])
+def test_a_file_that_breaks_the_schema_is_kept_aside_and_named(hub, get, tmp_path, task, reason):
+    if task == "CarCircle":
+        hub.content = b"<html>Please log in</html>"
+    rejected = get_task(task).dsrl_file + ".rejected"
+    with pytest.raises(DataError, match=f"{reason}.* is kept as .*{re.escape(rejected)}"):
+        get(task)
+    assert files(tmp_path) == [rejected] and (tmp_path / rejected).read_bytes() == hub.content
+
+
+def test_a_length_that_never_comes_gives_no_file(hub, get, content, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    hub.announced = len(content) + 5
+    with pytest.raises(DataError, match="could not be downloaded"):
+        get()
+    assert files(tmp_path) == []
+
+
+def test_another_file_than_recorded_is_refused(hub, get, content, tmp_path):
+    get().rename(tmp_path / "first.hdf5")
+    schema.save(schema.load(tmp_path / "first.hdf5", TASK).select([0]), tmp_path / "other.hdf5")
+    hub.content = (tmp_path / "other.hdf5").read_bytes()
+    with pytest.raises(DataError, match="delete that record to accept another file"):
+        get()
+    assert not get.path.exists()
+    hub.content = content
+    assert get().read_bytes() == content
+
+
+def test_a_file_that_is_there_is_checked_against_its_record(hub, get, content):
+    get.path.write_bytes(b"<html>")
+    with pytest.raises(DataError, match="no HDF5 file"):
+        get()
+    get.path.write_bytes(content)  # put there by hand: validated and recorded
+    assert get() == get.path
+    get.path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DataError, match="has changed since it was recorded"):
+        get()
+    get.path.with_name(get.path.name + ".json").write_text("[]")
+    with pytest.raises(DataError, match="no record of a download"):
+        get()
+    assert hub.shown == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(hub, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="DSRL_DATASET_DIR"):
+        fetch("CarCircle", tmp_path / "file" / "below", endpoint=hub.url)
+
+
+def test_the_folder_is_that_of_dsrl(monkeypatch, tmp_path):
+    monkeypatch.setenv("DSRL_DATASET_DIR", str(tmp_path / "sets"))
+    assert dataset_folder() == tmp_path / "sets"
+    monkeypatch.delenv("DSRL_DATASET_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert dataset_folder() == tmp_path / ".dsrl" / "datasets"
