@@ -9,7 +9,7 @@ from saferule.agents.population import create, member
 from saferule.data.batches import Pair, TransitionPool
 from saferule.errors import SettingsError
 from saferule.paper import TABLE7, UNLEARNING
-from saferule.unlearn import applicable, coefficients, family, get_method, loss_options, unlearning
+from saferule.unlearn import METHODS, Method, applicable, coefficients, family, get_method, loss_options, unlearning
 
 CFG = get_backbone("bcq-lag").Config(observation_dim=4, action_dim=1, episode_len=300)
 WEIGHT = {"beta_f": 0.1, "beta_min": 0.01, "beta_max": 1.0, "tau_beta": 0.25}
@@ -56,6 +56,16 @@ def test_fine_tuning_has_no_coefficients_and_unknown_names_are_refused():
         coefficients("safe-rule", "cpq", CFG, {"gate": "maybe"})
     with pytest.raises(SettingsError, match="unknown method 'forgetting'"):
         get_method("forgetting")
+
+
+def test_a_method_may_fix_a_reading(monkeypatch):
+    away = Method("away", "Away", "#123456", "safe_rule", "main", readings={"forget_actor": "repelling"})
+    monkeypatch.setitem(METHODS, "away", away)
+    options = dict(loss_options("safe-rule", "cpq"))
+    for given in ({}, {"forget_actor": "printed"}):
+        assert dict(loss_options("away", "cpq", given)) == options | {"forget_actor": "repelling"}
+    actor = dict(unlearning("away", get_backbone("cpq"), tiny("cpq"), 20).at(0))[("actor",)]
+    assert actor.keywords["repelling"] and coefficients("away", "cpq", CFG) == PAPER
 
 
 # Which readings make another run
