@@ -18,7 +18,7 @@ from saferule.agents.population import Algorithm, Population, create, reset_opti
 from saferule.data.batches import Batch, TransitionPool, draw_rows
 from saferule.data.schema import Dataset
 from saferule.unlearn import unlearning
-from saferule.unlearn.start import adapt, begin, draw_batches
+from saferule.unlearn.start import draw_batches, prepare
 
 ACTOR_CRITIC = [name for name in BACKBONES if get_backbone(name).CRITICS]
 
@@ -88,14 +88,11 @@ class Corrupted:
         self.population = create(self.backbone, self.cfg, [5] * len(every))
         advance(self.population, self.ordinary, Sampled(self.cfg), 3)
         self.algorithm = unlearning(methods[0], self.backbone, self.cfg, STEPS, readings[0])
-        begin(self.population, self.algorithm, name, *zip(*every, strict=True))
         self.pool = TransitionPool([random_dataset(4, 0), random_dataset(3, 1)], self.cfg.reward_scale)
         self.rows = [(self.pool.rows_of(0), self.pool.rows_of(1))] * len(every)
+        chosen = zip(*every, strict=True)
+        prepare(self.population, self.algorithm, self.backbone, *chosen, self.pool, self.rows)
         self.draw = draw_batches(methods[0], self.backbone, self.pool, self.rows, self.cfg.batch_size)
-
-    def adapt(self) -> None:
-        """Take from the data what the readings and the backbone need."""
-        adapt(self.population, self.backbone, self.cfg, self.pool, self.rows)
 
     def run(self, steps: int = STEPS) -> list[dict[str, Tensor]]:
         """What every step reported."""

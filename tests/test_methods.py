@@ -120,5 +120,5 @@ def test_the_losses_look_at_the_coefficients_that_there_are(backbone, readings):
     noise = {name: torch.zeros(shape) for name, shape in algorithm.noise_shapes.items()}
     for _, loss in algorithm.at(0):
         loss(member(population.nets, 0), scalars, Pair(batch, batch), noise, cfg)
-    unread = {"percentile"} & set(given) if "dataset_reference" in given else set()  # `adapt` reads it then
+    unread = {"percentile"} & set(given) if "dataset_reference" in given else set()  # `prepare` reads it then
     assert scalars.seen - set(population.scalars) == set(given) - unread

@@ -38,7 +38,7 @@ READINGS = ("reference", "gate", "weight_update", "forget_actor", "regulariser",
 def coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
     """The scalars of the losses below, from Table 7 and the readings.
 
-    dataset_reference is there under reference = dataset alone, and is set by `saferule.unlearn.start.adapt`.
+    dataset_reference is there under reference = dataset alone, and is set by `saferule.unlearn.start.prepare`.
     """
     own = {"alpha_f": TABLE7.alpha_f, "percentile": int(readings["reward_percentile"]) / 100}
     if readings["reference"] == "dataset":
