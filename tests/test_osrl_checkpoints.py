@@ -41,11 +41,11 @@ def saved_model(backbone: str, path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def quietly(*arguments: Any, **options: Any) -> Any:
-    """`import_osrl` without its warning."""
+def quietly(path: Path, backbone: str | None = None, **options: Any) -> Any:
+    """`import_osrl` of CarCircle without its warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return import_osrl(*arguments, **options)
+        return import_osrl(path, "CarCircle", backbone, **options)
 
 
 def resumed(backbone: str, path: Path, cfg: Any) -> Any:
@@ -69,7 +69,7 @@ def assert_same_actions(backbone: str, agent: Any, model: torch.nn.Module) -> No
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_round_trip(backbone, tmp_path):
     state = saved_model(backbone, tmp_path / "model.pt")
-    agent = quietly(tmp_path / "model.pt", "CarCircle", backbone)
+    agent = quietly(tmp_path / "model.pt", backbone)
     assert {name: getattr(agent.cfg, name) for name in settings(backbone)} == settings(backbone)
     trainer = resumed(backbone, tmp_path / "model.pt", agent.cfg)
     assert_same_actions(backbone, agent, trainer.model)
@@ -80,14 +80,14 @@ def test_round_trip(backbone, tmp_path):
     assert all(torch.equal(again[name], state[name]) for name in state)
     assert_same_actions(backbone, agent, resumed(backbone, tmp_path / "again.pt", agent.cfg).model)
     torch.save(state, tmp_path / "bare.pt")  # without "model_state" around it
-    bare = quietly(tmp_path / "bare.pt", "CarCircle")
+    bare = quietly(tmp_path / "bare.pt")
     assert all(torch.equal(leaf, bare.nets[net][k]) for net, leaves in agent.nets.items() for k, leaf in leaves.items())
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_next_training_step_is_osrls_also_after_saving_the_agent(backbone, tmp_path):
     saved_model(backbone, tmp_path / "model.pt")
-    agent = quietly(tmp_path / "model.pt", "CarCircle", backbone, batch_size=BATCH)
+    agent = quietly(tmp_path / "model.pt", backbone, batch_size=BATCH)
     save_agent(agent.population, 0, tmp_path / "agent.safetensors", agent.task, backbone, agent.cfg, agent.meta)
     loaded = load_agent(tmp_path / "agent.safetensors")
     assert loaded.meta["imported"] == "model.pt"
@@ -246,7 +246,7 @@ def test_damaged_states(backbone, tmp_path):
 
 def test_export_needs_every_network(tmp_path):
     saved_model("bear-lag", tmp_path / "model.pt")
-    agent = quietly(tmp_path / "model.pt", "CarCircle")
+    agent = quietly(tmp_path / "model.pt")
     save_acting(agent.population, 0, tmp_path / "acting.safetensors", "CarCircle", "bear-lag", agent.cfg)
     with pytest.raises(CheckpointError, match="out.pt.*critic.*complete agent"):
         export_osrl(load_agent(tmp_path / "acting.safetensors"), tmp_path / "out.pt")
