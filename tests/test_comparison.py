@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from episodes_by_hand import rows, two_seeds
-from saferule.profiles import get_profile
 
 from saferule.paper import READINGS
+from saferule.profiles import get_profile
 from saferule.report import canvas, comparison, comparison_figures, readings, tables
 
 
