@@ -278,11 +278,12 @@ def data_fetch(
     folder: Annotated[
         Path | None, typer.Option(help="Where it is kept [DSRL_DATASET_DIR, or ~/.dsrl/datasets].")
     ] = None,
+    endpoint: Annotated[str | None, typer.Option(help="A mirror of the Hugging Face hub [HF_ENDPOINT, or it].")] = None,
 ) -> None:
-    """Download DSRL's dataset of a task; one that is there already is checked by its hash."""
+    """Download DSRL's dataset of a task; an interrupted download begins again, a present one is checked by hash."""
     from saferule.data.fetch import fetch
 
-    typer.echo(fetch(task, folder, say=lambda line: typer.echo(line, err=True)))
+    typer.echo(fetch(task, folder, endpoint=endpoint, say=lambda line: typer.echo(line, err=True)))
 
 
 @data_app.command("check")

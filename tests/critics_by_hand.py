@@ -5,7 +5,7 @@ import math
 import torch
 from helpers import random_dataset
 
-from saferule.runs.theory_checks import Samples, Stage
+from saferule.report.appendix import Samples, Stage
 
 KAPPA, SIGMA, LN2 = 10.0, 0.5, math.log(2)
 

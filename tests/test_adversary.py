@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from saferule.attack.adversary import CURVE_FILE, leading, roll_out, train_adversary
+from saferule.attack.adversary import CURVE_FILE, leading, roll_out_adversary, train_adversary
 from saferule.attack.poison import attack_reward
 from saferule.data import schema
 from saferule.errors import CheckpointError, SettingsError
@@ -15,6 +15,7 @@ from saferule.runs import plan
 from saferule.runs.cells import in_force, settings
 from saferule.sim import get_task
 from saferule.sim.ppo_settings import PPOSettings, adversary_settings
+from saferule.sim.vector import SimulatorEnv
 
 TASK = get_task("CarCircle")
 
@@ -37,11 +38,11 @@ def test_a_saved_adversary_acts_the_same(trained):
     policy, folder = trained
     loaded = OnlinePolicy.load(folder)
     observations = np.random.default_rng(0).normal(size=(50, TASK.observation_dim))
-    actions = policy.act(observations, deterministic=True)
+    actions = policy.act(observations)
     assert actions.shape == (50, TASK.action_dim) and actions.dtype == np.float32
-    np.testing.assert_array_equal(loaded.act(observations, deterministic=True), actions)
-    sampled = policy.act(observations, False, np.random.default_rng(1))
-    np.testing.assert_array_equal(loaded.act(observations, False, np.random.default_rng(1)), sampled)
+    np.testing.assert_array_equal(loaded.act(observations), actions)
+    sampled = policy.act(observations, np.random.default_rng(1))
+    np.testing.assert_array_equal(loaded.act(observations, np.random.default_rng(1)), sampled)
     assert not np.array_equal(sampled, actions) and np.abs(sampled).max() <= 1
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".json", ".safetensors"]
     assert loaded.settings["attack"] == "max_cost" and loaded.settings["gamma"] == 0.99
@@ -76,18 +77,16 @@ def test_learning_curve_is_of_the_attack_reward(trained):
 
 def test_a_warm_started_adversary_maximises_the_reward_first(tmp_path, monkeypatch):
     """AntVelocity's Max Cost: two fifths of the steps are paid by r, then c is; the curve is R_z = c throughout."""
-    import saferule.sim.ppo as online
-
     paid = []
+    pursue = SimulatorEnv.pursue
 
-    class Watched(online.SimulatorVecEnv):
-        def pursue(self, scalar_reward):
-            super().pursue(scalar_reward)
-            paid.append((scalar_reward(3.0, 1.0), len(self.finished)))
+    def watched(self, scalar_reward):
+        pursue(self, scalar_reward)
+        paid.append((scalar_reward(3.0, 1.0), len(self.finished)))
 
-    monkeypatch.setattr(online, "SimulatorVecEnv", Watched)
+    monkeypatch.setattr(SimulatorEnv, "pursue", watched)
     train_adversary(get_task("AntVelocity"), "max_cost", 20_000, 0, tmp_path, progress=False)
-    assert paid == [(3.0, 0), (1.0, 0)]
+    assert paid == [(3.0, 0)] * 8 + [(1.0, 0)] * 8  # one per simulator
     rows = json.loads((tmp_path / CURVE_FILE).read_text())
     early = [row for row in rows if row.get("warm_up")]
     assert early and early == [row for row in rows if row["steps"] <= 8_192] and len(early) < len(rows)
@@ -116,7 +115,7 @@ def test_a_number_of_steps_given_by_hand_is_for_all_tasks():
 
 def test_rollouts_are_valid_data_with_true_labels(trained, tmp_path):
     policy, _ = trained
-    rollouts = roll_out(TASK, policy, 3, seed=5)
+    rollouts = roll_out_adversary(TASK, policy, 3, seed=5)
     assert len(rollouts) == 3 * TASK.horizon
     schema.save(rollouts, tmp_path / "rollouts.hdf5")
     assert schema.load(tmp_path / "rollouts.hdf5", TASK).digest() == rollouts.digest()
@@ -129,11 +128,11 @@ def test_rollouts_are_valid_data_with_true_labels(trained, tmp_path):
 
 def test_rollouts_depend_on_the_seed_alone(trained):
     policy, _ = trained
-    first = roll_out(TASK, policy, 2, seed=5)
+    first = roll_out_adversary(TASK, policy, 2, seed=5)
     np.random.random(3)
-    assert roll_out(TASK, policy, 2, seed=5).digest() == first.digest()
-    assert roll_out(TASK, policy, 1, seed=5).digest() == first.select([0]).digest()
-    assert roll_out(TASK, policy, 2, seed=6).digest() != first.digest()
+    assert roll_out_adversary(TASK, policy, 2, seed=5).digest() == first.digest()
+    assert roll_out_adversary(TASK, policy, 1, seed=5).digest() == first.select([0]).digest()
+    assert roll_out_adversary(TASK, policy, 2, seed=6).digest() != first.digest()
 
 
 def test_training_is_reproducible():
@@ -169,7 +168,7 @@ def test_errors_are_for_users(tmp_path, trained):
     with pytest.raises(SettingsError, match="max_cost"):
         train_adversary(TASK, "max_coast", 100, 0, tmp_path)
     with pytest.raises(SettingsError, match="at least one"):
-        roll_out(TASK, policy, 0, 0)
+        roll_out_adversary(TASK, policy, 0, 0)
     with pytest.raises(CheckpointError, match=r"policy\.json"):
         OnlinePolicy.load(tmp_path)
     (tmp_path / "policy.json").write_bytes((folder / "policy.json").read_bytes())
@@ -181,8 +180,8 @@ def test_errors_are_for_users(tmp_path, trained):
 def test_short_episodes_are_made_up_for(trained):
     """CarCircle's episodes have 300 steps: 2 hold 600, so 601 samples need a third."""
     policy, _ = trained
-    three = roll_out(TASK, policy, 2, seed=5, samples=601)
+    three = roll_out_adversary(TASK, policy, 2, seed=5, samples=601)
     assert len(three.episodes()) == 3 and len(three) == 900
-    assert leading(three, 2, 600).digest() == roll_out(TASK, policy, 2, seed=5).digest()
-    assert leading(three, 1, 301).digest() == roll_out(TASK, policy, 1, seed=5, samples=301).digest()
+    assert leading(three, 2, 600).digest() == roll_out_adversary(TASK, policy, 2, seed=5).digest()
+    assert leading(three, 1, 301).digest() == roll_out_adversary(TASK, policy, 1, seed=5, samples=301).digest()
     assert leading(three, 2, 601).digest() == three.digest()

@@ -28,15 +28,21 @@ def thrash(observations: np.ndarray, t: int) -> np.ndarray:
 @pytest.mark.parametrize(("name", "act"), [("CarCircle", steer), ("AntVelocity", thrash)])
 def test_sums_equal_a_plain_loop_over_the_simulator(name, act):
     task, simulator = get_task(name), make(name)
-    rows = roll_out(task, act, SEEDS)
-    for row, seed in zip(rows, SEEDS, strict=True):
-        observation, total, cost, length = simulator.reset(seed), 0.0, 0.0, 0
+    rows, trajectories = roll_out(task, act, SEEDS, record=True)
+    for row, episode, seed in zip(rows, trajectories, SEEDS, strict=True):
+        observations, actions, rewards, costs = [simulator.reset(seed)], [], [], []
         while True:
-            step = simulator.step(act(observation[None], length)[0])
-            observation, total, cost, length = step.observation, total + step.reward, cost + step.cost, length + 1
+            actions.append(act(observations[-1][None], len(actions))[0])
+            step = simulator.step(actions[-1])
+            for column, value in ((observations, step.observation), (rewards, step.reward), (costs, step.cost)):
+                column.append(value)
             if step.terminated or step.truncated:
                 break
-        assert row == {"seed": seed, "return": total, "cost": cost, "length": length}
+        assert row == {"seed": seed, "return": sum(rewards), "cost": sum(costs), "length": len(costs)}
+        for recorded, column in zip(episode, (observations, actions, rewards, costs), strict=False):
+            np.testing.assert_array_equal(recorded, column)
+        assert episode.terminated == step.terminated
+    assert roll_out(task, act, SEEDS[:1], simulators=[simulator]).rows == rows[:1]  # which stays open
     simulator.close()
     lengths = {row["length"] for row in rows}
     # The ant falls, at another step in each episode; the car always drives to the horizon.

@@ -25,16 +25,7 @@ from saferule.sim.ppo_settings import behaviour_settings
 from saferule.sim.rollout import Episode
 from saferule.sim.tasks import get_task
 
-PACKAGES = (
-    "stable-baselines3",
-    "torch",
-    "numpy",
-    "gymnasium",
-    "safety-gymnasium",
-    "mujoco",
-    "bullet-safety-gym",
-    "pybullet",
-)
+PACKAGES = "stable-baselines3 torch numpy gymnasium safety-gymnasium mujoco bullet-safety-gym pybullet".split()
 COST_LIMIT = TABLE7.kappa  # of the episode cost: "safe" episodes in the selection
 SAFE_SHARE = 0.4  # of the dataset's episodes
 
@@ -127,13 +118,18 @@ def record(behaviour: Behaviour, folder: Path) -> None:
 
     task, free = get_task(behaviour.task), behaviour.cost_limit is None
     recorded: list[Episode] = []
+
+    def report(row: dict[str, float]) -> None:
+        means = f"return {row['return']:.1f}, cost {row['cost']:.1f}, multiplier {row['multiplier']:.2f}"
+        print(f"{task.name} {behaviour.name}: {row['steps']} steps, {means}, {row['seconds']:.0f} s", flush=True)
+
     policy = train_ppo(
         task,
         _reward_only if free else Lagrangian(behaviour.cost_limit, task.horizon),
         behaviour.steps,
         behaviour.training_seed,
         record=recorded.append,
-        report=lambda row: print(_line(behaviour, row), flush=True),
+        report=report,
         progress=False,
     )
     policy.save(folder / behaviour.name)
@@ -155,8 +151,7 @@ def is_recorded(behaviour: Behaviour, folder: Path) -> bool:
     made = read_made(_path(behaviour, folder)) or {}
     settings = json.loads(json.dumps(asdict(behaviour_settings(behaviour.task))))  # a tuple is read back as a list
     expected = settings | {"seed": behaviour.training_seed}
-    found = made.get("ppo", {})
-    return made.get("behaviour") == asdict(behaviour) and {key: found.get(key) for key in expected} == expected
+    return made.get("behaviour") == asdict(behaviour) and made.get("ppo", {}) | expected == made.get("ppo")
 
 
 def assemble(
@@ -175,8 +170,8 @@ def assemble(
             parts.append(schema.load(_path(behaviour, folder), task).select(own))
         policies.append(_summary(behaviour, read_made(_path(behaviour, folder)), len(recorded), len(own)))
     dataset = schema.concatenate(parts)
-    returns, costs, recorded = dataset.episode_returns(), dataset.episode_costs(), len(returns)
-    selection = {"seed": selection_seed, "recorded": recorded, "cost_limit": COST_LIMIT, "safe_share": SAFE_SHARE}
+    selection = {"seed": selection_seed, "recorded": start, "cost_limit": COST_LIMIT, "safe_share": SAFE_SHARE}
+    returns, costs = dataset.episode_returns(), dataset.episode_costs()
     attributes = {
         "task": task.name,
         "env_id": task.env_id,
@@ -254,13 +249,6 @@ def spread(
 
 def _reward_only(reward: float, cost: float) -> float:
     return reward
-
-
-def _line(behaviour: Behaviour, row: dict[str, float]) -> str:
-    return (
-        f"{behaviour.task} {behaviour.name}: {row['steps']} steps, return {row['return']:.1f}, "
-        f"cost {row['cost']:.1f}, multiplier {row['multiplier']:.2f}, {row['seconds']:.0f} s"
-    )
 
 
 def _summary(behaviour: Behaviour, made: dict[str, Any], recorded: int, selected: int) -> dict[str, Any]:

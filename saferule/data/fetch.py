@@ -26,11 +26,7 @@ def dataset_folder() -> Path:
 
 
 def fetch(
-    task_name: str,
-    folder: Path | str | None = None,
-    *,
-    endpoint: str | None = None,
-    say: Callable[[str], None] = print,
+    task_name: str, folder: Path | str | None = None, *, endpoint: str | None = None, say: Callable[[str], None] = print
 ) -> Path:
     """The path of a task's DSRL file, downloaded if it is not there yet.
 
@@ -42,7 +38,10 @@ def fetch(
     task = get_task(task_name)
     path = Path(folder or dataset_folder()) / task.dsrl_file
     if path.exists():
-        return _check_present(path, task)
+        if _recorded(path) is None:
+            schema.load(path, task)
+        _check(path, path, "not downloaded by saferule")
+        return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as draft:
@@ -58,12 +57,11 @@ def _download(path: Path, task: Task, draft: str, endpoint: str | None, say: Cal
     """Fetch into the folder `draft`, judge what came, and give it its name."""
     from huggingface_hub import hf_hub_download, hf_hub_url
 
-    url = hf_hub_url(REPOSITORY, path.name, repo_type="dataset", endpoint=endpoint)
+    place = {"repo_id": REPOSITORY, "filename": path.name, "repo_type": "dataset", "endpoint": endpoint}
+    url = hf_hub_url(**place)
     say(f"{url}: fetching; when this is interrupted, the next call begins again")
-    try:  # token: the data are public, and a mirror should learn none
-        come = hf_hub_download(
-            REPOSITORY, path.name, repo_type="dataset", local_dir=draft, endpoint=endpoint, token=False
-        )
+    try:
+        come = Path(hf_hub_download(**place, local_dir=draft, token=False))  # public data: a mirror should learn none
     except Exception as error:  # the hub's own, those of its HTTP client, and OSError for a length that never comes
         reason = str(error.__cause__ or error).partition("\n")[0]
         raise DataError(
@@ -76,46 +74,33 @@ def _download(path: Path, task: Task, draft: str, endpoint: str | None, say: Cal
         rejected = path.with_name(path.name + ".rejected")
         os.replace(come, rejected)
         raise DataError(f"What came from {url} is not valid: {error} It is kept as {rejected}.") from None
-    found, recorded = _describe(Path(come), url), _recorded(path)
-    if recorded and recorded["sha256"] != found["sha256"]:
-        raise DataError(
-            f"What came from {url} has SHA-256 {found['sha256']}, expected {recorded['sha256']} as in "
-            f"{_record(path)} from an earlier download: delete that record to accept another file."
-        )
+    _check(come, path, url)
     os.replace(come, path)
-    write_bytes(_record(path), json.dumps(found, indent=1).encode() + b"\n")
 
 
-def _check_present(path: Path, task: Task) -> Path:
-    """Check a file that is there against its record; one without a record is validated and recorded."""
-    recorded = _recorded(path)
-    if not recorded:
-        schema.load(path, task)
-        found = _describe(path, "not downloaded by saferule")
-        write_bytes(_record(path), json.dumps(found, indent=1).encode() + b"\n")
-    elif (digest := sha256(path)) != recorded["sha256"]:
+def _check(file: Path, path: Path, url: str) -> None:
+    """Compare the content of `file` with what is recorded for `path`; record it where nothing is."""
+    found, recorded = sha256(file), _recorded(path)
+    if recorded is None:
+        made = {"url": url, "sha256": found, "bytes": file.stat().st_size}
+        write_bytes(_record(path), json.dumps(made, indent=1).encode() + b"\n")
+    elif found != recorded:
         raise DataError(
-            f"{path} has changed since it was recorded: SHA-256 {digest}, expected {recorded['sha256']} "
-            f"({_record(path).name}): delete the file to fetch it again, or the record to keep it as it is."
+            f"{path} has SHA-256 {found}, expected {recorded} as recorded in {_record(path).name}: delete the file to "
+            "fetch it again, or that record to accept it as it is."
         )
-    return path
-
-
-def _describe(path: Path, url: str) -> dict[str, str | int]:
-    return {"url": url, "sha256": sha256(path), "bytes": path.stat().st_size}
 
 
 def _record(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _recorded(path: Path) -> dict[str, str | int]:
-    """What was noted of a file when it was complete; empty if nothing was."""
-    if not _record(path).exists():
-        return {}
+def _recorded(path: Path) -> str | None:
+    """The SHA-256 that was noted of a file when it was complete."""
     try:
-        recorded = json.loads(_record(path).read_text())
-        return {"sha256": recorded["sha256"]}
+        return json.loads(_record(path).read_text())["sha256"]
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{_record(path)} is no record of a download ({error!r}): delete it to record the file again."

@@ -1,261 +1,587 @@
-"""Figures from tidy rows. Pure functions: rows in, a matplotlib Figure out; nothing is shown or saved here.
+"""Figures from tidy rows: rows in, a matplotlib Figure out; nothing is shown or saved here.
 
-Every axis has its unit, zero is always on the axes of cost and return, and the cost limit is drawn wherever a cost is.
+Zero is always on the axes of cost and return, and the cost limit is drawn wherever a cost is. Every replicate is drawn:
+as a dot of its own or as a line of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
-from saferule.report.canvas import LIMIT, UNITS, dot, head, limit_handle, panels, styled, with_zero
-from saferule.report.labels import (
+from saferule.agents import BACKBONES
+from saferule.report.style import (
     ATTACK_COLOURS,
     ATTACKS,
-    BACKBONES,
-    RATIO_STYLES,
-    UNLEARNING_LOG,
+    LIMIT,
+    METRICS,
+    OTHER,
+    STYLE,
+    backbone_label,
     condition,
+    dot,
+    head,
     in_order,
+    limit_line,
+    line,
     method_colour,
-    method_name,
+    method_label,
     method_style,
+    with_zero,
 )
-from saferule.report.tables import with_clean
+from saferule.report.tables import OURS, POLICY, SAME_RUN, TABLES, interval, paired, replicate_means, with_clean
+
+DASHES = ("", (4, 2), (1, 1.5), (4, 1.5, 1, 1.5))  # of the ratios, ascending
+MARKERS = ("o", "s", "^", "v")
+GOAL = {"color": "#555555", "linestyle": ":", "linewidth": 1.1}
+BAND = "#E4E4E4"
+SIDES = {
+    "observed": ("#000000", "observed"),
+    "bound": ("#D55E00", "bound as printed"),
+    "sharper": ("#0072B2", "sharper bound (ours)"),
+}
+
+# What the losses report, in the order in which it is drawn.
+TRAINING_LOG = {
+    "critic_loss": "reward critic loss",
+    "cost_critic_loss": "cost critic loss",
+    "q_cost": "mean Q_c at the policy's actions",
+    "actor_loss": "actor loss",
+    "vae_loss": "behaviour model (VAE) loss",
+    "multiplier": "Lagrange multiplier",
+    "alpha": "alpha: weight of OOD (CPQ), MMD (BEAR)",
+    "mmd": "discrepancy from the behaviour model",
+    "nu_loss": "nu loss",
+    "chi_loss": "chi loss",
+    "cost_bound": "upper bound on the cost per step",
+    "kl": "KL radius of that bound",
+    "tau": "tau",
+}
+UNLEARNING_LOG = {
+    "beta_f": "forget weight beta_f",
+    "gap": "gap to kappa + sigma on D_f",
+    "forget_q_cost_data": "mean Q_c on D_f, poisoned actions",
+    "forget_q_cost_policy": "mean Q_c on D_f, the policy's actions",
+    "forget_reward_residual": "softplus residual of Q_r, D_f (Eq. 5)",
+    "forget_cost_residual": "softplus residual of Q_c, D_f (Eq. 6)",
+    "forget_chi": "mean chi on D_f",
+    "forget_weight": "mean weight of the forget actions",
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure for each {task}, {backbone} and {method} of its title.
+
+    reads  how to read it, for the text alternative
+    draw   rows -> the figure and the entries of its legend
+    """
+
+    title: str
+    reads: str
+    draw: Callable[..., tuple[Figure, Sequence[Line2D]]]
+
+    def figures(self, rows: pd.DataFrame, *more: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+        """(what distinguishes it, such as "-CarCircle-cpq"; the figure, its label a text alternative) for each."""
+        each = [name for name in ("task", "backbone", "method") if f"{{{name}}}" in self.title]
+        for where, here in rows.groupby(each, sort=False) if each else [((), rows)] if len(rows) else []:
+            named = dict(zip(each, where, strict=True))
+            labels = {"task": str, "backbone": backbone_label, "method": method_label}
+            title = self.title.format(**{name: labels[name](value) for name, value in named.items()})
+            others = [frame[(frame[each] == pd.Series(named)).all(axis=1)] for frame in more]
+            with matplotlib.rc_context(STYLE):
+                figure, handles = self.draw(here, *others)
+                head(figure, title, handles).set_label(f"{title}. {self.reads}")
+            plt.close(figure)  # it is shown as an image, not once more at the end of the notebook's cell
+            yield "".join(f"-{value}" for value in where), figure
+
+
+# Frames
+
+
+def _titled(grid: sns.FacetGrid, titles: dict[str, str] | None = None) -> sns.FacetGrid:
+    """Panels titled by the values that they are of, a metric apart, which is on its axis."""
+    for key, panel in grid.axes_dict.items():
+        names = key if isinstance(key, tuple) else (key,)
+        panel.set_title(", ".join((titles or {}).get(name, name) for name in names if name and name not in METRICS))
+    return grid
+
+
+def _grid(rows: pd.DataFrame, width: float, height: float, **facets: Any) -> sns.FacetGrid:
+    """A panel of so many inches for each value of the facets' columns."""
+    return _titled(sns.FacetGrid(rows, height=height, aspect=width / height, despine=False, **facets))
+
+
+def _lines(
+    rows: pd.DataFrame, x: str, hue: str, colours: dict, width: float, height: float, *, sharex=True, titles=None, **look
+) -> sns.FacetGrid:
+    """A line for each policy (a replicate of a method in a cell), from the column value; zero is on the axis."""
+    policy = [name for name in (*POLICY, "method", hue) if name in rows]
+    rows = rows.assign(policy=rows[policy].astype(str).agg("-".join, axis=1))
+    look |= {"height": height, "aspect": width / height, "facet_kws": {"sharey": False, "sharex": sharex}}
+    grid = sns.relplot(
+        rows, kind="line", x=x, y="value", hue=hue, palette=colours, units="policy", estimator=None, linewidth=1.1,
+        markersize=3.5, markeredgewidth=0, legend=False, **look,
+    )  # fmt: skip
+    for panel in grid.axes.flat:
+        with_zero(panel, "y")
+    return _titled(grid.set_axis_labels("gradient step", ""), titles)
+
+
+def _shown(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the columns that panels are titled by: condition and the names of backbones."""
+    named = [condition(*where) for where in rows[["attack", "ratio"]].itertuples(index=False)]
+    return rows.assign(condition=named, backbone=rows["backbone"].map(backbone_label))
+
+
+def _order(rows: pd.DataFrame) -> list[str]:
+    known = [backbone_label(name) for name in BACKBONES]
+    return sorted(set(rows["backbone"]), key=lambda label: known.index(label) if label in known else -1)
+
+
+def _tall(rows: pd.DataFrame, values: Iterable[str], name: str = "metric") -> pd.DataFrame:
+    """One row per value column that is there."""
+    known = [column for column in values if column in rows and rows[column].notna().any()]
+    kept = [column for column in rows if column not in known]
+    return rows.melt(kept, known, name, "value").dropna(subset="value")
+
+
+def _conditions(rows: pd.DataFrame) -> list[tuple[str, float]]:
+    known = set(rows[["attack", "ratio"]].itertuples(index=False, name=None))
+    return sorted(known, key=lambda where: (list(ATTACKS).index(where[0]), where[1]))
+
+
+def _by_attack(rows: pd.DataFrame) -> tuple[dict[str, Any], list[Line2D]]:
+    """How `_lines` tells attacks and ratios apart, and the legend's entries."""
+    ratios = [ratio for ratio in sorted(set(rows["ratio"])) if ratio > 0]
+    dashes = dict(zip(ratios, DASHES, strict=False)) | {0.0: ""}
+    styles = {ratio: "-" if dash == "" else (0, dash) for ratio, dash in dashes.items()}
+    handles = [line(condition(a, r), ATTACK_COLOURS[a], styles[r]) for a, r in _conditions(rows)]
+    return {"hue": "attack", "colours": ATTACK_COLOURS, "style": "ratio", "dashes": dashes}, handles
+
+
+def _by_method(rows: pd.DataFrame) -> tuple[dict[str, Any], list[Line2D]]:
+    """How `_lines` tells methods apart, and the legend's entries."""
+    shown = in_order(rows["method"])
+    dashes = {method: "" if method_style(method) == "-" else DASHES[1] for method in shown}
+    colours = {method: method_colour(method) for method in shown}
+    handles = [line(method_label(m), method_colour(m), method_style(m)) for m in shown]
+    return {"hue": "method", "colours": colours, "style": "method", "dashes": dashes}, handles
+
+
+def _limit(grid: sns.FacetGrid, rows: pd.DataFrame, axis: str = "y") -> Line2D:
+    """Draw the limit in the panels of cost, and zero in all; the legend's entry."""
+    limit = rows["cost_limit"].iloc[0]
+    for key, panel in grid.axes_dict.items():
+        if "return" not in (key if isinstance(key, tuple) else (key,)):
+            getattr(panel, "axhline" if axis == "y" else "axvline")(limit, **LIMIT)
+        with_zero(panel, axis)
+    return limit_line(limit)
+
 
 # Attack
 
 
-@styled
-def return_against_cost(points: pd.DataFrame, cost_limit: float, title: str) -> Figure:
+def trajectories(points: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
     """Trajectories of D and D_f (`tables.data_points`): a panel per ratio and attack, true and poisoned labels."""
     colours = {"D": "#9A9A9A", "D_f, true labels": "#D55E00", "D_f, poisoned labels": "#0072B2"}
-    markers = {"D": "o", "D_f, true labels": "o", "D_f, poisoned labels": "X"}
-    poison = points[points["set"] != "D"]
-    ratios, attacks = sorted(poison["ratio"].unique()), list(poison["attack"].unique())
-    figure, axes = panels(len(ratios), len(attacks), 7.0 if len(attacks) == 1 else 3.6, 3.6, sharex=True, sharey=True)
-    for (row, ratio), (column, attack) in _product(ratios, attacks):
-        panel = axes[row, column]
-        here = poison[(poison["attack"] == attack) & (poison["ratio"] == ratio)]
-        for name, group in pd.concat([points[points["set"] == "D"], here]).groupby("set", sort=False):
-            size, alpha = (10, 0.55) if name == "D" else (26, 0.85)
-            look = {"color": colours[name], "marker": markers[name], "s": size, "alpha": alpha, "linewidths": 0}
-            panel.scatter(group["cost"], group["return"], **look)
-        panel.axvline(cost_limit, **LIMIT)
-        panel.set_title(condition(attack, ratio))
-        panel.set(xlabel=UNITS["cost"], ylabel=UNITS["return"])
-        panel.label_outer()
-    with_zero(axes[0, 0], "x")
-    with_zero(axes[0, 0], "y")
-    return head(figure, title, [dot(colours[n], n, markers[n]) for n in colours] + [limit_handle(cost_limit)])
+    markers, sizes = dict(zip(colours, "ooX", strict=True)), dict(zip(colours, (10, 26, 26), strict=True))
+    clean, poison = points[points["set"] == "D"], points[points["set"] != "D"]
+    repeated = clean.drop(columns=["attack", "ratio"]).merge(poison[["attack", "ratio"]].drop_duplicates(), how="cross")
+    rows = pd.concat([repeated, poison])
+    rows = rows.assign(attack=rows["attack"].map(ATTACKS), ratio=(100 * rows["ratio"]).map("{:g} %".format))
+    grid = sns.relplot(
+        rows, x="cost", y="return", row="ratio", col="attack", hue="set", palette=colours, style="set", markers=markers,
+        size="set", sizes=sizes, alpha=0.6, linewidth=0, height=2.9, aspect=1.2, legend=False,
+    )  # fmt: skip
+    with_zero(grid.axes[0, 0], "y")
+    limit = _limit(_titled(grid).set_axis_labels(*METRICS.values()), points, "x")
+    return grid.figure, [*(dot(name, colours[name], markers[name]) for name in colours), limit]
 
 
-@styled
-def adversary_curves(curves: pd.DataFrame, title: str) -> Figure:
-    """Mean undiscounted return of R_z while the adversary learns, a panel per attack, the last value written out.
+def adversaries(curves: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+    """Mean sum of R_z while the adversaries learn: a panel per attack, a line per replicate.
 
-    curves  attack, steps (simulator steps), scalar_return (mean of the last 100 episodes); perhaps warm_up, which is 1
-            in the reports of an adversary that was not paid R_z yet (reading adversary_start)
-    Hollow and grey: the warm-up, in which the adversary is paid the task's reward and R_z only counted.
+    curves  attack, replicate, steps (of the simulator), scalar_return (mean of the last 100 episodes); perhaps warm_up,
+            1 in the reports of an adversary that was not paid R_z yet (reading adversary_start), drawn grey and hollow
     """
-    curves = curves.assign(warm_up=curves.get("warm_up", pd.Series(0.0, curves.index)).fillna(0.0) > 0)
-    hollow = {"color": "#8A8A8A", "markerfacecolor": "white", "markersize": 4}
-    attacks = list(curves["attack"].unique())
-    figure, axes = panels(1, max(len(attacks), 1), 3.6 if len(attacks) > 1 else 7.0, 2.6 if attacks else 0.9)
-    if not attacks:
-        axes[0, 0].set_axis_off()
-        axes[0, 0].text(0.0, 0.5, "No curve: no episode ended in so few steps.", va="center")
-        return head(figure, title, [])
-    for panel, attack in zip(axes[0], attacks, strict=True):
-        rows = curves[curves["attack"] == attack]
-        panel.plot(rows["steps"] / 1000, rows["scalar_return"], color=ATTACK_COLOURS[attack], marker="o", markersize=3)
-        first = rows[rows["warm_up"]]
-        panel.plot(first["steps"] / 1000, first["scalar_return"], marker="o", **hollow)
-        last = rows.iloc[-1]
-        panel.annotate(
-            f"{last['scalar_return']:.1f}",
-            (last["steps"] / 1000, last["scalar_return"]),
-            textcoords="offset points",
-            xytext=(5, 0),
-            va="center",
-            annotation_clip=False,
-        )
-        panel.set_title(ATTACKS[attack])
-        panel.set(xlabel="simulator steps in thousands", ylabel="sum of R_z per episode")
-        panel.set_xlim(left=0)
-        with_zero(panel, "y")
-    warm = Line2D([], [], marker="o", linestyle="-", label="warm-up: paid the reward, not R_z", **hollow)
-    return head(figure, title, [warm] if curves["warm_up"].any() else [])
+    rows = curves.assign(thousands=curves["steps"] / 1000, value=curves["scalar_return"])
+    grid = _lines(rows, "thousands", "attack", ATTACK_COLOURS, 3.4, 2.4, col="attack", titles=ATTACKS, marker="o")
+    warm = rows[rows.get("warm_up", pd.Series(0.0, rows.index)).fillna(0.0) > 0]
+    hollow = {"marker": "o", "markerfacecolor": "white", "markersize": 4}
+    for (attack, _), here in warm.groupby(["attack", "replicate"], sort=False):
+        grid.axes_dict[attack].plot(here["thousands"], here["value"], color="#8A8A8A", **hollow)
+    grid.set_axis_labels("simulator steps in thousands", "sum of R_z per episode")
+    return grid.figure, [line("warm-up: paid the reward, not R_z", "#8A8A8A", **hollow)] if len(warm) else []
 
 
-# Learning and unlearning curves
+# Learning and unlearning
 
 
-@styled
-def logged(logs: pd.DataFrame, quantities: Mapping[str, str], title: str) -> Figure:
-    """What the losses reported, one line per policy: a panel per quantity, coloured by attack, dashed by ratio.
-
-    quantities  {column: title}, such as `labels.TRAINING_LOG`; columns that are missing are left out
-    """
-    figure, _, handles = _log_panels(logs, quantities)
-    return head(figure, title, handles)
+def logged(logs: pd.DataFrame, quantities: dict[str, str] = TRAINING_LOG) -> tuple[Figure, list[Line2D]]:
+    """What the losses reported, a line per policy: a panel per quantity, coloured by attack, dashed by ratio."""
+    rows, (look, handles) = _tall(logs, quantities), _by_attack(logs)
+    names = [name for name in quantities if name in set(rows["metric"])]
+    order = {"col": "metric", "col_order": names, "col_wrap": min(3, len(names)), "titles": quantities}
+    return _lines(rows, "step", width=3.2, height=2.1, **look, **order).figure, handles
 
 
-@styled
-def inside_safe_rule(logs: pd.DataFrame, title: str) -> Figure:
-    """The forget weight, the gap and the critics on D_f during Safe-RULE, with what they are steered to.
+def inside(logs: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+    """The forget weight, the gap and the critics on D_f, with what they are steered to.
 
     Dotted: kappa + sigma for Q_c (where the gap is 0), and ln 2 for the residuals, which softplus gives on target.
     """
-    figure, axes, handles = _log_panels(logs, UNLEARNING_LOG)
-    level = "forget_q_cost_policy" if "forget_q_cost_policy" in axes else "forget_chi"
+    figure, handles = logged(logs, UNLEARNING_LOG)
+    level = "forget_chi" if "forget_chi" in logs and logs["forget_chi"].notna().any() else "forget_q_cost_policy"
     target = (logs["gap"] + logs[level]).median()  # as the gap is kappa + sigma - this
     goals = dict.fromkeys(("forget_q_cost_data", level), target) | {"gap": 0.0}
-    goals |= {name: np.log(2) for name in ("forget_reward_residual", "forget_cost_residual")}
-    for name, panel in axes.items():
-        if name in goals:
-            panel.axhline(goals[name], color="#555555", linestyle=":", linewidth=1.1)
+    goals |= dict.fromkeys(("forget_reward_residual", "forget_cost_residual"), np.log(2))
+    named = {UNLEARNING_LOG[name]: goal for name, goal in goals.items()}
+    for panel in figure.axes:
+        if (title := panel.get_title("left")) in named:
+            panel.axhline(named[title], **GOAL)
             with_zero(panel, "y")
-    goal = Line2D([], [], color="#555555", linestyle=":", label="on target (kappa + sigma, gap 0, ln 2)")
-    return head(figure, title, [*handles, goal])
+    return figure, [*handles, Line2D([], [], label="on target (kappa + sigma, gap 0, ln 2)", **GOAL)]
 
 
-def _log_panels(logs: pd.DataFrame, quantities: Mapping[str, str]) -> tuple[Figure, dict[str, Axes], list[Line2D]]:
-    """The figure, its panel of each quantity that was logged, and the legend's entries."""
-    names = [name for name in quantities if name in logs and logs[name].notna().any()]
-    columns = min(3, len(names))
-    figure, grid = panels(-(-len(names) // columns), columns, 3.4, 2.1)
-    axes = dict(zip(names, grid.flat, strict=False))
-    look, handles = _attack_look(logs)
-    for name, panel in axes.items():
-        for key, rows in logs.groupby(["attack", "ratio", "training_seed"], sort=False):
-            colour, style = look[key[:2]]
-            panel.plot(rows["step"], rows[name], color=colour, linestyle=style, linewidth=1.2)
-        panel.set_title(quantities[name], fontsize=8.5)
-        panel.set(xlabel="gradient step")
-        panel.set_xlim(left=0)
-        with_zero(panel, "y")
-    for panel in grid.flat[len(names) :]:
-        panel.remove()
-    return figure, axes, handles
-
-
-@styled
-def training_curves(episodes: pd.DataFrame, title: str) -> Figure:
+def training_curves(episodes: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
     """Cost and return of snapshots in the simulator: a row per backbone, coloured by attack, dashed by ratio."""
-    look, handles = _attack_look(episodes)
-    names = ["attack", "ratio", "training_seed"]
-    return _curves(episodes, "backbone", lambda b: BACKBONES[b], names, lambda key: look[key[:2]], handles, title)
+    return _curves(episodes, "backbone", *_by_attack(episodes))
 
 
-@styled
-def unlearning_curves(episodes: pd.DataFrame, title: str) -> Figure:
-    """Cost and return of snapshots during unlearning: a row per attack and ratio, coloured by method.
-
-    Step 0 is the poisoned policy.
-    """
-    labelled = episodes.assign(condition=_conditions(episodes))
-    methods = in_order(episodes["method"])
-    look = {method: (method_colour(method), method_style(method)) for method in methods}
-    handles = [Line2D([], [], color=c, linestyle=s, label=method_name(m)) for m, (c, s) in look.items()]
-    names = ["method", "training_seed"]
-    return _curves(labelled, "condition", str, names, lambda key: look[key[0]], handles, title)
+def unlearning_curves(episodes: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+    """Cost and return of snapshots during unlearning: a row per attack and ratio, coloured by method."""
+    return _curves(episodes, "condition", *_by_method(episodes))
 
 
-def _curves(
-    episodes: pd.DataFrame,
-    row_by: str,
-    row_title: Callable[[str], str],
-    line_by: Sequence[str],
-    look: Callable[[tuple], tuple[str, str]],
-    handles: Sequence[Line2D],
-    title: str,
-) -> Figure:
-    """Means over a snapshot's episodes against the step; a row per value of `row_by`, columns cost and return."""
-    values = list(episodes[row_by].unique())
-    figure, axes = panels(len(values), 2, 4.2, 2.3, sharex="row")
-    limit = episodes["cost_limit"].iloc[0]
-    for row, value in enumerate(values):
-        here = episodes[episodes[row_by] == value]
-        for column, metric in enumerate(UNITS):
-            panel = axes[row, column]
-            for key, rows in here.groupby(list(line_by), sort=False):
-                colour, style = look(key)
-                means = rows.groupby("step")[metric].mean()
-                panel.plot(means.index, means, color=colour, linestyle=style, marker="o", markersize=3.5, linewidth=1.4)
-            if metric == "cost":
-                panel.axhline(limit, **LIMIT)
-            panel.set_title(row_title(value))
-            panel.set(xlabel="gradient step", ylabel=UNITS[metric])
-            panel.set_xlim(left=-0.02 * here["step"].max())
-            with_zero(panel, "y")
-    return head(figure, title, [*handles, limit_handle(limit)])
-
-
-def _attack_look(rows: pd.DataFrame) -> tuple[dict[tuple, tuple[str, str]], list[Line2D]]:
-    """{(attack, ratio): (colour, line style)} and the legend's entries."""
-    known = rows[["attack", "ratio"]].drop_duplicates().sort_values(["attack", "ratio"])
-    ratios = sorted(ratio for ratio in known["ratio"].unique() if ratio > 0)
-    look = {
-        (attack, ratio): (ATTACK_COLOURS[attack], RATIO_STYLES[ratios.index(ratio) % 4] if ratio > 0 else "-")
-        for attack, ratio in known.itertuples(index=False)
-    }
-    names = {key: condition(*key) if key[0] == "clean" else f"poisoned, {condition(*key)}" for key in look}
-    return look, [Line2D([], [], color=c, linestyle=s, label=names[key]) for key, (c, s) in look.items()]
+def _curves(rows: pd.DataFrame, row: str, look: dict, handles: list[Line2D]) -> tuple[Figure, list[Line2D]]:
+    """Means over a snapshot's episodes against the step, a line per policy; columns cost and return."""
+    means = rows.groupby([*POLICY, "method", "step"], sort=False)[list(METRICS)].mean().reset_index()
+    tall = _tall(_shown(means), METRICS)
+    grid = _lines(tall, "step", width=4.3, height=2.2, row=row, col="metric", sharex="row", marker="o", **look)
+    for (_, metric), panel in grid.axes_dict.items():
+        panel.set(xlabel="gradient step", ylabel=METRICS[metric])
+    return grid.figure, [*handles, _limit(grid, rows)]
 
 
 # Evaluation
 
 
-@styled
-def episode_dots(episodes: pd.DataFrame, title: str) -> Figure:
-    """Cost and return of every final episode: a row of panels per attack and ratio, a line per method.
+def methods(episodes: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+    """Cost and return of every method: a row of panels per attack and ratio, a line per method.
 
-    Small dots are episodes; a diamond is the mean of one training seed. Clean policies stand beside every condition.
+    Faint dots are episodes, dots the means of replicates; a diamond is their mean with its interval. Clean policies
+    stand beside every condition.
     """
-    rows = with_clean(episodes)
-    rows = rows.assign(condition=_conditions(rows))
-    conditions, methods = list(rows["condition"].unique()), in_order(rows["method"])
-    height = 0.6 + 0.3 * len(methods)
-    figure, axes = panels(len(conditions), 2, 4.3, height, sharex="col", sharey=True)
-    limit = rows["cost_limit"].iloc[0]
-    for row, name in enumerate(conditions):
-        here = rows[rows["condition"] == name]
-        for column, metric in enumerate(UNITS):
-            panel = axes[row, column]
-            for place, method in enumerate(methods):
-                _dots(panel, here[here["method"] == method], metric, place, method_colour(method))
-            if metric == "cost":
-                panel.axvline(limit, **LIMIT)
-            panel.set_yticks(range(len(methods)), [method_name(m) for m in methods])
-            panel.grid(False, axis="y")
-            panel.set_title(name)
-            panel.set(xlabel=UNITS[metric])
-            panel.label_outer()
-    axes[0, 0].set_ylim(len(methods) - 0.4, -0.6)  # the first method on top
-    for column in range(2):
-        with_zero(axes[0, column], "x")
-    handles = [dot("#444444", "one episode"), dot("#444444", "mean of one seed", "D"), limit_handle(limit)]
-    return head(figure, title, handles)
+    rows = _shown(with_clean(episodes))
+    means, shown = _tall(_shown(replicate_means(with_clean(episodes))), METRICS), in_order(rows["method"])
+    grid = _grid(means, 4.3, 0.7 + 0.27 * len(shown), row="condition", col="metric", sharex="col")
+    jitter = np.random.default_rng(0)  # the same in every execution
+    for (where, metric, method), here in means.groupby(["condition", "metric", "method"], sort=False):
+        panel, place, colour = grid.axes_dict[where, metric], shown.index(method), method_colour(method)
+        faint = rows.loc[(rows["condition"] == where) & (rows["method"] == method), metric]
+        panel.scatter(faint, place + 0.28 * jitter.uniform(-1, 1, len(faint)), s=8, alpha=0.3, color=colour, lw=0)
+        _replicates(panel, here["value"], place, colour)
+    for (_, metric), panel in grid.axes_dict.items():
+        _listed(panel, shown, METRICS[metric])
+    limit = _limit(grid, rows, "x")
+    return grid.figure, [dot("one episode"), dot("one replicate"), dot("mean, 95 % interval", marker="D"), limit]
 
 
-def _dots(panel: Axes, rows: pd.DataFrame, metric: str, place: int, colour: str) -> None:
-    heights = place + 0.28 * np.random.default_rng(0).uniform(-1, 1, len(rows))  # jitter, the same in every execution
-    panel.scatter(rows[metric], heights, s=11, alpha=0.45, color=colour, linewidths=0)
-    means = rows.groupby("training_seed")[metric].mean()
-    panel.scatter(
-        means, [place] * len(means), s=42, marker="D", color=colour, edgecolors="white", linewidths=0.9, zorder=3
+def _replicates(panel: Axes, values: pd.Series, place: float, colour: str, marker: str = "o") -> None:
+    """The replicates as dots and, of several, their mean as a diamond with its interval."""
+    panel.scatter(values, [place] * len(values), s=24, marker=marker, color=colour, edgecolors="white", lw=0.6, zorder=3)
+    if len(values) > 1:
+        low, high = interval(values)
+        panel.plot([low, high], [place, place], color=colour, linewidth=1.6, alpha=0.6, zorder=2)
+        panel.scatter(values.mean(), place, s=46, marker="D", facecolors="none", edgecolors=colour, zorder=4)
+
+
+def _listed(panel: Axes, shown: Sequence[str], label: str) -> None:
+    """A line for each method, the first on top."""
+    panel.set_yticks(range(len(shown)), [method_label(m) for m in shown])
+    panel.set_ylim(len(shown) - 0.4, -0.6)
+    panel.grid(False, axis="y")
+    panel.set(xlabel=label, ylabel="")
+
+
+def beside_paper(episodes: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+    """Table 1 as dots: a column of panels per backbone, a line per method, a dot per attack and ratio.
+
+    Filled are our means over replicates, hollow the paper's numbers.
+    """
+    table = _shown(TABLES["table1"].build(episodes))
+    conditions = _conditions(table)
+    ratios, shown = sorted(table["ratio"].unique()), in_order(table["method"])
+    grid = _grid(
+        table, 2.9, 0.7 + 0.3 * len(shown), row="metric", row_order=list(METRICS), col="backbone",
+        col_order=_order(table), sharex=False,
+    )  # fmt: skip
+    for row in table.itertuples():
+        panel, place = grid.axes_dict[row.metric, row.backbone], shown.index(row.method)
+        colour = ATTACK_COLOURS["clean" if row.method == "clean" else row.attack]
+        place += 0.5 * (conditions.index((row.attack, row.ratio)) + 0.5) / len(conditions) - 0.25
+        look = {"marker": MARKERS[ratios.index(row.ratio) % 4], "s": 24, "linewidths": 1.0, "edgecolors": colour}
+        panel.scatter(row.mean, place, color=colour, zorder=3, **look)
+        panel.scatter(row.paper, place, color="white", zorder=2, **look)
+    for (metric, _), panel in grid.axes_dict.items():
+        _listed(panel, shown, METRICS[metric])
+    limit = _limit(grid, table, "x")
+    handles = [dot(condition(a, r), ATTACK_COLOURS[a], MARKERS[ratios.index(r) % 4]) for a, r in conditions]
+    return grid.figure, [*handles, *_hollow(table), limit]
+
+
+def repairs(episodes: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+    """From the poisoned policy to Safe-RULE's in the plane of cost and return, ours and the paper's.
+
+    A panel per backbone, an arrow per attack and ratio, of our means over replicates and of the paper's numbers.
+    """
+    table = _shown(TABLES["table1"].build(episodes))
+    ends = table[table["method"].isin(["poisoned", OURS])]
+    wide = ends.pivot(index=["backbone", "attack", "ratio", "method"], columns="metric", values=["mean", "paper"])
+    grid = _grid(table, 3.6, 3.2, col="backbone", col_order=_order(table), col_wrap=2, sharex=False, sharey=False)
+    for (backbone, attack, _), pair in wide.groupby(level=["backbone", "attack", "ratio"], sort=False):
+        for whose, style, face in (("mean", "-", ATTACK_COLOURS[attack]), ("paper", ":", "white")):
+            panel, points = grid.axes_dict[backbone], pair[whose].droplevel([0, 1, 2]).reindex(["poisoned", OURS])
+            panel.plot(points["cost"], points["return"], color=ATTACK_COLOURS[attack], linestyle=style, zorder=2)
+            for marker, (_, point) in zip("os", points.iterrows(), strict=True):
+                look = {"color": face, "edgecolors": ATTACK_COLOURS[attack], "zorder": 3}
+                panel.scatter(point["cost"], point["return"], marker=marker, s=32, **look)
+    for panel in grid.axes.flat:
+        with_zero(panel, "y")
+    grid.set_axis_labels(METRICS["cost"], METRICS["return"])
+    limit = _limit(grid, table, "x")
+    handles = [line(ATTACKS[a], ATTACK_COLOURS[a]) for a in ATTACKS if a in set(table["attack"])]
+    handles += [dot("poisoned"), dot(method_label(OURS), marker="s"), *_hollow(table), limit]
+    return grid.figure, handles
+
+
+def _hollow(table: pd.DataFrame) -> list[Line2D]:
+    """The legend's entry for the paper, where it prints a number for any of these cells."""
+    return [dot("the paper", hollow=True)] if table["paper"].notna().any() else []
+
+
+def across(table: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+    """`tables.across_cells` as dots with intervals: a row of panels per backbone."""
+    panels = {
+        ("normalised_cost", "iqm"): "interquartile mean of cost / limit",
+        ("normalised_return", "iqm"): "interquartile mean of the return",
+        ("normalised_cost", "better"): "P(Safe-RULE costs less)",
+        ("normalised_return", "better"): "P(Safe-RULE returns more)",
+    }
+    rows = pd.concat(
+        table[table["metric"] == m].assign(of=label, value=table[c], low=table[f"{c}_low"], high=table[f"{c}_high"])
+        for (m, c), label in panels.items()
+    ).assign(backbone=lambda frame: frame["backbone"].map(backbone_label))
+    shown = in_order(rows["method"])
+    grid = _grid(rows, 2.9, 0.7 + 0.25 * len(shown), row="backbone", col="of", sharex="col")
+    for row in rows.dropna(subset="value").itertuples():
+        panel, place, colour = grid.axes_dict[row.backbone, row.of], shown.index(row.method), method_colour(row.method)
+        panel.plot([row.low, row.high], [place, place], color=colour, linewidth=1.6, alpha=0.6)
+        panel.scatter(row.value, place, s=30, color=colour, zorder=3)
+    for (backbone, of), panel in grid.axes_dict.items():
+        _listed(panel, shown, of)
+        panel.set_title(backbone)
+        if of.startswith("P"):
+            panel.axvline(0.5, **GOAL)
+            panel.set_xlim(-0.03, 1.03)
+        else:
+            with_zero(panel, "x")
+    return grid.figure, [dot("estimate"), line("95 % interval"), Line2D([], [], label="no difference", **GOAL)]
+
+
+def changes(episodes: pd.DataFrame, effects: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+    """Change of cost and return against the default under each reading (`tables.effects`): a row per backbone.
+
+    Dots are episodes from the same start, a diamond is their mean; grey and hollow are policies that are the default's
+    up to rounding. The band is the floor: the largest mean change among these and the same run again.
+    """
+    values = {f"{metric}_change": f"change of {label}" for metric, label in METRICS.items()}
+    rows = _tall(paired(episodes).query("reading != ''"), values).assign(at=lambda r: r["reading"] + " = " + r["option"])
+    rows["at"] = rows["at"].where(rows["reading"] != SAME_RUN, SAME_RUN)
+    same = effects.set_index(["backbone", "reading", "option"])["same_policy"]
+    backbones = [name for name in BACKBONES if name in set(rows["backbone"])]
+    counts = rows.groupby("backbone")["at"].nunique()
+    ratios = {"height_ratios": [counts[b] + 1.5 for b in backbones]}
+    height = (0.27 * counts.sum() + 0.6 * len(backbones)) / len(backbones)
+    grid = _grid(
+        rows, 4.4, height, row="backbone", row_order=backbones, col="metric", sharex=False, sharey=False, gridspec_kws=ratios
     )
+    for (backbone, metric), panel in grid.axes_dict.items():
+        here = rows[(rows["backbone"] == backbone) & (rows["metric"] == metric)]
+        means = here.groupby(["at", "reading", "option"], sort=False)["value"].mean().reset_index()
+        means = means.iloc[np.argsort(means["at"] != SAME_RUN, kind="stable")]
+        means["same"] = [same[backbone, r, o] for r, o in zip(means["reading"], means["option"], strict=True)]
+        floor = means.loc[means["same"] | (means["at"] == SAME_RUN), "value"].abs().max()
+        panel.axvspan(-np.nan_to_num(floor), np.nan_to_num(floor), color=BAND, linewidth=0, zorder=0)
+        panel.axvline(0, color="#555555", linewidth=1.0, zorder=1)
+        for place, row in enumerate(means.itertuples()):
+            colour = "#8A8A8A" if row.same else method_colour(OURS)
+            few = here.loc[here["at"] == row.at, "value"]
+            panel.scatter(few, [place] * len(few), s=11, alpha=0.4, color=colour, linewidths=0)
+            look = {"color": "white" if row.same else colour, "edgecolors": colour if row.same else "white"}
+            panel.scatter(row.value, place, s=42, marker="D", linewidths=0.9, zorder=3, **look)
+        panel.set_yticks(range(len(means)), means["at"] if metric == "cost_change" else [])
+        panel.set_ylim(len(means) - 0.4, -0.6)
+        panel.grid(False, axis="y")
+        panel.set(xlabel=values[metric], ylabel="", title=backbone_label(backbone))
+        with_zero(panel, "x")
+    handles = [dot("one episode", method_colour(OURS)), dot("mean", method_colour(OURS), "D")]
+    handles += [dot("mean, the default's policy up to rounding", "#8A8A8A", "D", hollow=True)]
+    return grid.figure, [*handles, Patch(color=BAND, label="floor: what rounding changes")]
 
 
-def _conditions(rows: pd.DataFrame) -> list[str]:
-    return [condition(attack, ratio) for attack, ratio in zip(rows["attack"], rows["ratio"], strict=True)]
+# Appendix A
 
 
-def _product(first: Sequence, second: Sequence) -> list[tuple]:
-    return [(a, b) for a in enumerate(first) for b in enumerate(second)]
+def tails(rows: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+    """Both sides of Eq. 15 against u, before and after unlearning: a row per backbone, a line per policy."""
+    rows = rows[(rows["inequality"] == "(15)") & (rows["stage"] != "during")]
+    stages = {"before": "before unlearning", "after": "after unlearning"}
+    return _both_sides(rows, "u", "u, in units of Q_r", "stage", stages)
+
+
+def bounds(rows: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+    """Both sides of Eq. 14 and 19 against the step: a row per backbone, a line per policy."""
+    names = {"(14)": "Eq. 14, mean excess of Q_r", "(19)": "Eq. 19, share still called safe"}
+    return _both_sides(rows[rows["inequality"].isin(list(names))], "step", "gradient step", "inequality", names)
+
+
+def constant_critic(rows: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+    """`appendix.constant_critic`: Lemma A.2 for a critic with the same Q_c on all of D_f."""
+    names = {name: name for name in rows["against"].unique()}
+    return _both_sides(rows.assign(backbone=""), "x", "", "against", names, sharex=False)
+
+
+def _both_sides(
+    rows: pd.DataFrame, x: str, label: str, col: str, names: dict[str, str], **shared: bool
+) -> tuple[Figure, list[Line2D]]:
+    tall = _tall(rows.assign(backbone=rows["backbone"].map(backbone_label)), SIDES, "side")
+    order = {"row": "backbone", "row_order": _order(tall), "col": col, "col_order": list(names), "titles": names}
+    marks = {"marker": "o"} if x != "x" else {}
+    grid = _lines(tall, x, "side", {s: colour for s, (colour, _) in SIDES.items()}, 4.3, 2.3, **order, **marks, **shared)
+    for (_, at), panel in grid.axes_dict.items():
+        if at != "(14)":  # a share
+            panel.axhline(1, **LIMIT)
+            panel.set_yscale("linear" if x == "x" else "symlog", **({} if x == "x" else {"linthresh": 2}))
+            panel.set_yticks([0, 0.5, 1, 10, 100], ["0", "0.5", "1", "10", "100"])
+            panel.set_ylim(-0.05, 3 if x == "x" else max(1.5, 1.3 * panel.dataLim.ymax))
+    grid.set_axis_labels(label, "")
+    if x == "u":
+        grid.set(xscale="log")
+    handles = [line(name, colour) for colour, name in SIDES.values()]
+    return grid.figure, [*handles, Line2D([], [], label="1: at or above it a bound says nothing", **LIMIT)]
+
+
+def neighbourhood(balls: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+    """Eq. 23-25, a row per backbone: the share of samples with a ball, radii, and what encloses the Lipschitz constant."""
+    rows = balls.assign(**{name: balls[name] / balls["diameter"] for name in ("radius", "printed")})
+    columns = {
+        "nonempty": ("samples with a ball (share)", "observed, found"),
+        "radius": ("median radius / the box's diameter", "a bound per member (ours)"),
+        "printed": ("median radius / the box's diameter", "as printed; product of spectral norms"),
+        "slope_found": ("Lipschitz constant of Q_c", "observed, found"),
+        "slope_bound": ("Lipschitz constant of Q_c", "as printed; product of spectral norms"),
+    }
+    tall = _tall(_shown(rows).drop(columns="samples"), columns)
+    tall["of"], tall["side"] = zip(*tall["metric"].map(columns), strict=True)
+    colours = dict(zip(dict.fromkeys(side for _, side in columns.values()), ("#000000", "#0072B2", "#D55E00"), strict=True))
+    order = {"row": "backbone", "row_order": _order(tall), "col": "of"}
+    grid = _lines(tall, "step", "side", colours, 3.4, 2.2, **order, marker="o")
+    return grid.figure, [line(side, colour) for side, colour in colours.items()]
+
+
+# Forgetting and time
+
+
+def actions(table: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+    """`forgetting.action_distances`: a row of panels per backbone, a line per method, a dot per replicate."""
+    words = {"forget": "states of D_f", "keep": "states of D"}
+    rows, shown = _shown(table), in_order(table["method"])
+    grid = _grid(
+        rows, 4.3, 0.6 + 0.25 * len(shown), row="backbone", row_order=_order(rows), col="states", col_order=list(words)
+    )
+    for (backbone, states, method), here in rows.groupby(["backbone", "states", "method"], sort=False):
+        _replicates(grid.axes_dict[backbone, states], here["distance"], shown.index(method), method_colour(method))
+    for (backbone, states), panel in grid.axes_dict.items():
+        here = rows[(rows["backbone"] == backbone) & (rows["states"] == states)]
+        panel.axvspan(here["floor_low"].min(), here["floor_high"].max(), color=BAND, zorder=0)
+        panel.axvline(here["floor"].mean(), **LIMIT)
+        _listed(panel, shown, "mean distance of the actions")
+        panel.set_title(f"{backbone}: {words[states]}")
+        with_zero(panel, "x")
+    floor = Line2D([], [], label="floor: clean policies of different replicates", **LIMIT)
+    band = Patch(color=BAND, label="its range over pairs")
+    return grid.figure, [dot("one replicate"), dot("mean, 95 % interval", marker="D"), floor, band]
+
+
+def relearning(curves: pd.DataFrame, table: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+    """Mean cost while policies train on the poisoned data, a panel per backbone; dotted, the levels that are "back"."""
+    rows = curves.assign(method=curves["start"]).groupby([*POLICY, "method", "step"], sort=False)["cost"].mean()
+    rows = rows.rename("value").reset_index()
+    (look, handles), rows = _by_method(rows), _shown(rows)
+    order = {"col": "backbone", "col_order": _order(rows), "col_wrap": min(2, rows["backbone"].nunique())}
+    grid = _lines(rows, "step", width=4.3, height=2.6, marker="o", **look, **order)
+    for row in table[table["status"] != "no harm"].drop_duplicates(["backbone", "replicate"]).itertuples():
+        grid.axes_dict[backbone_label(row.backbone)].axhline(row.level, **GOAL)
+    grid.set_axis_labels("gradient steps on D and D_f", METRICS["cost"])
+    back = Line2D([], [], label="back: halfway from clean to poisoned", **GOAL)
+    return grid.figure, [*handles, back, _limit(grid, curves)]
+
+
+def times(table: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+    """`timing.table3`: each method's share of retraining's time, on a logarithmic axis; hollow, the paper's (CPQ)."""
+    rows, shown = table.assign(backbone=table["backbone"].map(backbone_label)), in_order(table["method"])
+    grid = _grid(rows, 2.6, 0.7 + 0.27 * len(shown), col="backbone", col_order=_order(rows))
+    for row in rows.itertuples():
+        panel, place, colour = grid.axes_dict[row.backbone], shown.index(row.method), method_colour(row.method)
+        panel.scatter(row.share, place, s=34, color=colour, zorder=3)
+        panel.scatter(1 / row.paper_factor, place, s=34, facecolors="none", edgecolors=colour, zorder=2)
+    for backbone, panel in grid.axes_dict.items():
+        here = rows[(rows["backbone"] == backbone) & (rows["method"] != "clean")]
+        panel.axvline((here["share"] / here["relative_step"]).iloc[0], **LIMIT)
+        _listed(panel, shown, "share of retraining's time")
+        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+    steps = Line2D([], [], label="ratio of the numbers of steps", **LIMIT)
+    return grid.figure, [dot("measured"), dot("the paper, Table 3", hollow=True), steps]
+
+
+LINES = "One line per replicate."
+DOTS = "Dots are replicates, a diamond is their mean with its 95 % interval."
+FIGURES: dict[str, Drawing] = {
+    name: Drawing(title, reads, draw)
+    for name, title, reads, draw in (
+        ("adversaries", "{task}: the adversaries while they learn", LINES, adversaries),
+        ("trajectories", "{task}: return against cost of every trajectory", "Each dot is a trajectory.", trajectories),
+        ("training-losses", "{task}, {backbone}: training", LINES, logged),
+        ("training-curves", "{task}: policies in the simulator during training", LINES, training_curves),
+        ("training-methods", "{task}, {backbone}: clean against poisoned", DOTS, methods),
+        ("unlearning-methods", "{task}, {backbone}: before and after unlearning", DOTS, methods),
+        ("unlearning-curves", "{task}, {backbone}: in the simulator during unlearning", LINES, unlearning_curves),
+        ("unlearning-inside", "{task}, {backbone}: {method} from the inside", LINES, inside),
+        ("ablations", "{task}, {backbone}: variants of Safe-RULE", DOTS, methods),
+        ("readings", "{task}: other readings of the paper against the default", "Dots are episodes.", changes),
+        ("table1-methods", "{task}: every method", "Filled is ours, hollow the paper's.", beside_paper),
+        ("table1", "{task}: what Safe-RULE does to the poisoned policy", "Hollow is the paper's.", repairs),
+        ("across-cells", "All cells of a backbone", "Dots with 95 % bootstrap intervals.", across),
+        ("theory-tails", "{task}: Lemma A.1, Eq. 15, against u", LINES, tails),
+        ("theory-bounds", "{task}: Eq. 26 and 27 during unlearning (step 0: the poisoned policy)", LINES, bounds),
+        ("theory-constant-critic", "Lemma A.2 for a critic that is the same on all of D_f", "", constant_critic),
+        ("theory-neighbourhood", "{task}: the certified neighbourhood of poisoned actions", LINES, neighbourhood),
+        ("actions", "{task}: distance to the clean policies", f"{DOTS} The band is the floor.", actions),
+        ("relearning", "{task}: cost while policies train on the poisoned data", LINES, relearning),
+        ("table3", "{task}: time as a share of retraining's", "Hollow is the paper's.", times),
+    )
+}

@@ -1,78 +1,83 @@
 """Tidy tables from rows of episodes. Returns and costs are sums over an episode, undiscounted, in raw units.
 
-The rows of episodes are those of `saferule.runs.engine.Engine.evaluate`. Seeds of the training are the unit of
-replication: episodes are averaged within a seed first, and an interval is over seeds and only from three seeds on.
+The rows are those of `saferule.runs.results.episodes`. Replicates are independent from the adversary on and are the
+unit of replication: episodes are averaged within a replicate first. Every interval within a cell is Student's t over
+replicates (`interval`); across cells it is a stratified bootstrap (`across_cells`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats
 
+from saferule.agents import BACKBONES
 from saferule.attack.poison import ForgetSet
 from saferule.data.schema import Dataset
-from saferule.report.labels import ATTACKS, BACKBONES, condition, in_order, method_name
+from saferule.paper import READINGS, printed
+from saferule.report.style import ATTACKS, METRICS, backbone_label, condition, in_order, method_label
+from saferule.unlearn import METHODS
 
 CELL = ["task", "backbone", "attack", "ratio"]
-METRICS = ("cost", "return")
-SMALLEST_SAMPLE = 3  # seeds, for an interval
-RESAMPLES = 10_000
+POLICY = [*CELL, "replicate"]
+OURS, AGAIN = "safe-rule", "percentile-50"  # the paper's method, and the same once more as another agent
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+FEWEST = 3  # replicates, for the bootstrap across cells
+RESAMPLES = 2_000
+ROUNDING = 1e-6  # mean distance of actions that is rounding in any case; what long training makes of it can be more
 
 
 # Data and attack
 
 
-def data_points(data: Dataset, forget_sets: Sequence[ForgetSet]) -> pd.DataFrame:
-    """One row per trajectory of D and of every forget set: set, attack, ratio, return, cost.
+def data_points(
+    task: str, data: Dataset, forget_sets: Sequence[tuple[int, ForgetSet]], cost_limit: float
+) -> pd.DataFrame:
+    """One row per trajectory of D and of every forget set (with its replicate).
 
-    set is "D", "D_f, true labels" or "D_f, poisoned labels"; attack and ratio are empty for D.
+    Columns: task, set ("D", "D_f, true labels" or "D_f, poisoned labels"), attack, ratio, replicate (these are empty
+    for D), return, cost, cost_limit.
     """
 
-    def rows(name: str, dataset: Dataset, **columns: object) -> pd.DataFrame:
-        values = {"return": dataset.episode_returns(), "cost": dataset.episode_costs()}
-        return pd.DataFrame({"set": name, **columns, **values})
+    def rows(name: str, dataset: Dataset, attack: str | None = None, ratio: float = np.nan, replicate: float = np.nan):
+        told = {"task": task, "set": name, "attack": attack, "ratio": ratio, "replicate": replicate}
+        values = {"return": dataset.episode_returns(), "cost": dataset.episode_costs(), "cost_limit": cost_limit}
+        return pd.DataFrame(told | values).astype({"attack": object})
 
-    parts = [rows("D", data, attack=None, ratio=np.nan)]
-    for forget in forget_sets:
-        told = {"attack": forget.attack, "ratio": forget.ratio}
-        parts.append(rows("D_f, true labels", forget.true_dataset(), **told))
-        parts.append(rows("D_f, poisoned labels", forget.dataset, **told))
-    return pd.concat([part.astype({"attack": object, "ratio": float}) for part in parts], ignore_index=True)
+    parts = [rows("D", data)]
+    for replicate, forget in forget_sets:
+        where = forget.attack, forget.ratio, replicate
+        parts.append(rows("D_f, true labels", forget.true_dataset(), *where))
+        parts.append(rows("D_f, poisoned labels", forget.dataset, *where))
+    return pd.concat(parts, ignore_index=True)
 
 
 def data_summary(task: str, data: Dataset, cost_limit: float) -> pd.DataFrame:
     """One row about D: its size, how many trajectories are safe, the best return among these, how it was made."""
     returns, costs = data.episode_returns(), data.episode_costs()
     safe = costs <= cost_limit
-    row = {
-        "task": task,
-        "trajectories": len(returns),
-        "steps": len(data),
-        "cost_limit": cost_limit,
-        "safe_share": safe.mean(),
-        "best_safe_return": returns[safe].max() if safe.any() else float("nan"),
-        "made_by": data.attributes.get("made_by", "not stated in the file"),
-        "command": data.attributes.get("command", ""),
-    }
-    return pd.DataFrame([row])
+    row = {"task": task, "trajectories": len(returns), "steps": len(data), "cost_limit": cost_limit}
+    row |= {"safe_share": safe.mean(), "best_safe_return": returns[safe].max() if safe.any() else np.nan}
+    row |= {"made_by": data.attributes.get("made_by", "not stated in the file")}
+    return pd.DataFrame([row | {"command": data.attributes.get("command", "")}])
 
 
 def quantiles(points: pd.DataFrame) -> pd.DataFrame:
-    """Number of trajectories and quantiles of return and cost for each set of `data_points`."""
-    rows = []
-    for (name, attack, ratio), group in points.groupby(["set", "attack", "ratio"], sort=False, dropna=False):
-        row = {"set": name, "attack": attack, "ratio": ratio, "trajectories": len(group)}
-        for metric in ("return", "cost"):
-            for share, value in zip(QUANTILES, group[metric].quantile(list(QUANTILES)), strict=True):
-                row[f"{metric}_{share:.0%}"] = value
-        rows.append(row)
-    return pd.DataFrame(rows)
+    """Number of trajectories and quantiles of return and cost for each set of `data_points`, over its replicates."""
+    groups = points.groupby(["task", "set", "attack", "ratio"], sort=False, dropna=False)
+    spread = groups[["return", "cost"]].quantile(list(QUANTILES)).unstack()
+    spread.columns = [f"{metric}_{share:.0%}" for metric, share in spread.columns]
+    return spread.assign(trajectories=groups.size(), replicates=groups["replicate"].nunique()).reset_index()
 
 
-def forget_summary(task: str, data: Dataset, forget_sets: Sequence[ForgetSet]) -> pd.DataFrame:
+def forget_summary(task: str, data: Dataset, forget_sets: Sequence[tuple[int, ForgetSet]]) -> pd.DataFrame:
     """One row per forget set: its size, its share of the poisoned set, and true against poisoned labels.
 
     return and cost are means per trajectory, also over the last one, which is cut to the count; reward_label is the
@@ -80,138 +85,309 @@ def forget_summary(task: str, data: Dataset, forget_sets: Sequence[ForgetSet]) -
     above 0, with which the selection was filled. Columns with _D are those of the clean data.
     """
     rows = []
-    for forget in forget_sets:
-        row = {
-            "task": task,
-            "attack": forget.attack,
-            "ratio": forget.ratio,
-            "samples": len(forget),
-            "trajectories": len(forget.episodes),
-            "without_score": int((forget.scores <= 0).sum()),
-            "share": forget.share,
-            "reward_label": forget.dataset.rewards.mean(),
-        }
+    for replicate, forget in forget_sets:
+        row = {"task": task, "attack": forget.attack, "ratio": forget.ratio, "replicate": replicate}
+        row |= {"samples": len(forget), "trajectories": len(forget.episodes)}
+        row |= {"without_score": int((forget.scores <= 0).sum()), "share": forget.share}
+        row |= {"reward_label": forget.dataset.rewards.mean()}
         for name, dataset in (("true", forget.true_dataset()), ("label", forget.dataset), ("D", data)):
-            row[f"return_{name}"] = dataset.episode_returns().mean()
-            row[f"cost_{name}"] = dataset.episode_costs().mean()
+            row |= {f"return_{name}": dataset.episode_returns().mean(), f"cost_{name}": dataset.episode_costs().mean()}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def selected_without_score(summary: pd.DataFrame) -> list[str]:
-    """Sentences about a table of `forget_summary`: which forget sets hold trajectories without a score, if any."""
-    return [
-        f"{row['task']}, {condition(row['attack'], row['ratio'])}: {row['without_score']} of {row['trajectories']} "
-        "selected trajectories have a score S_z of 0 or less. The adversary found nothing there: they are ordinary "
-        "behaviour with a false label."
-        for row in summary[summary["without_score"] > 0].to_dict("records")
-    ] or [f"{', '.join(summary['task'].unique())}: every selected trajectory has a score S_z above 0."]
+def described(part: str) -> pd.DataFrame:
+    """One row per method of a part: what its family does, what it changes in that, and the file with the loss."""
+    rows = []
+    for method in (m for m in METHODS.values() if m.part == part):
+        family = import_module(f"saferule.unlearn.{method.family}")
+        changes = ", ".join(f"{name} = {value:g}" for name, value in method.coefficients.items())
+        does = str(family.__doc__).partition("\n")[0]
+        rows.append({"method": method.name, "what it is": does, "with": changes, "file": f"{method.family}.py"})
+    return pd.DataFrame(rows)
 
 
-# Policies
+# Within a cell
+
+
+def interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean of independent values, one per replicate; (nan, nan) for fewer than two."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values)
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 def with_clean(episodes: pd.DataFrame) -> pd.DataFrame:
     """The rows, with those of the clean policies repeated under every attack and ratio of their task and backbone."""
     clean, others = episodes[episodes["attack"] == "clean"], episodes[episodes["attack"] != "clean"]
-    conditions = others[CELL].drop_duplicates()
-    repeated = clean.drop(columns=["attack", "ratio"]).merge(conditions, on=["task", "backbone"])
+    repeated = clean.drop(columns=["attack", "ratio"]).merge(others[CELL].drop_duplicates(), on=["task", "backbone"])
     return pd.concat([others, repeated[episodes.columns]], ignore_index=True)
 
 
-def seed_means(episodes: pd.DataFrame, by: Sequence[str] = (*CELL, "method")) -> pd.DataFrame:
-    """Mean cost and return of each training seed over its episodes, with their number and the cost limit."""
-    grouped = episodes.groupby([*by, "training_seed"], sort=False)
-    means = grouped[["cost", "return", "cost_limit"]].mean()
-    return means.assign(episodes=grouped.size()).reset_index()
+def replicate_means(episodes: pd.DataFrame) -> pd.DataFrame:
+    """One row per cell, method and replicate: mean cost and return over its episodes, with their number and the limit.
 
-
-def summarise(episodes: pd.DataFrame, by: Sequence[str] = (*CELL, "method")) -> pd.DataFrame:
-    """Means over seeds, with a 95 % bootstrap interval over seeds where there are at least three.
-
-    Columns: `by`, cost, cost_low, cost_high, return, return_low, return_high, n_seeds, seeds, episodes (per seed),
-    cost_limit. The bounds are empty with fewer seeds.
+    safe says whether the mean cost is within the limit.
     """
+    grouped = episodes.groupby([*CELL, "method", "replicate"], sort=False)
+    means = grouped[[*METRICS, "cost_limit"]].mean().assign(episodes=grouped.size()).reset_index()
+    return in_reading_order(means.assign(safe=means["cost"] <= means["cost_limit"]))
+
+
+def over_replicates(means: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
+    """One row per cell, method and value column: mean, interval (low, high), n (the number of replicates), replicates.
+
+    means  one row per replicate; its columns episodes and cost_limit, where it has them, are kept
+    """
+    kept = [name for name in ("episodes", "cost_limit") if name in means]
+    tall = means.melt([*CELL, "method", "replicate", *kept], list(values), "metric", "value")
     rows = []
-    for values, group in seed_means(episodes, by).groupby(list(by), sort=False):
-        row = dict(zip(by, values, strict=True))
-        for metric in METRICS:
-            row[metric] = group[metric].mean()
-            row[f"{metric}_low"], row[f"{metric}_high"] = interval(group[metric].to_numpy())
-        row["n_seeds"] = len(group)
-        row["seeds"] = " ".join(str(seed) for seed in sorted(group["training_seed"]))
-        row["episodes"], row["cost_limit"] = int(group["episodes"].min()), group["cost_limit"].iloc[0]
-        rows.append(row)
-    return in_reading_order(pd.DataFrame(rows))
+    for where, group in tall.groupby([*CELL, "method", "metric"], sort=False):
+        low, high = interval(group["value"])
+        row = dict(zip([*CELL, "method", "metric"], where, strict=True))
+        row |= {"mean": group["value"].mean(), "low": low, "high": high, "n": len(group)}
+        row |= {"replicates": " ".join(map(str, sorted(group["replicate"])))}
+        rows.append(row | {name: group[name].min() for name in kept})
+    columns = [*CELL, "method", "metric", "mean", "low", "high", "n", "replicates", *kept]
+    return in_reading_order(pd.DataFrame(rows, columns=columns))
 
 
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of one value per seed; (nan, nan) for fewer than three seeds."""
-    if len(values) < SMALLEST_SAMPLE:
-        return float("nan"), float("nan")
-    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper, ours beside it: means over replicates, an interval, and what the paper prints.
+
+    parts  of the experiment whose methods it shows; it also shows every method that the paper's tables hold
+    paper  numbers of the paper's tables
+    """
+
+    title: str
+    paper: tuple[int, ...]
+    parts: tuple[str, ...] = ()
+
+    def build(self, episodes: pd.DataFrame) -> pd.DataFrame:
+        """One row per cell, method, metric and place where the paper prints it (column source; empty for none)."""
+        theirs = printed()
+        theirs = theirs[theirs["table"].isin(self.paper)]
+        shown = {m.name for m in METHODS.values() if m.part in self.parts} | set(theirs["method"])
+        rows = with_clean(episodes)
+        ours = over_replicates(replicate_means(rows[rows["method"].isin(shown)]), list(METRICS))
+        theirs = theirs.rename(columns={"value": "paper"}).drop(columns="table")
+        return in_reading_order(ours.merge(theirs, on=[*CELL, "method", "metric"], how="left"))
+
+    def shown(self, table: pd.DataFrame) -> pd.DataFrame:
+        """For the notebook: a row per cell and metric, a column per method, then the paper's, "45.0 ± 3.1" each."""
+        half = (table["high"] - table["mean"]).map("{:.1f}".format)
+        text = table["mean"].map("{:.1f}".format) + np.where(table["n"] > 1, " ± " + half, "")
+        tall = table.assign(text=text, condition=[condition(*c) for c in table[["attack", "ratio"]].to_numpy()])
+        index = ["task", "backbone", "condition", "metric", "n"]
+        methods = in_order(table["method"])
+        wide = _wide(tall, index, "text")[methods].rename(columns=method_label)
+        known = tall.dropna(subset="paper").assign(source=lambda rows: rows["source"] + ", " + rows["method"])
+        for source, rows in known.groupby("source", sort=False):
+            method = rows["method"].iloc[0]
+            name = f"paper's {source.removesuffix(f', {method}')}: {method_label(method)}"
+            wide[name] = _wide(rows, index, "paper")[method]
+        order = tall[index].drop_duplicates()
+        return wide.loc[pd.MultiIndex.from_frame(order)].rename(index=backbone_label, level="backbone").fillna("")
+
+
+def _wide(rows: pd.DataFrame, index: Sequence[str], values: str) -> pd.DataFrame:
+    return rows.drop_duplicates([*index, "method"]).pivot(index=list(index), columns="method", values=values)
+
+
+def improvement(episodes: pd.DataFrame) -> pd.DataFrame:
+    """How much each method removes of the poisoned policy's cost and adds to its return, within a replicate.
+
+    One row per cell, method and metric (cost_removed, return_gained), as `over_replicates`.
+    """
+    means = replicate_means(episodes)
+    start = means.loc[means["method"] == "poisoned", [*POLICY, *METRICS]]
+    joined = means[means["method"] != "poisoned"].merge(start, on=POLICY, suffixes=("", "_before"))
+    joined["cost_removed"] = joined["cost_before"] - joined["cost"]
+    joined["return_gained"] = joined["return"] - joined["return_before"]
+    return over_replicates(joined, ["cost_removed", "return_gained"])
+
+
+def counts(episodes: pd.DataFrame) -> pd.DataFrame:
+    """In how many cells a method keeps the limit, has the lowest mean cost, or the highest return within the limit.
+
+    One row per backbone and method, of the repairs and retraining (the clean policy); ties count for all that tie.
+    """
+    table = over_replicates(replicate_means(with_clean(episodes)), list(METRICS))
+    table = table[table["method"] != "poisoned"]
+    wide = table.pivot(index=[*CELL, "method", "cost_limit"], columns="metric", values="mean").reset_index()
+    wide["within_limit"] = wide["cost"] <= wide["cost_limit"]
+    wide["lowest_cost"] = wide["cost"] == wide.groupby(CELL)["cost"].transform("min")
+    safe = wide["return"].where(wide["within_limit"])
+    wide["best_within_limit"] = safe.eq(safe.groupby([wide[name] for name in CELL]).transform("max"))
+    grouped = wide.groupby(["backbone", "method"], sort=False)
+    table = grouped[["within_limit", "lowest_cost", "best_within_limit"]].sum()
+    return in_reading_order(table.assign(cells=grouped.size()).reset_index())
+
+
+# Across cells
+
+
+def across_cells(episodes: pd.DataFrame) -> pd.DataFrame:
+    """Methods over all cells of a backbone, by rliable's stratified bootstrap over replicates (Agarwal et al., 2021).
+
+    One row per backbone, metric (normalised) and method: iqm, the interquartile mean over cells and replicates; better,
+    the probability that Safe-RULE's policy of a random replicate costs less (or returns more) than the method's, ties
+    counted half, averaged over cells (empty for Safe-RULE itself); both with 95 % intervals. Only replicates count that
+    all methods have in all cells; a backbone with fewer than three has no rows.
+    """
+    from rliable.library import get_interval_estimates
+    from rliable.metrics import aggregate_iqm
+
+    def estimate(scores: Any, function: Callable) -> list[float]:
+        state = np.random.get_state()
+        np.random.seed(0)  # the bootstrap draws from the global generator, whatever it is given
+        try:
+            point, bounds = get_interval_estimates({"": scores}, lambda *x: np.array([function(*x)]), reps=RESAMPLES)
+        finally:
+            np.random.set_state(state)
+        return [float(point[""][0]), *(float(bound) for bound in bounds[""][:, 0])]
+
+    rows = []
+    for backbone, here in with_clean(episodes).groupby("backbone", sort=False):
+        for metric, sign in (("normalised_cost", -1), ("normalised_return", 1)):
+            means = here.groupby([*CELL, "method", "replicate"])[metric].mean().unstack([*CELL, "method"]).dropna()
+            if len(means) < FEWEST:
+                continue
+            scores = {m: means.xs(m, axis=1, level="method").to_numpy() for m in in_order(here["method"])}
+            for method, own in scores.items():
+                row = {"backbone": backbone, "metric": metric, "method": method}
+                row |= {"cells": own.shape[1], "n": own.shape[0]}
+                row |= dict(zip(("iqm", "iqm_low", "iqm_high"), estimate(own, aggregate_iqm), strict=True))
+                if method != OURS and OURS in scores:
+                    better = estimate([sign * scores[OURS], sign * own], improves)
+                    row |= dict(zip(("better", "better_low", "better_high"), better, strict=True))
+                rows.append(row)
+    return in_reading_order(pd.DataFrame(rows, columns=ACROSS))
+
+
+ACROSS = ["backbone", "metric", "method", "cells", "n", "iqm", "iqm_low", "iqm_high"]
+ACROSS += ["better", "better_low", "better_high"]
+
+
+def improves(ours: np.ndarray, others: np.ndarray) -> float:
+    """Probability that a value of ours (replicates, cells) is larger than one of others', ties counted half.
+
+    The mean over cells of the Mann-Whitney statistics, `rliable.metrics.probability_of_improvement` in one expression.
+    """
+    pairs = ours[:, None] - others[None]
+    return float((0.5 + 0.5 * np.sign(pairs)).mean())
+
+
+# Readings
+
+
+def paired(episodes: pd.DataFrame) -> pd.DataFrame:
+    """Every episode of Safe-RULE under a reading beside the default's from the same start and evaluation seed.
+
+    Columns cost_change and return_change; reading and option, which are empty for the default and ("same run again",
+    its name) for the default once more as another agent. Seeds that not all have are left out.
+    """
+    rows = read(episodes)
+    seeds = rows.loc[~rows["reading"].isin(["", SAME_RUN]), "seed"].unique()
+    rows = rows[rows["seed"].isin(seeds)]
+    default = rows.loc[rows["reading"] == "", [*POLICY, "seed", *METRICS]]
+    rows = rows.merge(default, on=[*POLICY, "seed"], suffixes=("", "_default"), validate="many_to_one")
+    return rows.assign(**{f"{m}_change": rows[m] - rows[f"{m}_default"] for m in METRICS})
+
+
+SAME_RUN = "same run again"
+
+
+def read(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those of Safe-RULE and of the same once more, with columns reading and option (of several, joined by commas)."""
+    rows = rows[rows["method"].isin([OURS, AGAIN])]
+    chosen, again = [json.loads(text) for text in rows["readings"]], rows["method"] == AGAIN
+    return rows.assign(
+        reading=[SAME_RUN if a else ", ".join(c) for a, c in zip(again, chosen, strict=True)],
+        option=[AGAIN if a else ", ".join(c.values()) for a, c in zip(again, chosen, strict=True)],
+    )
+
+
+def effects(episodes: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
+    """One row per policy and reading: cost and return, their changes against the default, and how the actions moved.
+
+    distances  from `saferule.report.forgetting.distances_to_default`
+    For each policy the default comes first, then the same run again, then the readings in descending order of the
+    change in cost, then in return. question, default and meaning are those of `saferule.paper.READINGS`. same_policy:
+    the actions are no farther from the default's than rounding, on D and on D_f. rounding is `ROUNDING`, or how far
+    those of the same run again are for this poisoned policy, where that is more.
+    """
+    rows, names = paired(episodes), [*POLICY, "reading", "option"]
+    grouped = rows.groupby(names, sort=False)
+    table = grouped[["cost", "return", "cost_change", "return_change"]].mean().assign(episodes=grouped.size())
+    moved = read(distances).set_index(names)[["actions_keep", "actions_forget"]]
+    table = table.join(moved).reset_index()
+    farthest = table[["actions_keep", "actions_forget"]].max(axis=1)
+    again = farthest.where(table["reading"] == SAME_RUN).groupby([table[name] for name in POLICY]).transform("max")
+    table["rounding"] = again.fillna(ROUNDING).clip(lower=ROUNDING)
+    table["same_policy"] = farthest <= table["rounding"]
+    about = [READINGS.get(name) for name in table["reading"]]
+    table["question"] = [r.question if r else "" for r in about]
+    table["default"] = [r.options[r.default] if r else "" for r in about]
+    table["meaning"] = [r.options[option] if r else "" for r, option in zip(about, table["option"], strict=True)]
+    kind = table["reading"].map({"": 0, SAME_RUN: 1}).fillna(2)
+    ranks = pd.DataFrame({"kind": kind} | {m: -table[f"{m}_change"].abs() for m in METRICS})
+    return in_reading_order(table.loc[ranks.sort_values(list(ranks), kind="stable").index])
+
+
+# What is shown
 
 
 def in_reading_order(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows sorted by task, backbone, attack, ratio and method, as the paper lists them."""
+    """Rows sorted by task, backbone, attack, ratio, method and replicate, as the paper lists them."""
     ranks = {"backbone": list(BACKBONES), "attack": list(ATTACKS), "method": in_order(frame.get("method", []))}
 
     def rank(column: pd.Series) -> pd.Series:
         order = ranks.get(str(column.name))
         return column.map({name: i for i, name in enumerate(order)}) if order else column
 
-    by = [name for name in (*CELL, "method", "training_seed") if name in frame]
+    by = [name for name in (*CELL, "metric", "method", "replicate") if name in frame]
     return frame.sort_values(by, key=rank, kind="stable", ignore_index=True) if len(frame) and by else frame
-
-
-def per_seed(episodes: pd.DataFrame) -> pd.DataFrame:
-    """Clean against poisoned, or any methods side by side: one row per cell, method and training seed."""
-    frame = seed_means(episodes)
-    frame["safe"] = frame["cost"] <= frame["cost_limit"]
-    return in_reading_order(frame)
-
-
-def changes(episodes: pd.DataFrame, before: str = "poisoned") -> pd.DataFrame:
-    """How much each method removes of the poisoned policy's cost and adds to its return, seed by seed, then the mean.
-
-    Columns: task, backbone, attack, ratio, method, cost_removed, return_gained, n_seeds.
-    """
-    means = seed_means(episodes)
-    start = means[means["method"] == before]
-    keys = [*CELL, "training_seed"]
-    joined = means[means["method"] != before].merge(start[[*keys, *METRICS]], on=keys, suffixes=("", "_before"))
-    joined["cost_removed"] = joined["cost_before"] - joined["cost"]
-    joined["return_gained"] = joined["return"] - joined["return_before"]
-    grouped = joined.groupby([*CELL, "method"], sort=False)
-    result = grouped[["cost_removed", "return_gained"]].mean().assign(n_seeds=grouped.size())
-    return in_reading_order(result.reset_index())
 
 
 def provenance(frame: pd.DataFrame, profile: str, digests: Mapping[str, str]) -> pd.DataFrame:
     """The table with the profile and the data digest of each row's task in front: what it was made with."""
-    told = frame.assign(profile=profile, data=frame["task"].map(lambda task: digests[task][:12]))
-    return told[["profile", "data", *frame.columns]]
+    every = " ".join(digest[:12] for digest in digests.values())
+    data = frame["task"].map(lambda task: digests[task][:12]) if "task" in frame else every
+    return frame.assign(profile=profile, data=data)[["profile", "data", *frame.columns]]
 
 
-def readable(frame: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
+def readable(frame: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     """For the notebook: names as the paper writes them, numbers rounded; without empty columns and the provenance,
-    which the head of the notebook states. Reward labels, of which tasks differ in scale, have three significant digits.
+    which the head of the notebook states. Numbers below 0.1 keep three significant digits.
     """
     shown = frame.drop(columns=["profile", "data"], errors="ignore").dropna(axis="columns", how="all").copy()
-    for column, names in (("backbone", BACKBONES), ("attack", ATTACKS)):
-        if column in shown:
-            shown[column] = shown[column].map(lambda name, names=names: names.get(name, name))
-    if "method" in shown:
-        shown["method"] = shown["method"].map(method_name)
-    for column in ("ratio", "share", "safe_share", "paper_ratio"):
-        if column in shown:
-            shown[column] = shown[column].map(lambda share: "" if pd.isna(share) else f"{100 * share:.3g} %")
-    if "ratio" in shown:
-        shown["ratio"] = shown["ratio"].replace("0 %", "")  # of clean policies
-    if "reward_label" in shown:
-        shown["reward_label"] = shown["reward_label"].map("{:.3g}".format)
-    numbers = shown.select_dtypes("float").columns
-    shown[numbers] = shown[numbers].round(digits) + 0.0  # no -0.0
+    names = {"backbone": backbone_label, "attack": lambda name: ATTACKS.get(name, name), "method": method_label}
+    for column in shown.columns.intersection(list(names)):
+        shown[column] = shown[column].map(names[column], na_action="ignore")
+    for column in shown.columns.intersection(["ratio", "share", "safe_share"]):
+        shown[column] = shown[column].map(lambda share: "" if pd.isna(share) else f"{100 * share:.3g} %")
+    shown = shown.replace({"ratio": {"0 %": ""}})  # of clean policies
+
+    def number(value: float) -> Any:
+        return "" if pd.isna(value) else f"{value:.3g}" if 0 < abs(value) < 0.1 else f"{round(value, digits) + 0.0:.{digits}f}"
+
+    for column in shown.select_dtypes("float"):
+        shown[column] = shown[column].map(number)
     return shown.fillna("")
+
+
+TABLES: dict[str, Table | Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "table1": Table("Cost and return of every method", (1, 4), ("main",)),
+    "table2": Table("Adaptive and fixed forget weight", (2,)),
+    "table4": Table("Trajdeleter, as published and cost-aware", (4,)),
+    "table5": Table("With and without critic unlearning", (5,)),
+    "table6": Table("The percentile of the reward reference", (6,)),
+    "replicates": replicate_means,
+    "improvement": improvement,
+    "counts": counts,
+    "across-cells": across_cells,
+}

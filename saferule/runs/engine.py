@@ -45,7 +45,7 @@ def make(runs: Sequence[Run], workspace: Workspace, executor: Executor | None = 
     if all(map(store.done, runs)):
         return
     with store.lock():
-        jobs = divide(runs, store, cores() if workspace.device == "cpu" else 1)
+        jobs = divide(runs, store, workspace.device)
         timings = [job for job in jobs if isinstance(job.runs[0], TimingRun)]
         others = [job for job in jobs if job not in timings]
         alone = workspace.device != "cpu" or cores() == 1 or len(others) == 1
@@ -74,8 +74,11 @@ def missing(runs: Sequence[Run], store: Store) -> list[Run]:
     return list(found)
 
 
-def divide(runs: Sequence[Run], store: Store, slots: int) -> list[Job]:
-    """The missing runs as jobs: interrupted populations as they were, the others so that all slots have work."""
+def divide(runs: Sequence[Run], store: Store, device: str) -> list[Job]:
+    """The missing runs as jobs: interrupted populations as they were, the others so that all cores have work.
+
+    On a CPU, where a large population gains nothing, one replicate does not wait for the next.
+    """
     todo = missing(runs, store)
     policies = [run for run in lineage(runs) if isinstance(run, PolicyRun)]
     continued = [group for group in store.interrupted(policies) if not set(todo).isdisjoint(group)]
@@ -83,11 +86,19 @@ def divide(runs: Sequence[Run], store: Store, slots: int) -> list[Job]:
     groups: dict[Any, list[Run]] = {}
     for run in todo:
         if run not in taken:
-            groups.setdefault(_together(run), []).append(run)
+            key = (*_together(run), run.replicate if device == "cpu" and isinstance(run, PolicyRun) else 0)
+            earlier = sum(
+                _together(other) == key[:-1] for other in lineage([run])[:-1]
+            )  # it cannot be made beside them
+            groups.setdefault((*key, earlier), []).append(run)
     alike: dict[Any, int] = {}  # groups that can be worked on at the same time
     for key in groups:
         alike[key[:2]] = alike.get(key[:2], 0) + 1
-    parts = [part for key, group in groups.items() for part in _cut(group, math.ceil(slots / alike[key[:2]]))]
+    parts = [
+        part
+        for key, group in groups.items()
+        for part in _cut(group, math.ceil((cores() if device == "cpu" else 1) / alike[key[:2]]))
+    ]
     order = {run: i for i, run in enumerate(todo)}
     return sorted((Job(part) for part in [*continued, *parts]), key=lambda job: min(order.get(r, 0) for r in job.runs))
 
@@ -96,15 +107,11 @@ def _together(run: Run) -> tuple:
     """Runs for which this is equal are made together; the first two parts are equal for what can run side by side."""
     if isinstance(run, ForgetRun):
         return run.KIND, 0, run.adversary
-    if isinstance(run, PolicyRun):
-        losses = loss_options(run.method, run.backbone, dict(run.readings))
-        algorithm = family(run.method, run.backbone).__name__, losses
-        return run.KIND, _depth(run), run.task, run.backbone, run.data, run.config, run.steps, run.snapshots, algorithm
-    return run.KIND, 0, run
-
-
-def _depth(run: Run) -> int:
-    return 1 + max(map(_depth, parents(run)), default=0)
+    if not isinstance(run, PolicyRun):
+        return run.KIND, 0, run
+    losses = loss_options(run.method, run.backbone, dict(run.readings))
+    algorithm = family(run.method, run.backbone).__name__, losses, run.start is None
+    return run.KIND, algorithm[2], algorithm, run.task, run.backbone, run.data, run.config, run.steps, run.snapshots
 
 
 def _cut(group: list[Run], wanted: int) -> list[list[Run]]:

@@ -1,0 +1,234 @@
+"""The notebooks' face: the runs of one profile, made where they are missing, and what is shown of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from IPython.display import HTML, Image, Markdown, display
+
+from saferule.attack.adversary import CURVE_FILE
+from saferule.attack.poison import ForgetSet, attack_reward
+from saferule.data.schema import Dataset, clean_data
+from saferule.files import write_bytes
+from saferule.paper import TABLE7
+from saferule.report import tables
+from saferule.report.figures import FIGURES
+from saferule.report.style import ATTACKS, png
+from saferule.report.timing import table3
+from saferule.runs import results
+from saferule.runs.engine import make
+from saferule.runs.execute import cores, process_pool
+from saferule.runs.experiment import Profile, ablated, get_profile, plan
+from saferule.runs.places import known_data, workspace
+from saferule.runs.spec import PolicyRun, Run, identity
+from saferule.runs.work import forget_data
+from saferule.sim.film import Job, as_html, film_adversaries
+from saferule.unlearn import METHODS
+
+COMPARED = ("main", "ablations")  # parts of which policies stand beside those of any other
+
+
+class Study:
+    """One profile with its changes.
+
+    profile                    smoke, cpu or paper
+    tasks, ..., replicates     choose among the profile's; None takes all of them
+    output                     root of the results, by default the checkout's ``artifacts``
+    data                       folder of the datasets, by default ``artifacts/data``, or where dsrl keeps its own
+    changes                    {field: value} for other fields of the profile
+    """
+
+    def __init__(
+        self,
+        profile: str = "smoke",
+        tasks: Sequence[str] | None = None,
+        backbones: Sequence[str] | None = None,
+        attacks: Sequence[str] | None = None,
+        ratios: Sequence[float] | None = None,
+        replicates: Sequence[int] | None = None,
+        *,
+        output: str | Path | None = None,
+        data: str | Path | None = None,
+        changes: Mapping[str, Any] | None = None,
+    ) -> None:
+        chosen = {"tasks": tasks, "backbones": backbones, "attacks": attacks, "ratios": ratios}
+        chosen = dict(changes or {}) | chosen | {"replicates": replicates}
+        self.changes = {name: value for name, value in chosen.items() if value is not None}
+        self.profile: Profile = get_profile(profile, **self.changes)
+        self.workspace = workspace(self.profile, output, data)
+        self.store, self.folder = self.workspace.store, self.workspace.store.root
+
+    @property
+    def name(self) -> str:
+        """The profile's name with what was changed, for tables."""
+        plain = {k: " ".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in self.changes.items()}
+        changed = ", ".join(f"{name}={value}" for name, value in sorted(plain.items()))
+        return self.profile.name + (f" ({changed})" if changed else "")
+
+    @cached_property
+    def plan(self) -> dict[str, list[Run]]:
+        """What the profile asks for, by part (`saferule.runs.experiment.plan`)."""
+        for task in self.profile.tasks:
+            self.dataset(task)  # an error about one that is not there is better now
+        return plan(self.profile, known_data(self.profile, self.workspace.data_folder)[0])
+
+    # Runs
+
+    def dataset(self, task: str) -> Dataset:
+        """The clean data D of a task."""
+        return clean_data(self.workspace.data_folder, task)
+
+    def make(self, runs: Sequence[Run]) -> None:
+        """Make the runs that are missing, and what they build on."""
+        make(runs, self.workspace)
+
+    def part(self, part: str, **which: str) -> list[PolicyRun]:
+        """The policies of a part of the plan (`only` those), made and evaluated where that is missing."""
+        return self._evaluated(self.only(self.plan[part], **which))
+
+    def only(self, policies: Sequence[PolicyRun], **which: str) -> list[PolicyRun]:
+        """The policies whose methods are declared so, such as start="fresh" or family="safe_rule"."""
+        return [run for run in policies if which.items() <= vars(METHODS[run.method]).items()]
+
+    def beside(self, policies: Sequence[PolicyRun]) -> list[PolicyRun]:
+        """The policies of parts main and ablations that share data and replicate with any of these, and their clean."""
+
+        def where(run: PolicyRun, forget: Any) -> tuple:
+            return run.task, run.backbone, run.replicate, forget
+
+        known = {where(run, forget) for run in policies for forget in (run.forget, None)}
+        compared = [run for part in COMPARED for run in self.plan[part]]
+        return self._evaluated([run for run in compared if where(run, run.forget) in known])
+
+    def _evaluated(self, policies: Sequence[PolicyRun]) -> list[PolicyRun]:
+        self.make([*policies, *self._evaluations(policies)])
+        return list(policies)
+
+    def _evaluations(self, policies: Sequence[PolicyRun]) -> list[Run]:
+        known = {run.policy: run for run in self.plan["evaluations"]}
+        return [known[policy] for policy in policies if policy in known]
+
+    def ablated(self, policies: Sequence[PolicyRun]) -> list[PolicyRun]:
+        """Those of the condition of the ablations (`saferule.runs.experiment.ablated`)."""
+        return [run for run in policies if ablated(self.profile, run)]
+
+    def forget_sets(self, task: str) -> list[tuple[int, ForgetSet]]:
+        """D_f for every attack and ratio, each with its replicate."""
+        runs = [run for run in self.plan["forget sets"] if run.adversary.task == task]
+        self.make(runs)
+        return [(run.adversary.seed, forget_data(self.store, run)) for run in runs]
+
+    # Rows
+
+    def adversary_curves(self) -> pd.DataFrame:
+        """Learning curves of the adversaries: task, attack, replicate, steps, scalar_return, return, cost, ..."""
+        self.make(self.plan["adversaries"])
+        rows = [
+            {"task": run.task, "attack": run.attack, "replicate": run.seed} | row
+            for run in self.plan["adversaries"]
+            for row in json.loads((self.store.folder(run) / CURVE_FILE).read_text())
+        ]
+        return pd.DataFrame(rows, columns=None if rows else ["task", "attack", "replicate", "steps", "scalar_return"])
+
+    def trajectories(self) -> pd.DataFrame:
+        """Every trajectory of D and of the forget sets, of all tasks (`saferule.report.tables.data_points`)."""
+        limit = self.profile.cost_limit
+        points = [tables.data_points(t, self.dataset(t), self.forget_sets(t), limit) for t in self.profile.tasks]
+        return pd.concat(points, ignore_index=True)
+
+    def episodes(self, policies: Sequence[PolicyRun]) -> pd.DataFrame:
+        """The final evaluation: one row per episode."""
+        rows = results.episodes(self.store, self._evaluations(policies))
+        return rows[rows["final"]].reset_index(drop=True)
+
+    def curves(self, policies: Sequence[PolicyRun]) -> pd.DataFrame:
+        """Episodes on the way and at the end, on the same seeds; step 0 is the policy that one started from."""
+        parts = [results.episodes(self.store, self._evaluations(policies))]
+        on_the_way = parts[0].loc[~parts[0]["final"], "seed"]
+        for run in policies:
+            if run.start:
+                parts.append(self.episodes([run.start]).assign(**identity(run), step=0, final=False))
+        rows = pd.concat(parts, ignore_index=True)
+        return rows[rows["seed"].isin(on_the_way)] if len(on_the_way) else rows
+
+    def logs(self, policies: Sequence[PolicyRun]) -> pd.DataFrame:
+        """What the losses reported, one row per policy and logged step."""
+        return results.logs(self.store, policies)
+
+    def times(self) -> pd.DataFrame:
+        """Table 3, measured where that is missing (`saferule.report.timing.table3`)."""
+        self.make(self.plan["timing"])
+        return table3(results.times(self.store, self.plan["timing"]))
+
+    def stopped(self, policies: Sequence[PolicyRun]) -> None:
+        """Print a sentence for each policy whose run ended early because a value was not finite."""
+        print(*results.stopped(self.store, policies), sep="\n")
+
+    # What is shown
+
+    def made_with(self) -> None:
+        """Show profile, data, replicates, steps and episodes, and what that is worth."""
+        p = self.profile
+        data = ", ".join(f"{t} `{self.dataset(t).digest()[:12]}` ({len(self.dataset(t))} steps)" for t in p.tasks)
+        steps = {run.task: run.steps for run in self.plan["adversaries"]}
+        lines = [
+            f"**Profile {self.name}.** Data: {data}. Replicates: {', '.join(map(str, p.replicates))}, each with its own "
+            f"adversary, forget sets and seeds. Gradient steps: {p.training_steps} of training, {p.unlearning_steps} of "
+            f"unlearning. Simulator steps of the adversaries: {', '.join(f'{n} ({t})' for t, n in steps.items())}. "
+            f"Evaluation: {p.episodes} episodes per policy ({p.curve_episodes} per snapshot), the same seeds for every "
+            f"policy, deterministic, cost limit {p.cost_limit:g}.",
+        ]
+        if p.name != "paper" or self.changes:
+            lines.append(
+                f"This is a reduced run (the paper: {TABLE7.training_steps} training, {TABLE7.unlearning_steps} "
+                "unlearning steps), **not the paper's result**."
+            )
+        display(Markdown("\n\n".join(lines)))
+
+    def save_table(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Write the table with its provenance to ``tables/<name>.csv``; returns what was written."""
+        digests = {task: self.dataset(task).digest() for task in self.profile.tasks}
+        told = tables.provenance(frame, self.name, digests)
+        (self.folder / "tables").mkdir(parents=True, exist_ok=True)
+        write_bytes(self.folder / "tables" / f"{name}.csv", told.to_csv(index=False).encode())
+        return told
+
+    def table(self, name: str, rows: pd.DataFrame, file: str = "") -> pd.DataFrame:
+        """Build a table of `TABLES` from rows of episodes, save it and display it."""
+        kind = tables.TABLES[name]
+        built = self.save_table(kind.build(rows) if isinstance(kind, tables.Table) else kind(rows), file or name)
+        self.display(kind.shown(built) if isinstance(kind, tables.Table) else built)
+        return built
+
+    def display(self, frame: pd.DataFrame) -> None:
+        """Display all rows of a table with names as the paper writes them and rounded numbers."""
+        with pd.option_context("display.max_rows", None, "display.max_columns", None, "display.max_colwidth", None):
+            display(tables.readable(frame))
+
+    def films(self) -> None:
+        """Show an episode of each adversary of the first replicate, kept in ``videos/``; without it, say why not."""
+        runs = [run for run in self.plan["adversaries"] if run.seed == self.profile.replicates[0]]
+        if not self.profile.videos:
+            return print("No films: videos are switched off (videos=false).")
+        self.make(runs)
+        jobs = []
+        for run in runs:
+            folder, title = self.store.folder(run), f"{run.task}, {ATTACKS[run.attack]}"
+            score = partial(attack_reward, run.attack)
+            jobs.append(Job(folder, self.folder / "videos" / f"{folder.name}.gif", score, title))
+        (self.folder / "videos").mkdir(parents=True, exist_ok=True)
+        with process_pool(cores()) as pool:
+            display(HTML(as_html(film_adversaries(jobs, pool))))
+
+    def figure(self, name: str, *rows: pd.DataFrame) -> None:
+        """Draw a figure of `FIGURES` for each task (and backbone), write ``figures/<name>-*.png`` and display that."""
+        (self.folder / "figures").mkdir(parents=True, exist_ok=True)
+        for where, figure in FIGURES[name].figures(*rows):
+            image = png(figure)
+            write_bytes(self.folder / "figures" / f"{name}{where}.png", image)
+            display(Image(image, width=round(figure.get_figwidth() * 100), alt=str(figure.get_label())))

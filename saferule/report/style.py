@@ -1,0 +1,115 @@
+"""One look for everything that is shown: names, order and colours, and the frame of every figure.
+
+Labels and colours of methods and backbones are those of their declarations (`saferule.unlearn.METHODS`, a backbone's
+LABEL). The colours are those of Okabe and Ito (2008) and Tol (2021), which people with the common colour vision
+deficiencies can tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
+
+from saferule.agents import BACKBONES, get_backbone
+from saferule.unlearn import METHODS
+
+ATTACKS = {"clean": "clean", "max_cost": "Max Cost", "max_reward": "Max Reward", "min_reward": "Min Reward"}
+ATTACK_COLOURS = {"clean": "#009E73", "max_cost": "#D55E00", "max_reward": "#E69F00", "min_reward": "#CC79A7"}
+METRICS = {"cost": "cost per episode", "return": "return per episode"}
+OTHER = "#444444"  # what has no colour of its own
+LIMIT = {"color": "#555555", "linewidth": 1.0, "linestyle": (0, (4, 3)), "zorder": 1}
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """The given methods as they are declared; ones without a declaration come last."""
+    known = list(METHODS)
+    return sorted(set(methods), key=lambda m: (known.index(m) if m in known else len(known), m))
+
+
+def method_label(method: str) -> str:
+    """How a method is called in figures and tables."""
+    return METHODS[method].label if method in METHODS else method
+
+
+def method_colour(method: str) -> str:
+    """The colour of a method, the same in every figure."""
+    return METHODS[method].colour if method in METHODS else OTHER
+
+
+def method_style(method: str) -> str:
+    """The line style of a method, which tells apart those of one family whose colours are near each other."""
+    return METHODS[method].style if method in METHODS else "-"
+
+
+def backbone_label(backbone: str) -> str:
+    """How a backbone is called in figures and tables."""
+    return get_backbone(backbone).LABEL if backbone in BACKBONES else backbone
+
+
+def condition(attack: str, ratio: float) -> str:
+    """An attack with its ratio, such as "Max Cost 15 %"."""
+    return ATTACKS[attack] if attack == "clean" else f"{ATTACKS[attack]} {100 * ratio:g} %"
+
+
+def with_zero(axes: Axes, axis: str) -> None:
+    """Keep zero on the axis, with a little air so that dots at zero are not cut."""
+    low, high = sorted(getattr(axes, f"get_{axis}lim")())
+    low, high = min(low, 0.0), max(high, 0.0)
+    air = 0.03 * (high - low)
+    getattr(axes, f"set_{axis}lim")(low - (air if low == 0 else 0), high + (air if high == 0 else 0))
+
+
+def line(label: str, colour: str = OTHER, style: str = "-", **look: object) -> Line2D:
+    """A legend's entry for lines."""
+    return Line2D([], [], color=colour, linestyle=style, label=label, **look)
+
+
+def dot(label: str, colour: str = OTHER, marker: str = "o", *, hollow: bool = False) -> Line2D:
+    """A legend's entry for dots."""
+    face = "white" if hollow else colour
+    return line(label, colour, "none", marker=marker, markersize=5, markerfacecolor=face)
+
+
+def limit_line(limit: float) -> Line2D:
+    """A legend's entry for the line at the cost limit."""
+    return Line2D([], [], label=f"cost limit {limit:g}", **LIMIT)
+
+
+def head(figure: Figure, title: str, handles: Sequence[Line2D]) -> Figure:
+    """Title and legend above the panels."""
+    figure.set_layout_engine("constrained")
+    if not handles:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
+        return figure
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / 2.1)))
+    look = {"ncols": columns, "title_fontsize": 10.5, "fontsize": 9, "borderpad": 0.0, "alignment": "left"}
+    figure.legend(handles=list(handles), title=title, loc="outside upper left", **look)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG of 128 colours, a third of the size: executed notebooks are committed with their figures."""
+    drawn, small = BytesIO(), BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(drawn, format="png", dpi=150)
+    with Image.open(drawn) as image:
+        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    return small.getvalue()

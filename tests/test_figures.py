@@ -1,0 +1,205 @@
+"""Figures from rows made by hand."""
+
+import io
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from episodes_by_hand import CELL, rows, two_replicates
+from matplotlib.image import imread
+from test_tables import data, distances_of, forget, many, other_readings  # noqa: F401
+
+from saferule.agents import BACKBONES
+from saferule.report import figures, style, tables
+from saferule.report.figures import FIGURES
+from saferule.unlearn import METHODS, Method
+
+
+@pytest.fixture
+def episodes():
+    return two_replicates()
+
+
+def drawn(name, *frames):
+    """The only figure of that name."""
+    (_, figure), *others = FIGURES[name].figures(*frames)
+    assert not others and not plt.get_fignums()
+    return figure
+
+
+def panels(figure):
+    return {(panel.get_title("left"), panel.get_xlabel() or panel.get_ylabel()): panel for panel in figure.axes}
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def dots(panel, marker_size):
+    """Places (N,) of the dots of this size, in the order in which they were drawn."""
+    chosen = [c.get_offsets()[:, 0].tolist() for c in panel.collections if c.get_sizes()[0] == marker_size]
+    return [x for places in chosen for x in places]
+
+
+# Look
+
+
+def test_every_declaration_has_a_label_and_a_colour():
+    for method in METHODS:
+        assert style.method_label(method) != method or method == METHODS[method].label
+        assert style.method_colour(method).startswith("#")
+    assert [style.backbone_label(name) for name in BACKBONES] == ["BCQ-Lag", "BEAR-Lag", "CPQ", "COptiDICE"]
+    assert style.in_order(["safe-rule", "unheard-of", "clean"]) == ["clean", "safe-rule", "unheard-of"]
+
+
+def test_no_two_repairs_look_the_same_during_unlearning():
+    repairs = [name for name, m in METHODS.items() if (m.part, m.start) == ("main", "poisoned")]
+    figure = drawn("unlearning-curves", pd.concat([rows(m, 0, [1.0], [1.0]) for m in repairs]))
+    looks = [(line.get_color(), line.get_linestyle()) for line in figure.legends[0].get_lines()[: len(repairs)]]
+    assert len(set(looks)) == len(repairs) and legend(figure)[:-1] == [METHODS[m].label for m in repairs]
+
+
+# Evaluation
+
+
+def test_zero_and_the_rows_limit_are_on_the_axes(episodes):
+    far = episodes.assign(cost=episodes["cost"] + 500, cost_limit=25.0, **{"return": episodes["return"] + 500})
+    figure = drawn("unlearning-methods", far)
+    cost, score = figure.axes
+    assert cost.get_xlim()[0] < 0 and score.get_xlim()[0] < 0
+    assert [25.0, 25.0] in [list(line.get_xdata()) for line in cost.lines] and "cost limit 25" in legend(figure)
+    names = ["clean (retrained)", "poisoned", "fine-tuning", "Safe-RULE"]
+    assert [text.get_text() for text in cost.get_yticklabels()] == names
+    assert (cost.get_xlabel(), score.get_xlabel()) == ("cost per episode", "return per episode")
+    assert figure.get_label().startswith("CarCircle, CPQ: before and after unlearning. Dots are")
+
+
+def test_every_replicate_is_a_dot_and_the_mean_has_its_interval(episodes):
+    cost = drawn("unlearning-methods", episodes).axes[0]
+    assert dots(cost, 24) == [6.0, 0.0, 30.0, 60.0, 10.0, 10.0, 5.0, 25.0]
+    assert dots(cost, 46) == [3.0, 45.0, 10.0, 15.0]
+    lines = [tuple(line.get_xdata()) for line in cost.lines]
+    assert tables.interval([30, 60]) in lines and tables.interval([5, 25]) in lines
+    one = drawn("unlearning-methods", episodes[episodes["replicate"] == 0]).axes[0]
+    assert dots(one, 24) == [6.0, 30.0, 10.0, 5.0] and not dots(one, 46)
+
+
+def test_a_method_is_registered_by_its_entry_alone(episodes, monkeypatch):
+    monkeypatch.setitem(METHODS, "toy", Method("toy", "Toy method", "#123456", "fine_tune", part="main"))
+    more = pd.concat([episodes, rows("toy", 0, [1.0], [2.0])])
+    for name in ("unlearning-methods", "table1-methods"):
+        assert "Toy method" in [text.get_text() for text in drawn(name, more).axes[0].get_yticklabels()]
+    curves = drawn("unlearning-curves", more[more["start"] != ""])
+    assert "Toy method" in legend(curves) and "#123456" in [line.get_color() for line in curves.axes[0].lines]
+
+
+def test_table1_has_the_papers_numbers_hollow(episodes):
+    figure = drawn("table1-methods", episodes)
+    cost = panels(figure)["CPQ", "cost per episode"]
+    hollow = [c.get_offsets()[0, 0] for c in cost.collections if c.get_facecolor()[0].tolist() == [1, 1, 1, 1]]
+    assert [x for x in hollow if not np.ma.is_masked(x)] == [195.9, 0.7] and "the paper" in legend(figure)
+    figure = drawn("table1", episodes)
+    ends = [line.get_xydata().tolist() for line in figure.axes[0].lines[:2]]
+    assert ends == [[[45.0, 100.0], [15.0, 85.0]], [[195.9, 173.8], [0.7, 345.2]]]
+    for name in ("table1-methods", "table1"):
+        assert "the paper" not in legend(drawn(name, episodes.assign(ratio=episodes["ratio"].replace(0.15, 0.1))))
+
+
+def test_across_cells(episodes):
+    figure = drawn("across-cells", tables.across_cells(many()))
+    by_label = {panel.get_xlabel(): panel for panel in figure.axes}
+    assert dots(by_label["interquartile mean of cost / limit"], 30) == [2.5, 12.5, 2.5]
+    assert dots(by_label["P(Safe-RULE costs less)"], 30) == [0.5, 1.0]
+    assert not list(FIGURES["across-cells"].figures(tables.across_cells(episodes)))  # two replicates
+
+
+# Curves
+
+
+def test_a_curve_is_the_mean_of_the_episodes_at_each_step():
+    frame = pd.concat(
+        [rows("safe-rule", 0, [40.0, 60.0], [1.0, 3.0], step=0), rows("safe-rule", 0, [8.0, 2.0], [5.0, 5.0])]
+    )
+    cost, score = drawn("unlearning-curves", frame).axes
+    assert cost.lines[0].get_xydata().tolist() == [[0.0, 50.0], [100.0, 5.0]]
+    assert score.lines[0].get_xydata().tolist() == [[0.0, 2.0], [100.0, 5.0]]
+    assert cost.lines[0].get_color() == METHODS["safe-rule"].colour
+
+
+def test_every_replicate_is_a_line(episodes):
+    training = pd.concat([episodes, episodes.assign(step=50)]).query("start == ''")
+    cost = drawn("training-curves", training).axes[0]
+    assert len([line for line in cost.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]) == 4
+
+
+def test_inside_safe_rule_draws_the_target():
+    log = pd.DataFrame({"step": [1, 2], "gap": [8.5, 0.5], "forget_q_cost_policy": [2.0, 10.0], "beta_f": [0.1, 1.0]})
+    figure = drawn("unlearning-inside", log.assign(**CELL, replicate=0, method="safe-rule"))
+    by_title = {panel.get_title("left"): panel for panel in figure.axes}
+    assert len(by_title) == 3  # quantities that were not logged are left out
+    panel = by_title[figures.UNLEARNING_LOG["forget_q_cost_policy"]]
+    assert list(panel.lines[-1].get_ydata()) == [10.5, 10.5]  # kappa + sigma
+
+
+def test_the_warm_up_of_an_adversary_is_hollow_and_in_the_legend():
+    curves = pd.DataFrame({"attack": ["max_cost"] * 3 + ["max_reward"], "steps": [1000, 2000, 3000, 1000]})
+    curves = curves.assign(task="CarCircle", replicate=0, scalar_return=5.0)
+    figure = drawn("adversaries", curves.assign(warm_up=[1.0, 1.0, np.nan, np.nan]))
+    cost, reward = figure.axes
+    assert [len(line.get_xdata()) for line in cost.lines] == [3, 2] and len(reward.lines) == 1
+    assert list(cost.lines[1].get_xdata()) == [1.0, 2.0] and cost.lines[1].get_markerfacecolor() == "white"
+    assert legend(figure) == ["warm-up: paid the reward, not R_z"]
+    assert not drawn("adversaries", curves).legends
+    assert not list(FIGURES["adversaries"].figures(curves[:0]))  # no episode ended in so few steps
+
+
+# Readings
+
+
+def band(panel):
+    extent = panel.patches[0].get_extents().transformed(panel.transData.inverted())
+    return pytest.approx((extent.x0, extent.x1))
+
+
+def test_readings_are_drawn_as_changes_around_the_floor(other_readings):  # noqa: F811
+    distances = distances_of(other_readings)
+    distances.loc[distances["method"] == "percentile-50", ["actions_keep", "actions_forget"]] = 0.0
+    effects = tables.effects(other_readings, distances)
+    cost, score = drawn("readings", other_readings, effects).axes
+    names = ["same run again", "gate = data", "forget_actor = repelling", "kappa = per_step"]
+    assert [text.get_text() for text in cost.get_yticklabels()] == names
+    assert (-0.5, 0.5) == band(cost)
+    assert dots(cost, 42) == [0.5, 1.0, 0.0, 1.0] and dots(cost, 11)[2:4] == [2.0, 0.0]
+    assert score.get_xlabel() == "change of return per episode"
+
+
+def test_what_is_one_policy_up_to_rounding_is_hollow_and_widens_the_floor(other_readings):  # noqa: F811
+    """kappa = per_step changes the cost by 1 and the return by 20, with actions that are nearly the default's."""
+    distances = distances_of(other_readings)
+    near = distances["readings"].str.contains("kappa") | (distances["method"] == "percentile-50")
+    distances.loc[near, ["actions_keep", "actions_forget"]] = 5.6e-8
+    figure = drawn("readings", other_readings, tables.effects(other_readings, distances))
+    for panel, floor in zip(figure.axes, (1.0, 20.0), strict=True):  # same run again: 0.5 and 0
+        assert (-floor, floor) == band(panel)
+        hollow = [c.get_facecolor()[0].tolist() == [1, 1, 1, 1] for c in panel.collections if c.get_sizes()[0] == 42]
+        assert hollow == [True, False, False, True]
+
+
+# All of them
+
+
+@pytest.mark.parametrize("conditions", [1, 2])
+def test_figures_for_one_and_for_several_conditions(episodes, data, forget, conditions):  # noqa: F811
+    if conditions == 2:
+        more = episodes[episodes["attack"] != "clean"].assign(attack="min_reward", ratio=0.05)
+        episodes = pd.concat([episodes, more, episodes.assign(backbone="bcq-lag")], ignore_index=True)
+    log = episodes[episodes["start"] == ""].drop(columns="cost").assign(critic_loss=1.0)
+    points = tables.data_points("CarCircle", data, [(r, forget) for r in range(conditions)], 10.0)
+    calls = {name: (episodes,) for name in ("training-methods", "ablations", "training-curves", "table1-methods")}
+    calls |= {"table1": (episodes,), "training-losses": (log,), "trajectories": (points,)}
+    calls["unlearning-curves"] = (episodes[episodes["start"] != ""],)
+    for name, frames in calls.items():
+        for where, figure in FIGURES[name].figures(*frames):
+            image = imread(io.BytesIO(style.png(figure)))
+            assert where.startswith("-CarCircle") and image.shape[0] > 200 and image.std() > 0.01, name
