@@ -25,9 +25,9 @@ from benchmarks.osrl_lib import loader, quiet_trainer, seed_everything, stepper
 from saferule.agents import BACKBONES, get_backbone
 from saferule.agents.loop import keep_freed_memory
 from saferule.agents.population import create, draw_noise, stack, training, update
-from saferule.runs.store import processor
 from saferule.data.batches import Batch, TransitionPool, draw_rows
 from saferule.data.schema import Dataset
+from saferule.runs.store import processor
 
 OBSERVATION_DIM, ACTION_DIM, HORIZON = 60, 2, 1000  # PointGoal
 TRANSITIONS = 200_000

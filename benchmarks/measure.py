@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from saferule.runs.timing import block_times
 from saferule.files import write_bytes
+from saferule.runs.timing import block_times
 
 Row = dict[str, Any]
 

@@ -17,8 +17,8 @@ from saferule.agents.loop import inputs
 from saferule.agents.population import Algorithm, Population, create, reset_optimisers, training, update
 from saferule.data.batches import Batch, TransitionPool, draw_rows
 from saferule.data.schema import Dataset
-from saferule.unlearn import family, unlearning
-from saferule.unlearn.start import adapt, begin, pairs
+from saferule.unlearn import unlearning
+from saferule.unlearn.start import draw_batches, prepare
 
 ACTOR_CRITIC = [name for name in BACKBONES if get_backbone(name).CRITICS]
 
@@ -88,20 +88,11 @@ class Corrupted:
         self.population = create(self.backbone, self.cfg, [5] * len(every))
         advance(self.population, self.ordinary, Sampled(self.cfg), 3)
         self.algorithm = unlearning(methods[0], self.backbone, self.cfg, STEPS, readings[0])
-        begin(self.population, self.algorithm, name, *zip(*every, strict=True))
         self.pool = TransitionPool([random_dataset(4, 0), random_dataset(3, 1)], self.cfg.reward_scale)
         self.rows = [(self.pool.rows_of(0), self.pool.rows_of(1))] * len(every)
-        paired = family(methods[0], name).PAIRED
-        self.draw = pairs(self.pool, self.rows, self.cfg.batch_size) if paired else self.draw_together
-
-    def draw_together(self, population: Population, agents: Any) -> Batch:
-        """A batch of D and D_f together."""
-        both = [torch.cat(self.rows[a]) for a in agents]
-        return self.pool.gather(draw_rows(population.generators, both, self.cfg.batch_size))
-
-    def adapt(self) -> None:
-        """Take from the data what the readings and the backbone need."""
-        adapt(self.population, self.backbone, self.cfg, self.pool, self.rows)
+        chosen = zip(*every, strict=True)
+        prepare(self.population, self.algorithm, self.backbone, *chosen, self.pool, self.rows)
+        self.draw = draw_batches(methods[0], self.backbone, self.pool, self.rows, self.cfg.batch_size)
 
     def run(self, steps: int = STEPS) -> list[dict[str, Tensor]]:
         """What every step reported."""

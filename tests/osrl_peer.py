@@ -81,15 +81,10 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-class Recorder:
-    """A logger that keeps what osrl-lib reports of its last step."""
+class Recorder(dict):
+    """A logger that keeps what osrl-lib's trainers report of their last step."""
 
-    def __init__(self) -> None:
-        self.values: dict[str, float] = {}
-
-    def store(self, **values: float) -> None:
-        """Called by osrl-lib's trainers."""
-        self.values |= values
+    store = dict.update
 
 
 class Peers:
@@ -122,13 +117,9 @@ class Peers:
         self.model.load_state_dict(state)
         with default_dtype(dtype):
             self.ours = population_of(self.module, self.cfg, state)
-            if backbone == "coptidice":
-                proportion = torch.tensor([INIT_PROPORTION])
-                self.ours.scalars |= {
-                    "init_proportion": proportion,
-                    "observation_std": parts[0],
-                    "action_std": parts[1],
-                }
+            if self.module.statistics is not None:
+                names = ("init_proportion", "observation_std", "action_std")
+                self.ours.scalars |= dict(zip(names, (torch.tensor([INIT_PROPORTION]), *parts), strict=True))
         self.algorithm = training(self.module, self.cfg)
 
     @property
@@ -139,7 +130,7 @@ class Peers:
     @property
     def logged(self) -> dict[str, float]:
         """What osrl-lib reported of its last step."""
-        return self.trainer.logger.values
+        return self.trainer.logger
 
     def batch(self) -> Batch:
         """Random transitions (B, ...); some end an episode, some start one, some cost."""

@@ -8,18 +8,7 @@ from helpers import Sampled, assert_same_state, frozen, tiny
 from helpers import advance as steps_of
 from safetensors.torch import save_file
 
-from saferule.agents import BACKBONES, get_backbone
-from saferule.agents.checkpoint import (
-    load_agent,
-    load_networks,
-    read,
-    restore,
-    save_acting,
-    save_agent,
-    save_networks,
-    take,
-    write,
-)
+from saferule.agents import BACKBONES, checkpoint, get_backbone
 from saferule.agents.parts import originals
 from saferule.agents.population import create, training
 from saferule.errors import CheckpointError
@@ -39,10 +28,10 @@ def trained(name, seeds, steps):
 def test_continuing_from_a_file_equals_not_stopping(name, tmp_path):
     population = trained(name, [0, 1, 2], 5)
     saved = frozen(population)
-    write(tmp_path / "state.safetensors", saved, {"step": population.step})
-    tensors, meta = read(tmp_path / "state.safetensors")
+    checkpoint.write(tmp_path / "state.safetensors", saved, {"step": population.step})
+    tensors, meta = checkpoint.read(tmp_path / "state.safetensors")
     assert_same_state(saved, tensors)
-    other = restore(tensors, tiny(name).learning_rates, meta["step"])
+    other = checkpoint.restore(tensors, tiny(name).learning_rates, meta["step"])
     assert other.step == 5 and len(other) == 3
     assert_same_state(saved, frozen(other))
     assert_same_state(frozen(advance(population, name, 5)), frozen(advance(other, name, 5)))
@@ -54,7 +43,7 @@ def test_continuing_from_a_file_equals_not_stopping(name, tmp_path):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_taken_agents_go_on_as_in_the_whole_population(name):
     population = trained(name, [0, 1, 2], 4)
-    two = take(population, [2, 0], tiny(name).learning_rates)
+    two = checkpoint.take(population, [2, 0], tiny(name).learning_rates)
     assert_same_state(frozen(population, [2, 0]), frozen(two))
     assert two.step == 4
     advance(population, name, 4)
@@ -66,8 +55,8 @@ def test_agent_files(name, tmp_path):
     backbone, cfg, path = get_backbone(name), tiny(name), tmp_path / "agent.safetensors"
     population = trained(name, [0, 1], 3)
     population.nets |= originals(population.nets)  # as Trajdeleter keeps them
-    save_agent(population, 1, path, "CarCircle", name, cfg, {"cell": "abc"})
-    agent, alone = load_agent(path), load_networks(path)
+    checkpoint.save_agent(population, 1, path, "CarCircle", name, cfg, {"cell": "abc"})
+    agent, alone = checkpoint.load_agent(path), checkpoint.load_networks(path)
     assert (agent.task, agent.backbone, agent.cfg, agent.meta["cell"]) == ("CarCircle", backbone, cfg, "abc")
     expected = {n: v for n, v in frozen(population, [1]).items() if not n.startswith("nets/original_")}
     assert_same_state(expected, frozen(agent.population))
@@ -75,8 +64,8 @@ def test_agent_files(name, tmp_path):
     assert alone.population is None and alone.meta == agent.meta and alone.cfg == cfg
     assert set(alone.nets) == set(agent.nets)
     assert all(torch.equal(alone.nets[n][k], leaf) for n, net in agent.nets.items() for k, leaf in net.items())
-    save_networks(population, 1, path, "CarCircle", name, cfg)
-    snapshot = load_agent(path)
+    checkpoint.save_networks(population, 1, path, "CarCircle", name, cfg)
+    snapshot = checkpoint.load_agent(path)
     assert snapshot.population is None and snapshot.meta["step"] == 3
     assert (snapshot.task, snapshot.backbone, snapshot.cfg) == ("CarCircle", backbone, cfg)
     assert set(snapshot.nets) == {network for networks, _ in backbone.LOSSES for network in networks}
@@ -89,10 +78,10 @@ def test_agent_files(name, tmp_path):
 def test_acting_networks_are_exactly_what_act_reads(name, tmp_path):
     backbone, cfg, path = get_backbone(name), tiny(name), tmp_path / "acting.safetensors"
     population = trained(name, [0, 1], 3)
-    save_acting(population, 1, path, "CarCircle", name, cfg)
-    acting = load_agent(path)
+    checkpoint.save_acting(population, 1, path, "CarCircle", name, cfg)
+    acting = checkpoint.load_agent(path)
     assert acting.population is None and acting.meta["step"] == 3
-    assert set(read(path)[0]) == {f"nets/{net}/{k}" for net, leaves in acting.nets.items() for k in leaves}
+    assert set(checkpoint.read(path)[0]) == {f"nets/{net}/{k}" for net, leaves in acting.nets.items() for k in leaves}
 
     observations = torch.randn(4, cfg.observation_dim)
     latent = torch.randn(backbone.noise_shapes(cfg, 4)["policy"])
@@ -111,7 +100,7 @@ def test_acting_networks_are_exactly_what_act_reads(name, tmp_path):
 
 
 def small_file(tmp_path):
-    write(tmp_path / "a.safetensors", {"x": torch.arange(100.0)}, {"step": 1})
+    checkpoint.write(tmp_path / "a.safetensors", {"x": torch.arange(100.0)}, {"step": 1})
     return tmp_path / "a.safetensors"
 
 
@@ -119,9 +108,9 @@ def test_write_is_atomic(tmp_path, monkeypatch):
     path = small_file(tmp_path)
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write(path, {"x": torch.zeros(3)}, {"step": 2})
+        checkpoint.write(path, {"x": torch.zeros(3)}, {"step": 2})
     monkeypatch.undo()
-    tensors, meta = read(path)
+    tensors, meta = checkpoint.read(path)
     assert torch.equal(tensors["x"], torch.arange(100.0)) and meta == {"step": 1}
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
@@ -131,17 +120,17 @@ def test_truncated_file(tmp_path, size):
     path = small_file(tmp_path)
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(CheckpointError, match=f"{path}.*truncated"):
-        read(path)
+        checkpoint.read(path)
 
 
 def test_missing_and_other_files(tmp_path):
     with pytest.raises(CheckpointError, match="nothing.safetensors.*no such file"):
-        read(tmp_path / "nothing.safetensors")
+        checkpoint.read(tmp_path / "nothing.safetensors")
     torch.save({"model_state": {}}, tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match="model.pt"):
-        read(tmp_path / "model.pt")
+        checkpoint.read(tmp_path / "model.pt")
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="foreign.safetensors.*saferule"):
-        read(tmp_path / "foreign.safetensors")
+        checkpoint.read(tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="a.safetensors.*population"):
-        load_agent(small_file(tmp_path))
+        checkpoint.load_agent(small_file(tmp_path))

@@ -29,7 +29,7 @@ from saferule.data.schema import load
 from saferule.sim import get_task
 from saferule.sim.rollout import roll_out
 from saferule.unlearn import supported, unlearning
-from saferule.unlearn.start import adapt, begin, pairs, statistics
+from saferule.unlearn.start import draw_batches, prepare, statistics
 
 RECORD = Path(__file__).parent / "golden" / "golden.json"
 METHODS = ("fine-tuning", "trajdeleter", "trajdeleter-cost", "trajdeleter-released", "reward-only", "safe-rule")
@@ -74,9 +74,9 @@ def golden(backbone_name: str) -> dict[str, dict]:
         scalars = {name: value.clone() for name, value in poisoned.scalars.items()}
         repaired = Population(nets, scalars, {}, generators)
         algorithm = unlearning(method, backbone, cfg, STEPS)
-        begin(repaired, algorithm, backbone_name, [method] * len(SEEDS))
-        adapt(repaired, backbone, cfg, pool, rows)
-        found[method] = _told(*_run(repaired, algorithm, pairs(pool, rows, cfg.batch_size)), backbone, cfg)
+        prepare(repaired, algorithm, backbone, [method] * len(SEEDS), [{}] * len(SEEDS), pool, rows)
+        draw_pairs = draw_batches(method, backbone, pool, rows, cfg.batch_size)
+        found[method] = _told(*_run(repaired, algorithm, draw_pairs), backbone, cfg)
     return found
 
 

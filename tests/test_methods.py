@@ -9,22 +9,12 @@ from saferule.agents.population import create, member
 from saferule.data.batches import Pair, TransitionPool
 from saferule.errors import SettingsError
 from saferule.paper import TABLE7, UNLEARNING
-from saferule.unlearn import applicable, coefficients, family, get_method, loss_options, unlearning
+from saferule.unlearn import METHODS, Method, applicable, coefficients, family, get_method, loss_options, unlearning
 
-PAPER = {
-    "alpha_k": 1.0,
-    "alpha_f": 1.0,
-    "kappa": 10.0,
-    "sigma": 0.5,
-    "percentile": 0.5,
-    "cost_weight": 1.0,
-    "beta_f": 0.1,
-    "beta_min": 0.01,
-    "beta_max": 1.0,
-    "tau_beta": 0.25,
-}
-CRITICS_ONLY = ("alpha_f", "percentile")
-DICE = {name: value for name, value in PAPER.items() if name not in CRITICS_ONLY}
+CFG = get_backbone("bcq-lag").Config(observation_dim=4, action_dim=1, episode_len=300)
+WEIGHT = {"beta_f": 0.1, "beta_min": 0.01, "beta_max": 1.0, "tau_beta": 0.25}
+DICE = {"alpha_k": 1.0, "kappa": 10.0, "sigma": 0.5, "cost_weight": 1.0} | WEIGHT  # what Appendix C.2 uses
+PAPER = DICE | {"alpha_f": 1.0, "percentile": 0.5}
 CHANGES = {
     "safe-rule": {},
     "fixed-weight": {"beta_f": 1.0, "beta_min": 1.0, "beta_max": 1.0},
@@ -38,31 +28,19 @@ CHANGES = {
 
 @pytest.mark.parametrize("method", CHANGES)
 def test_coefficients_of_each_method_are_those_of_table_7(method):
-    cfg = get_backbone("bcq-lag").Config(observation_dim=4, action_dim=1, episode_len=300)
-    assert coefficients(method, "cpq", cfg) == PAPER | CHANGES[method]
+    assert coefficients(method, "cpq", CFG) == PAPER | CHANGES[method]
     assert PAPER["kappa"] + PAPER["sigma"] == TABLE7.kappa + TABLE7.sigma == 10.5
-
-
-@pytest.mark.parametrize("method", CHANGES)
-def test_coptidice_takes_only_what_appendix_c2_uses(method):
     changes = {name: value for name, value in CHANGES[method].items() if name in DICE}
     assert coefficients(method, "coptidice", tiny("coptidice")) == DICE | changes
 
 
 def test_readings_change_coefficients_or_what_is_computed():
-    cfg = get_backbone("bcq-lag").Config(observation_dim=4, action_dim=1, episode_len=300)
     for readings, changes in (({"reward_percentile": "30"}, {"percentile": 0.3}), ({"gate": "data"}, {})):
-        assert coefficients("safe-rule", "cpq", cfg, readings) == PAPER | changes
-    assert coefficients("safe-rule", "cpq", cfg, {"reference": "dataset"}) == PAPER | {"dataset_reference": 0.0}
+        assert coefficients("safe-rule", "cpq", CFG, readings) == PAPER | changes
+    assert coefficients("safe-rule", "cpq", CFG, {"reference": "dataset"}) == PAPER | {"dataset_reference": 0.0}
     options = dict(loss_options("safe-rule", "bear-lag"))
-    assert options == {
-        "reference": "batch",
-        "gate": "policy",
-        "weight_update": "before",
-        "forget_actor": "printed",
-        "regulariser": "dropped",
-        "vae": "frozen",
-    }
+    defaults = {"gate": "policy", "weight_update": "before", "forget_actor": "printed"}
+    assert options == {"reference": "batch"} | defaults | {"regulariser": "dropped", "vae": "frozen"}
     for reading, option in (("vae", "keep"), ("regulariser", "kept"), ("gate", "data"), ("weight_update", "after")):
         assert dict(loss_options("no-critic", "bear-lag", {reading: option})) == options | {reading: option}
     assert loss_options("safe-rule", "cpq", {"regulariser": "kept"}) == loss_options("safe-rule", "cpq")
@@ -70,21 +48,24 @@ def test_readings_change_coefficients_or_what_is_computed():
     assert loss_options("fine-tuning", "cpq", {"vae": "keep"}) == ()
 
 
-def test_kappa_converted_per_step_is_osrls_threshold():
-    cfg = get_backbone("bcq-lag").Config(observation_dim=4, action_dim=1, episode_len=300)
-    kappa = coefficients("safe-rule", "cpq", cfg, {"kappa": "per_step"})["kappa"]
-    assert kappa == pytest.approx(3.17, abs=0.005) and kappa == cfg.q_limit
-
-
 def test_fine_tuning_has_no_coefficients_and_unknown_names_are_refused():
-    cfg = get_backbone("cpq").Config(observation_dim=4, action_dim=1, episode_len=300)
-    assert coefficients("fine-tuning", "cpq", cfg) == {}
+    assert coefficients("fine-tuning", "cpq", CFG) == {}
     with pytest.raises(SettingsError, match="fixed-weight"):
         family("forgetting", "cpq")
     with pytest.raises(SettingsError, match="gate"):
-        coefficients("safe-rule", "cpq", cfg, {"gate": "maybe"})
+        coefficients("safe-rule", "cpq", CFG, {"gate": "maybe"})
     with pytest.raises(SettingsError, match="unknown method 'forgetting'"):
         get_method("forgetting")
+
+
+def test_a_method_may_fix_a_reading(monkeypatch):
+    away = Method("away", "Away", "#123456", "safe_rule", "main", readings={"forget_actor": "repelling"})
+    monkeypatch.setitem(METHODS, "away", away)
+    options = dict(loss_options("safe-rule", "cpq"))
+    for given in ({}, {"forget_actor": "printed"}):
+        assert dict(loss_options("away", "cpq", given)) == options | {"forget_actor": "repelling"}
+    actor = dict(unlearning("away", get_backbone("cpq"), tiny("cpq"), 20).at(0))[("actor",)]
+    assert actor.keywords["repelling"] and coefficients("away", "cpq", CFG) == PAPER
 
 
 # Which readings make another run
@@ -103,14 +84,14 @@ APPLICABLE = {
 @pytest.mark.parametrize("backbone", APPLICABLE)
 def test_readings_that_make_another_run_on_a_backbone(backbone):
     assert applicable(backbone, tiny(backbone)) == APPLICABLE[backbone]
-    every = {
-        (reading.name, option) for reading in UNLEARNING for option in reading.options if option != reading.default
-    }
+    every = {(r.name, option) for r in UNLEARNING for option in r.options if option != r.default}
     assert {pair for readings in APPLICABLE.values() for reading in readings for pair in reading.items()} == every
 
 
 def test_kappa_per_step_is_no_other_run_where_it_is_the_same_number():
-    """An undiscounted episode: the limit of 10 per episode is 10 as a level of the critic too."""
+    kappa = coefficients("safe-rule", "cpq", CFG, {"kappa": "per_step"})["kappa"]
+    assert kappa == pytest.approx(3.17, abs=0.005) and kappa == CFG.q_limit  # osrl-lib's threshold
+    # An undiscounted episode: the limit of 10 per episode is 10 as a level of the critic too.
     cfg = tiny("cpq", gamma=1 - 1e-12, episode_len=1)
     assert cfg.q_limit == TABLE7.kappa and {"kappa": "per_step"} not in applicable("cpq", cfg)
 
@@ -139,5 +120,5 @@ def test_the_losses_look_at_the_coefficients_that_there_are(backbone, readings):
     noise = {name: torch.zeros(shape) for name, shape in algorithm.noise_shapes.items()}
     for _, loss in algorithm.at(0):
         loss(member(population.nets, 0), scalars, Pair(batch, batch), noise, cfg)
-    unread = {"percentile"} & set(given) if "dataset_reference" in given else set()  # `adapt` reads it then
+    unread = {"percentile"} & set(given) if "dataset_reference" in given else set()  # `prepare` reads it then
     assert scalars.seen - set(population.scalars) == set(given) - unread

@@ -31,26 +31,21 @@ def settings(backbone: str) -> dict[str, Any]:
     return SIZES | ({"num_nu": 3, "num_chi": 1} if backbone == "coptidice" else SMALL)
 
 
-def trained_peers(backbone: str) -> osrl_peer.Peers:
-    """osrl-lib's model after a few steps of its own, so that targets and networks differ."""
+def saved_model(backbone: str, path: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint as osrl-lib's example scripts write it, after a few steps: targets and networks differ."""
     peers = osrl_peer.Peers(backbone, BATCH, torch.float32, **settings(backbone))
     for _ in range(3):
         peers.step()
-    return peers
-
-
-def saved_model(backbone: str, path: Path) -> dict[str, torch.Tensor]:
-    """A checkpoint as osrl-lib's example scripts write it."""
-    state = trained_peers(backbone).model.state_dict()
+    state = peers.model.state_dict()
     torch.save({"model_state": state}, path)
     return state
 
 
-def quietly(*arguments: Any, **options: Any) -> Any:
-    """`import_osrl` without its warning."""
+def quietly(path: Path, backbone: str | None = None, **options: Any) -> Any:
+    """`import_osrl` of CarCircle without its warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return import_osrl(*arguments, **options)
+        return import_osrl(path, "CarCircle", backbone, **options)
 
 
 def resumed(backbone: str, path: Path, cfg: Any) -> Any:
@@ -74,7 +69,7 @@ def assert_same_actions(backbone: str, agent: Any, model: torch.nn.Module) -> No
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_round_trip(backbone, tmp_path):
     state = saved_model(backbone, tmp_path / "model.pt")
-    agent = quietly(tmp_path / "model.pt", "CarCircle", backbone)
+    agent = quietly(tmp_path / "model.pt", backbone)
     assert {name: getattr(agent.cfg, name) for name in settings(backbone)} == settings(backbone)
     trainer = resumed(backbone, tmp_path / "model.pt", agent.cfg)
     assert_same_actions(backbone, agent, trainer.model)
@@ -84,38 +79,31 @@ def test_round_trip(backbone, tmp_path):
     assert again.keys() == state.keys()
     assert all(torch.equal(again[name], state[name]) for name in state)
     assert_same_actions(backbone, agent, resumed(backbone, tmp_path / "again.pt", agent.cfg).model)
+    torch.save(state, tmp_path / "bare.pt")  # without "model_state" around it
+    bare = quietly(tmp_path / "bare.pt")
+    assert all(torch.equal(leaf, bare.nets[net][k]) for net, leaves in agent.nets.items() for k, leaf in leaves.items())
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_next_training_step_is_osrls(backbone, tmp_path):
+def test_next_training_step_is_osrls_also_after_saving_the_agent(backbone, tmp_path):
     saved_model(backbone, tmp_path / "model.pt")
-    agent = quietly(tmp_path / "model.pt", "CarCircle", backbone, batch_size=BATCH)
+    agent = quietly(tmp_path / "model.pt", backbone, batch_size=BATCH)
+    save_agent(agent.population, 0, tmp_path / "agent.safetensors", agent.task, backbone, agent.cfg, agent.meta)
+    loaded = load_agent(tmp_path / "agent.safetensors")
+    assert loaded.meta["imported"] == "model.pt"
     trainer = resumed(backbone, tmp_path / "model.pt", agent.cfg)
     batch = osrl_peer.Peers(backbone, BATCH, torch.float32, **settings(backbone)).batch()
     algorithm = training(agent.backbone, agent.cfg)
     noise = draw_noise(agent.population, algorithm.noise_shapes, torch.float32)
     osrl_peer.osrl_step(backbone, trainer, batch, {name: draw[0] for name, draw in noise.items()})
-    update(agent.population, algorithm, type(batch)(*(part.unsqueeze(0) for part in batch)), noise)
+    for population in (agent.population, loaded.population):
+        update(population, algorithm, type(batch)(*(part.unsqueeze(0) for part in batch)), noise)
+    for net, leaves in agent.population.nets.items():
+        assert all(torch.equal(leaf, loaded.population.nets[net][k]) for k, leaf in leaves.items())
     export_osrl(agent, tmp_path / "next.pt")  # agent.nets are views of the population
     ours = torch.load(tmp_path / "next.pt", weights_only=True)["model_state"]
     for name, value in trainer.model.state_dict().items():
         assert (ours[name] - value).norm() <= 1e-4 * value.norm(), name
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_imported_agent_can_be_saved_before_any_step(backbone, tmp_path):
-    saved_model(backbone, tmp_path / "model.pt")
-    agent = quietly(tmp_path / "model.pt", "CarCircle", backbone, batch_size=BATCH)
-    save_agent(agent.population, 0, tmp_path / "agent.safetensors", agent.task, backbone, agent.cfg, agent.meta)
-    loaded = load_agent(tmp_path / "agent.safetensors")
-    assert loaded.meta["imported"] == "model.pt"
-    batch = osrl_peer.Peers(backbone, BATCH, torch.float32, **settings(backbone)).batch()
-    algorithm = training(agent.backbone, agent.cfg)
-    one = type(batch)(*(part.unsqueeze(0) for part in batch))
-    for population in (agent.population, loaded.population):
-        update(population, algorithm, one, draw_noise(population, algorithm.noise_shapes, torch.float32))
-    for net, leaves in agent.population.nets.items():
-        assert all(torch.equal(leaf, loaded.population.nets[net][k]) for k, leaf in leaves.items())
 
 
 @pytest.mark.parametrize(
@@ -177,13 +165,6 @@ def test_statistics_are_osrls():
         np.testing.assert_allclose(mine.numpy(), np.squeeze(expected), rtol=1e-6)
 
 
-def test_bare_state(tmp_path):
-    state = saved_model("cpq", tmp_path / "model.pt")
-    torch.save(state, tmp_path / "bare.pt")
-    one, other = (quietly(tmp_path / name, "CarCircle") for name in ("model.pt", "bare.pt"))
-    assert all(torch.equal(leaf, other.nets[net][k]) for net, leaves in one.nets.items() for k, leaf in leaves.items())
-
-
 def refused(path: Path, *words: str, **options: Any) -> None:
     """Importing must fail with one sentence that names the file and these words, before anything is warned of."""
     with warnings.catch_warnings(), pytest.raises(CheckpointError) as error:
@@ -194,30 +175,26 @@ def refused(path: Path, *words: str, **options: Any) -> None:
     assert all(re.search(re.escape(word), message) for word in words), message
 
 
-@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
-def test_truncated_file(share, tmp_path):
+def test_files_that_are_not_checkpoints(tmp_path):
     path = tmp_path / "model.pt"
     saved_model("cpq", path)
     content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-    refused(path, "truncated")
-
-
-def test_files_that_are_not_checkpoints(tmp_path):
+    for share in (0, 0.01, 0.5, 0.999):
+        path.write_bytes(content[: int(share * len(content))])
+        refused(path, "truncated")
     refused(tmp_path / "nothing.pt", "no such file")
-    (tmp_path / "text.pt").write_text("not a checkpoint")
-    refused(tmp_path / "text.pt", "of another kind")
     refused(tmp_path, "of another kind")
-    torch.save({}, tmp_path / "empty.pt")
-    refused(tmp_path / "empty.pt", "no tensors")
-    torch.save([torch.zeros(3)], tmp_path / "list.pt")
-    refused(tmp_path / "list.pt", "no tensors")
-    torch.save({"model_state": {"actor.pi.0.weight": 3}}, tmp_path / "number.pt")
-    refused(tmp_path / "number.pt", "'actor.pi.0.weight'", "not a tensor")
-    torch.save({0: torch.zeros(3)}, tmp_path / "unnamed.pt")
-    refused(tmp_path / "unnamed.pt", "key 0", "osrl-lib state")
-    torch.save({"transformer.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
-    refused(tmp_path / "other.pt", "'transformer.weight'", "bcq-lag")
+    path.write_text("not a checkpoint")
+    refused(path, "of another kind")
+    for held, *words in (
+        ({}, "no tensors"),
+        ([torch.zeros(3)], "no tensors"),
+        ({"model_state": {"actor.pi.0.weight": 3}}, "'actor.pi.0.weight'", "not a tensor"),
+        ({0: torch.zeros(3)}, "key 0", "osrl-lib state"),
+        ({"transformer.weight": torch.zeros(2, 2)}, "'transformer.weight'", "bcq-lag"),
+    ):
+        torch.save(held, path)
+        refused(path, *words)
 
 
 class Trap:
@@ -246,36 +223,30 @@ def test_other_backbone_or_task(backbone, tmp_path):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_damaged_states(backbone, tmp_path):
     state, path = saved_model(backbone, tmp_path / "model.pt"), tmp_path / "model.pt"
-    critic = "nu_network.q_nets.1" if backbone == "coptidice" else f"cost_critic.{_half(backbone)}.1"
+    half = "q_nets" if backbone == "cpq" else "q1_nets"
+    critic = "nu_network.q_nets.1" if backbone == "coptidice" else f"cost_critic.{half}.1"
     key, last = f"{critic}.2.weight", list(state)[-1]
 
     def write(changes: dict[str, Any], without: str | None = None) -> None:
         torch.save({"model_state": {k: v for k, v in (state | changes).items() if k != without}}, path)
 
-    write({}, without=key)
-    refused(path, key, "missing")
-    write({}, without=last)
-    refused(path, last, "missing")
     actor = "actor.pi.2.weight" if backbone == "bcq-lag" else "actor.mu_layer.weight"
-    write({}, without=actor)
-    refused(path, actor, "missing")
-    write({key: state[key][:, :-1]})
-    refused(path, key, "shape", "(20, 23)", "(20, 24)")
-    write({key: state[key].flatten()})
-    refused(path, key, "shape")
-    write({f"{critic}.6.weight": torch.zeros(1, 1)})
-    refused(path, f"{critic}.6.weight", "unknown")
-    write({key: state[key] * float("nan")})
-    refused(path, key, "not finite")
-
-
-def _half(backbone: str) -> str:
-    return "q_nets" if backbone == "cpq" else "q1_nets"
+    for missing in (key, last, actor):
+        write({}, without=missing)
+        refused(path, missing, "missing")
+    for name, value, *words in (
+        (key, state[key][:, :-1], "shape", "(20, 23)", "(20, 24)"),
+        (key, state[key].flatten(), "shape"),
+        (f"{critic}.6.weight", torch.zeros(1, 1), "unknown"),
+        (key, state[key] * float("nan"), "not finite"),
+    ):
+        write({name: value})
+        refused(path, name, *words)
 
 
 def test_export_needs_every_network(tmp_path):
     saved_model("bear-lag", tmp_path / "model.pt")
-    agent = quietly(tmp_path / "model.pt", "CarCircle")
+    agent = quietly(tmp_path / "model.pt")
     save_acting(agent.population, 0, tmp_path / "acting.safetensors", "CarCircle", "bear-lag", agent.cfg)
     with pytest.raises(CheckpointError, match="out.pt.*critic.*complete agent"):
         export_osrl(load_agent(tmp_path / "acting.safetensors"), tmp_path / "out.pt")

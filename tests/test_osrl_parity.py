@@ -118,25 +118,19 @@ def test_steps_in_float32(backbone, batch_size, steps):
     assert off <= total / 5000
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_batch_of_one(backbone):
-    peers = osrl_peer.Peers(backbone, 1, torch.float64, **SIZES)
-    for _ in range(STEPS):
-        assert_same_log(peers, peers.step(), 1e-9)
-    assert_same_state(peers)
-
-
 @pytest.mark.parametrize(
     ("backbone", "option"),
     [
+        *((backbone, {"batch_size": 1} | SIZES) for backbone in BACKBONES),
         ("bear-lag", {"kernel": "laplacian"}),
         ("bear-lag", {"start_update_policy_step": 3}),  # the actor only imitates at first, then improves
         ("coptidice", {"f_type": "chi2"}),
         ("coptidice", {"f_type": "kl"}),
     ],
 )
-def test_other_settings(backbone, option):
-    peers = osrl_peer.Peers(backbone, 16, torch.float64, **SMALL, **option)
-    for _ in range(6):
+def test_a_batch_of_one_and_other_settings(backbone, option):
+    given = {"batch_size": 16} | SMALL | option
+    peers = osrl_peer.Peers(backbone, given.pop("batch_size"), torch.float64, **given)
+    for _ in range(STEPS):
         assert_same_log(peers, peers.step(), 1e-9)
     assert_same_state(peers)

@@ -10,15 +10,7 @@ from helpers import sigmoid, softplus
 from saferule.agents import get_backbone
 from saferule.data.batches import Batch, Pair
 from saferule.unlearn import coefficients
-from saferule.unlearn.safe_rule import (
-    actor_loss,
-    critics_loss,
-    forget_actor_loss,
-    keep_actor_loss,
-    next_weight,
-    raise_cost,
-    suppress_reward,
-)
+from saferule.unlearn import safe_rule as sr
 
 KAPPA, SIGMA = 10.0, 0.5
 STATES = torch.eye(4)  # keep batch: states 0 and 1; forget batch: states 2 and 3
@@ -73,7 +65,7 @@ ZERO = {"target": torch.zeros(2, 1), "keep_policy": torch.zeros(2, 1), "forget_p
 
 def critics(nets: dict, batch: Pair, **changes: float) -> tuple[float, dict, dict]:
     """Loss, info and the gradients of the critics' tables."""
-    loss, info, moved = critics_loss(TOY, nets, scalars(**changes), batch, ZERO, None)
+    loss, info, moved = sr.critics_loss(TOY, nets, scalars(**changes), batch, ZERO, None)
     assert moved == {}
     leaves = [nets["critic"]["value"], nets["cost_critic"]["value"]]
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
@@ -82,7 +74,7 @@ def critics(nets: dict, batch: Pair, **changes: float) -> tuple[float, dict, dic
 
 def actor(nets: dict, batch: Pair, noise=ZERO, options=(), **changes) -> tuple[float, dict, dict, list[float]]:
     """Loss, info, moved scalars and the gradient of each state's action."""
-    loss, info, moved = actor_loss(TOY, nets, scalars(**changes), batch, noise, None, **dict(options))
+    loss, info, moved = sr.actor_loss(TOY, nets, scalars(**changes), batch, noise, None, **dict(options))
     (gradient,) = torch.autograd.grad(loss, [nets["actor"]["action"]])
     return loss.item(), info, moved, gradient.flatten().tolist()
 
@@ -115,21 +107,18 @@ def test_forget_terms_push_q_r_down_and_q_c_up():
     # Slope sigmoid(Q - reference) / B > 0: descent lowers Q_r, the more the higher it is.
     assert gradients["critic"][0].tolist() == pytest.approx([0, 0, sigmoid(2.0) / 2, sigmoid(-3.5) / 2], rel=1e-5)
     # Slope -sigmoid(kappa + sigma - Q) / B < 0: descent raises Q_c.
-    assert gradients["cost_critic"][0].tolist() == pytest.approx(
-        [0, 0, -sigmoid(-1.5) / 2, -sigmoid(9.5) / 2], rel=1e-5
-    )
+    raising = [0, 0, -sigmoid(-1.5) / 2, -sigmoid(9.5) / 2]
+    assert gradients["cost_critic"][0].tolist() == pytest.approx(raising, rel=1e-5)
 
 
 def test_functions_of_the_forget_terms_by_hand():
     q = torch.tensor([[1.0, 2.0], [0.0, 4.0]], requires_grad=True)
-    suppressed = suppress_reward(q, torch.tensor(1.0))
-    assert suppressed.tolist() == pytest.approx(
-        [(softplus(0.0) + softplus(1.0)) / 2, (softplus(-1.0) + softplus(3.0)) / 2], rel=1e-6
-    )
-    raised = raise_cost(q, torch.tensor(1.0))
-    assert raised.tolist() == pytest.approx(
-        [(softplus(0.0) + softplus(-1.0)) / 2, (softplus(1.0) + softplus(-3.0)) / 2], rel=1e-6
-    )
+    suppressed = sr.suppress_reward(q, torch.tensor(1.0))
+    by_hand = [(softplus(0.0) + softplus(1.0)) / 2, (softplus(-1.0) + softplus(3.0)) / 2]
+    assert suppressed.tolist() == pytest.approx(by_hand, rel=1e-6)
+    raised = sr.raise_cost(q, torch.tensor(1.0))
+    by_hand = [(softplus(0.0) + softplus(-1.0)) / 2, (softplus(1.0) + softplus(-3.0)) / 2]
+    assert raised.tolist() == pytest.approx(by_hand, rel=1e-6)
     for loss, sign in ((suppressed, 1), (raised, -1)):
         (gradient,) = torch.autograd.grad(loss.sum(), [q], retain_graph=True)
         by_hand = [[sign * sigmoid(sign * (value - 1)) / 2 for value in row] for row in q.tolist()]
@@ -142,9 +131,8 @@ def test_every_member_of_an_ensemble_has_its_own_losses():
     reward = 0 + 4 / 2 + (2 * softplus(-1.0) + softplus(1.0) + softplus(-1.0)) / 2  # reference 1
     cost = 0 + 0 + (2 * softplus(10.5) + softplus(2.5) + softplus(6.5)) / 2
     assert loss == pytest.approx(reward + cost, rel=1e-6)
-    assert info["forget_reward_residual"].item() == pytest.approx(
-        (3 * softplus(-1.0) + softplus(1.0)) / 4, rel=1e-6
-    )  # per member
+    per_member = (3 * softplus(-1.0) + softplus(1.0)) / 4
+    assert info["forget_reward_residual"].item() == pytest.approx(per_member, rel=1e-6)
     assert info["forget_q_cost_data"].item() == 0.0  # the smallest member
     assert gradients["critic"][1].tolist() == pytest.approx([2.0, 0.0, sigmoid(1.0) / 2, sigmoid(-1.0) / 2])
     assert gradients["cost_critic"][1, 2].item() == pytest.approx(-sigmoid(2.5) / 2, rel=1e-5)
@@ -157,12 +145,10 @@ def test_combined_critic_losses_with_weights():
     reward = 0.3 * (0 + 4) / 2 + 0.7 * (softplus(2.0) + softplus(-3.5)) / 2  # Eq. 7
     cost = 0.3 * (4 + 1) / 2 + 0.7 * (softplus(-1.5) + softplus(9.5)) / 2  # Eq. 8
     assert loss == pytest.approx(reward + cost, rel=1e-6)
-    assert gradients["critic"][0].tolist() == pytest.approx(
-        [0.0, 0.3 * 2.0, 0.7 * sigmoid(2.0) / 2, 0.7 * sigmoid(-3.5) / 2], rel=1e-5
-    )
-    assert gradients["cost_critic"][0].tolist() == pytest.approx(
-        [0.3 * 2.0, 0.3 * -1.0, -0.7 * sigmoid(-1.5) / 2, -0.7 * sigmoid(9.5) / 2], rel=1e-5
-    )
+    in_reward = [0.0, 0.3 * 2.0, 0.7 * sigmoid(2.0) / 2, 0.7 * sigmoid(-3.5) / 2]
+    in_cost = [0.3 * 2.0, 0.3 * -1.0, -0.7 * sigmoid(-1.5) / 2, -0.7 * sigmoid(9.5) / 2]
+    assert gradients["critic"][0].tolist() == pytest.approx(in_reward, rel=1e-5)
+    assert gradients["cost_critic"][0].tolist() == pytest.approx(in_cost, rel=1e-5)
 
 
 def test_no_gradient_flows_into_the_targets_or_the_actor():
@@ -172,10 +158,10 @@ def test_no_gradient_flows_into_the_targets_or_the_actor():
         tabular(nets["critic"], batch.observations, batch.actions)[0] + 1,
         tabular(nets["cost_critic"], batch.observations, batch.actions)[0] - 1,
     )
-    loss, _, _ = critics_loss(own, nets, scalars(alpha_f=0.0), pair(), ZERO, None)
+    loss, _, _ = sr.critics_loss(own, nets, scalars(alpha_f=0.0), pair(), ZERO, None)
     value, action = torch.autograd.grad(loss, [nets["critic"]["value"], nets["actor"]["action"]], allow_unused=True)
     assert value.tolist() == [[-1.0, -1.0, 0.0, 0.0]] and action is None  # 0 if y_r = Q + 1 moved along
-    loss, _, _ = critics_loss(own, nets, scalars(alpha_k=0.0, percentile=1.0), pair(), ZERO, None)
+    loss, _, _ = sr.critics_loss(own, nets, scalars(alpha_k=0.0, percentile=1.0), pair(), ZERO, None)
     (value,) = torch.autograd.grad(loss, [nets["critic"]["value"]])
     assert value[0, :2].tolist() == [0.0, 0.0]  # the reference max(Q) + 1 is a constant
 
@@ -185,7 +171,7 @@ def test_percentile_of_the_keep_targets_is_the_reward_reference(percentile, refe
     y_r = torch.tensor([9.0, -1.0, 3.0])
     keep = Batch(STATES[:3], STATES[:3], torch.zeros(3, 1), y_r, torch.zeros(3), torch.zeros(3), torch.zeros(3))
     nets = toy_nets(table([0.0] * 4), table([0.0] * 4))
-    _, info, _ = critics_loss(TOY, nets, scalars(percentile=percentile), Pair(keep, pair().forget), ZERO, None)
+    _, info, _ = sr.critics_loss(TOY, nets, scalars(percentile=percentile), Pair(keep, pair().forget), ZERO, None)
     # Between -1 at 0 and 3 at 0.5 the quantile is linear: -1 + 4 * 0.3 / 0.5 = 1.4.
     assert info["reward_reference"].item() == pytest.approx(reference)
 
@@ -252,9 +238,9 @@ def test_gates_are_open_on_their_boundary():
     kappa = torch.tensor(KAPPA)
     q_r, q_c = torch.tensor([4.0, 4.0, 4.0]), torch.tensor([9.9999, 10.0, 10.0001])
     rest = torch.nn.functional.softplus(q_c - kappa).mean()
-    assert (keep_actor_loss(q_r, q_c, kappa, q_c) - rest).item() == pytest.approx(-8 / 3)  # I[Q_c <= kappa]
+    assert (sr.keep_actor_loss(q_r, q_c, kappa, q_c) - rest).item() == pytest.approx(-8 / 3)  # I[Q_c <= kappa]
     rest = torch.nn.functional.softplus(kappa + SIGMA - q_c).mean()
-    forget = forget_actor_loss(q_r, q_c, kappa, torch.tensor(SIGMA), torch.tensor(1.0), q_c)
+    forget = sr.forget_actor_loss(q_r, q_c, kappa, torch.tensor(SIGMA), torch.tensor(1.0), q_c)
     assert (forget - rest).item() == pytest.approx(8 / 3)  # I[Q_c >= kappa]
 
 
@@ -276,9 +262,8 @@ def test_actor_takes_the_smallest_member_and_its_own_noise():
     nets = toy_nets(table([[1.0, 1.0, 7.0, 7.0], [5.0, 0.5, 2.0, 9.0]]), table([[20.0] * 4, [4.0] * 4], slope=2.0))
     noise = ZERO | {"keep_policy": torch.tensor([[1.0], [0.0]]), "forget_policy": torch.tensor([[0.0], [4.0]])}
     _, info, _, _ = actor(nets, pair(), noise)
-    assert info["keep_actor_loss"].item() == pytest.approx(
-        -(1.0 + 0.5) / 2 + (softplus(-4.0) + softplus(-6.0)) / 2, rel=1e-6
-    )
+    keep = -(1.0 + 0.5) / 2 + (softplus(-4.0) + softplus(-6.0)) / 2
+    assert info["keep_actor_loss"].item() == pytest.approx(keep, rel=1e-6)
     # Q_c on forget data: 4 and 4 + 2 * 4 = 12, so only the second gate is open, with Q_r = min(7, 9).
     assert info["forget_q_cost_policy"].item() == 8.0
     assert info["forget_actor_loss"].item() == pytest.approx(7 / 2 + (softplus(6.5) + softplus(-1.5)) / 2, rel=1e-6)
@@ -294,6 +279,7 @@ def test_actor_takes_the_smallest_member_and_its_own_noise():
         (0.1, 2.0, 0.6),  # 0.1 + 0.25 * 2
         (0.6, -1.0, 0.35),
         (0.1, 3.5, 0.975),
+        (0.1, 3.59, 0.9975),
         (0.1, 3.6, 1.0),  # a gap of 3.6 reaches the ceiling in one update
         (0.1, 10.5, 1.0),
         (0.1, -0.36, 0.01),
@@ -302,14 +288,7 @@ def test_actor_takes_the_smallest_member_and_its_own_noise():
     ],
 )
 def test_next_weight_by_hand(beta, gap, expected):
-    assert next_weight(torch.tensor(beta), torch.tensor(gap), scalars()).item() == pytest.approx(expected, abs=1e-6)
-
-
-def test_ceiling_is_reached_in_one_update_from_a_gap_of_three_point_six():
-    reached = [
-        gap / 10 for gap in range(30, 45) if next_weight(torch.tensor(0.1), torch.tensor(gap / 10), scalars()) >= 1
-    ]
-    assert reached[0] == 3.6
+    assert sr.next_weight(torch.tensor(beta), torch.tensor(gap), scalars()).item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("first", "used"), [(True, 0.6), (False, 0.1)])
@@ -323,14 +302,13 @@ def test_weight_moves_before_or_after_the_actors_step(first, used):
     assert info["beta_f"].item() == pytest.approx(used)
     assert moved["beta_f"].item() == pytest.approx(0.6) and set(moved) == {"beta_f"}
     assert loss == pytest.approx(keep + used * forget, rel=1e-5)  # Eq. 11
-    assert gradient[2:] == pytest.approx(
-        [used * -sigmoid(3.5) / 2, used * (2.0 - sigmoid(0.5)) / 2], rel=1e-5
-    )  # nothing through the gap
+    through_actions_alone = [used * -sigmoid(3.5) / 2, used * (2.0 - sigmoid(0.5)) / 2]  # nothing through the gap
+    assert gradient[2:] == pytest.approx(through_actions_alone, rel=1e-5)
 
 
 def test_fixed_weight_stays_one():
     cfg = get_backbone("cpq").Config(observation_dim=4, action_dim=1, episode_len=300)
     fixed = {name: torch.tensor(value) for name, value in coefficients("fixed-weight", "cpq", cfg).items()}
     for gap in (5.0, 0.0, -0.1, -50.0, 3.0):
-        fixed["beta_f"] = next_weight(fixed["beta_f"], torch.tensor(gap), fixed)
+        fixed["beta_f"] = sr.next_weight(fixed["beta_f"], torch.tensor(gap), fixed)
         assert fixed["beta_f"].item() == 1.0

@@ -82,13 +82,19 @@ def test_nan_in_the_batch_of_one_agent_stops_that_agent_only():
     assert all(math.isfinite(value) for row in others for value in row.values())
 
 
-def test_nan_in_a_parameter_mid_run():
-    def poison(population, agents):
+def spoil(net, index, value):
+    """At step 10, one parameter."""
+
+    def on_log(population, agents):
         if population.step == 10:
             with torch.no_grad():
-                population.nets["actor"]["w0"][0, 0, 0] = math.nan
+                population.nets[net]["w0"][index] = value
 
-    population, agents, _, stopped = train(on_log=poison)
+    return on_log
+
+
+def test_nan_in_a_parameter_mid_run():
+    population, agents, _, stopped = train(on_log=spoil("actor", (0, 0, 0), math.nan))
     assert agents == [1, 2] and (stopped[0].step, stopped[0].good_step) == (11, 10)
     assert all(value.isfinite().all() for name, value in stopped[0].tensors.items() if name != "generators")
     without, *_ = train(seeds=SEEDS[1:])
@@ -96,15 +102,10 @@ def test_nan_in_a_parameter_mid_run():
 
 
 def test_a_parameter_that_no_loss_shows_is_found_too():
-    def poison(population, agents):
-        if population.step == 10:
-            with torch.no_grad():  # an unused network: only the check of the parameters sees it
-                population.nets["spare"]["w0"][2] = math.inf
-
     population = create(BACKBONE, CFG, SEEDS)
-    population.nets["spare"] = {"w0": torch.zeros(3, 2)}
-    stopped = {}
-    _, agents = run(population, ORDINARY, Sampled(CFG), 20, log_every=5, on_log=poison, on_stop=stopped.__setitem__)
+    population.nets["spare"] = {"w0": torch.zeros(3, 2)}  # only the check of the parameters sees an unused network
+    options, stopped = {"log_every": 5, "on_log": spoil("spare", 2, math.inf)}, {}
+    _, agents = run(population, ORDINARY, Sampled(CFG), 20, on_stop=stopped.__setitem__, **options)
     assert agents == [0, 1] and (stopped[2].step, stopped[2].quantity) == (15, "a parameter of spare")
 
 

@@ -136,7 +136,6 @@ def test_a_new_method_is_one_file_and_one_entry(name, tmp_path, monkeypatch):
     monkeypatch.setattr(unlearn, "__path__", [*unlearn.__path__, str(tmp_path)])
     monkeypatch.setitem(METHODS, "toy", Method("toy", "Toy", "#123456", "toy", "main", {"strength": 0.5}))
     made, log = Corrupted(name, "toy"), Log()
-    made.adapt()
     assert made.population.scalars["strength"].tolist() == [0.5]
     before = frozen(made.population)
     population, agents = run(made.population, made.algorithm, made.draw, STEPS, log=log, log_every=10)

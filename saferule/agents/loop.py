@@ -62,10 +62,10 @@ class Diverged:
     good_step: int
     tensors: dict[str, Tensor]
 
-    def sentence(self, cell: str) -> str:
+    def sentence(self, run: str) -> str:
         """What happened and what to do."""
         return (
-            f"{cell}: {self.quantity} was not finite at step {self.step}; the state of step {self.good_step} was kept "
+            f"{run}: {self.quantity} was not finite at step {self.step}; the state of step {self.good_step} was kept "
             "and the other agents went on: lower the learning rate or check the data"
         )
 

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_map
 from saferule.agents.networks import Network
 from saferule.agents.parts import Nets, Noise, Scalars
 
-Loss = Callable[..., tuple[Tensor, dict[str, Tensor], Scalars]]
+Report = tuple[Tensor, dict[str, Tensor], Scalars]  # of a loss: its value, what is logged, changed scalars
+Loss = Callable[..., Report]
 Losses = tuple[tuple[tuple[str, ...], Loss], ...]
 
 
@@ -112,15 +113,9 @@ def adam(
     """
     optimiser = torch.optim.Adam([leaf.requires_grad_(True) for leaf in network.values()], learning_rate, fused=True)
     for name, leaf in network.items():
-        optimiser.state[leaf] = (
-            moments[name]
-            if moments
-            else {
-                "step": torch.zeros((), dtype=torch.float32, device=leaf.device),
-                "exp_avg": torch.zeros_like(leaf),
-                "exp_avg_sq": torch.zeros_like(leaf),
-            }
-        )
+        cold = {moment: torch.zeros_like(leaf) for moment in ("exp_avg", "exp_avg_sq")}
+        cold["step"] = torch.zeros((), dtype=torch.float32, device=leaf.device)
+        optimiser.state[leaf] = moments[name] if moments else cold
     return optimiser
 
 

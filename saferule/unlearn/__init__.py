@@ -68,6 +68,8 @@ class Method:
     style: str = "-"
 
 
+RELEASED = {"frozen_copy": True, "style": "--"}
+PUBLISHED = RELEASED | {"needs_critics": True}
 COST_AWARE = {"lambda_c": 1.0, "anchor_cost": 0.1}  # Eq. 28
 FIXED_WEIGHT = {"beta_f": 1.0, "beta_min": 1.0, "beta_max": 1.0}  # Table 2
 NO_CRITIC = {"alpha_k": 0.0, "alpha_f": 0.0}  # Table 5
@@ -78,29 +80,9 @@ DECLARED = (
     Method("clean", "clean (retrained)", "#009E73", "train_on_all", "main", start="fresh", forget="none"),
     Method("poisoned", "poisoned", "#D55E00", "train_on_all", "main", start="fresh"),
     Method("fine-tuning", "fine-tuning", "#CC79A7", "fine_tune", "main"),
-    Method(
-        "trajdeleter", "Trajdeleter", "#882255", "trajdeleter", "main", needs_critics=True, frozen_copy=True, style="--"
-    ),
-    Method(
-        name="trajdeleter-cost",
-        label="Trajdeleter, cost-aware",
-        colour="#332288",
-        family="trajdeleter",
-        part="main",
-        coefficients=COST_AWARE,
-        needs_critics=True,
-        frozen_copy=True,
-        style="--",
-    ),
-    Method(
-        name="trajdeleter-released",
-        label="Trajdeleter, released code",
-        colour="#AA4499",
-        family="trajdeleter_released",
-        part="main",
-        frozen_copy=True,
-        style="--",
-    ),
+    Method("trajdeleter", "Trajdeleter", "#882255", "trajdeleter", "main", **PUBLISHED),
+    Method("trajdeleter-cost", "Trajdeleter, cost-aware", "#332288", "trajdeleter", "main", COST_AWARE, **PUBLISHED),
+    Method("trajdeleter-released", "Trajdeleter, released code", "#AA4499", "trajdeleter_released", "main", **RELEASED),
     Method("reward-only", "reward only", "#E69F00", "safe_rule", "main", {"cost_weight": 0.0}),  # Section 5
     Method("safe-rule", "Safe-RULE", "#0072B2", "safe_rule", "main"),
     Method("fixed-weight", "fixed weight", "#56B4E9", "safe_rule", "ablations", FIXED_WEIGHT),

@@ -8,10 +8,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from torch import Tensor
-
 from saferule.agents.parts import Nets, Noise, Scalars
-from saferule.agents.population import Algorithm, Loss, training
+from saferule.agents.population import Algorithm, Loss, Report, training
 from saferule.data.batches import Pair
 
 PAIRED = True
@@ -30,8 +28,6 @@ def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str,
     return replace(ordinary, phases=(losses,))
 
 
-def on_keep(
-    loss: Loss, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any
-) -> tuple[Tensor, dict[str, Tensor], Scalars]:
+def on_keep(loss: Loss, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any) -> Report:
     """A training loss on the keep batch; the forget batch is not looked at."""
     return loss(nets, scalars, batch.keep, noise, cfg)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from saferule.agents.networks import quantile, td_loss
 from saferule.agents.parts import Nets, Noise, Scalars
-from saferule.agents.population import Algorithm
+from saferule.agents.population import Algorithm, Report
 from saferule.data.batches import Pair
 from saferule.paper import TABLE7
 from saferule.unlearn.fine_tune import on_keep
@@ -38,7 +38,7 @@ READINGS = ("reference", "gate", "weight_update", "forget_actor", "regulariser",
 def coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
     """The scalars of the losses below, from Table 7 and the readings.
 
-    dataset_reference is there under reference = dataset alone, and is set by `saferule.unlearn.start.adapt`.
+    dataset_reference is there under reference = dataset alone, and is set by `saferule.unlearn.start.prepare`.
     """
     own = {"alpha_f": TABLE7.alpha_f, "percentile": int(readings["reward_percentile"]) / 100}
     if readings["reference"] == "dataset":
@@ -99,15 +99,8 @@ def raise_cost(q_c: Tensor, target: Tensor) -> Tensor:
 
 
 def critics_loss(
-    backbone: ModuleType,
-    nets: Nets,
-    scalars: Scalars,
-    batch: Pair,
-    noise: Noise,
-    cfg: Any,
-    *,
-    over_dataset: bool = False,
-) -> tuple[Tensor, dict[str, Tensor], Scalars]:
+    backbone: ModuleType, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any, over_dataset: bool = False
+) -> Report:
     """Eq. 7 and 8: Bellman regression on the keep batch, suppression on the forget batch.
 
     scalars  alpha_k, alpha_f (weights of keeping and forgetting), cost_weight (1, or 0 for reward-only),
@@ -140,12 +133,12 @@ def critics_loss(
     return loss_r + loss_c, info, {}
 
 
-def keep_actor_loss(q_r: Tensor, q_c: Tensor, kappa: Tensor, gate_cost: Tensor) -> Tensor:
+def keep_actor_loss(q_r: Tensor, q_c: Tensor, kappa: Tensor, gate: Tensor) -> Tensor:
     """Eq. 9: -mean(I[Q_c <= kappa] Q_r) + mean softplus(Q_c - kappa); all inputs (B,), Q at the policy's actions.
 
-    gate_cost  the Q_c that the indicator looks at
+    gate  the Q_c that the indicator looks at
     """
-    return -((gate_cost <= kappa) * q_r).mean() + F.softplus(q_c - kappa).mean()
+    return -((gate <= kappa) * q_r).mean() + F.softplus(q_c - kappa).mean()
 
 
 def forget_actor_loss(
@@ -154,7 +147,7 @@ def forget_actor_loss(
     kappa: Tensor,
     sigma: Tensor,
     cost_weight: Tensor,
-    gate_cost: Tensor,
+    gate: Tensor,
     repelling: bool = False,
 ) -> Tensor:
     """Eq. 10: mean(I[Q_c >= kappa] Q_r) + mean softplus(kappa + sigma - Q_c); all inputs (B,), Q at the policy's
@@ -164,7 +157,7 @@ def forget_actor_loss(
     it is softplus(Q_c - kappa): the policy moves away from them.
     """
     cost_term = F.softplus(q_c - kappa).mean() if repelling else raise_cost(q_c, kappa + sigma)
-    return ((gate_cost >= kappa) * q_r).mean() + cost_weight * cost_term
+    return ((gate >= kappa) * q_r).mean() + cost_weight * cost_term
 
 
 def next_weight(beta_f: Tensor, gap: Tensor, scalars: Scalars) -> Tensor:
@@ -184,7 +177,7 @@ def actor_loss(
     repelling: bool = False,
     weight_first: bool = True,
     regularised: bool = False,
-) -> tuple[Tensor, dict[str, Tensor], Scalars]:
+) -> Report:
     """Eq. 11: keep loss plus beta_f times forget loss; moves beta_f by the forgetting gap (lines 12-16).
 
     scalars  kappa, sigma, cost_weight, beta_f and its bounds and step

@@ -23,7 +23,7 @@ from torch.distributions import Normal
 
 from saferule.agents.networks import Network, gaussian
 from saferule.agents.parts import Nets, Noise, Scalars
-from saferule.agents.population import Algorithm
+from saferule.agents.population import Algorithm, Report
 from saferule.data.batches import Batch, Pair
 from saferule.unlearn.safe_rule import next_weight, shared_coefficients
 
@@ -49,9 +49,7 @@ def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str,
     return Algorithm((losses,), backbone.noise_shapes(cfg, cfg.batch_size), backbone.TARGETS, cfg)
 
 
-def values_loss(
-    backbone: ModuleType, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any
-) -> tuple[Tensor, dict[str, Tensor], Scalars]:
+def values_loss(backbone: ModuleType, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any) -> Report:
     """COptiDICE's own value losses on the keep batch, times alpha_k (0 freezes the values)."""
     loss, info, changed = backbone.values_loss(nets, scalars, batch.keep, noise, cfg)
     return scalars["alpha_k"] * loss, info, changed
@@ -79,7 +77,7 @@ def actor_loss(
     *,
     normalised: bool = False,
     weight_first: bool = True,
-) -> tuple[Tensor, dict[str, Tensor], Scalars]:
+) -> Report:
     """Keep: COptiDICE's actor loss. Forget: the weighted log-likelihood itself, times beta_f, which follows the gap.
 
     The gap is kappa + sigma minus the mean of chi on the forget batch, raw or scaled to [0, 1] (``normalised``).

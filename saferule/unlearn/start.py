@@ -1,4 +1,4 @@
-"""From a corrupted agent to the first step of unlearning: coefficients, frozen copies, what the data sets give."""
+"""What a method starts from: coefficients, frozen copies, what the data sets give; and the batches that it takes."""
 
 from __future__ import annotations
 
@@ -19,60 +19,46 @@ CHUNK = 1024  # transitions whose Bellman targets are computed at once
 Rows = Sequence[tuple[Tensor, Tensor]]  # for each agent: the rows of its keep and of its forget set in the pool
 
 
-def begin(
+def prepare(
     population: Population,
     algorithm: Algorithm,
-    backbone: str,
+    backbone: ModuleType,
     methods: Sequence[str],
-    readings: Sequence[Mapping[str, str]] | None = None,
+    readings: Sequence[Mapping[str, str]],
+    pool: TransitionPool,
+    rows: Rows,
 ) -> None:
-    """Make corrupted agents ready for unlearning, in place: agent p for ``methods[p]``, all of one family.
+    """Make agents ready, in place: agent p for ``methods[p]`` under ``readings[p]``, all of one family and its losses.
 
-    Adds the coefficients to the scalars and, where the method refers to the corrupted agent, frozen copies of its
-    networks; Adam starts cold and the steps count from 0.
+    Adds the coefficients to the scalars and, where the method refers to the agent that it started from, frozen copies
+    of its networks; Adam starts cold and the steps count from 0. Statistics of the data are those of what is trained
+    on: D_k in a method that takes pairs, else D_k and D_f. Where the reward reference is taken over all of D_k (reading
+    reference = dataset), it is computed here, once, from the corrupted agent's Bellman targets.
     """
-    readings = readings or [{}] * len(methods)
-    added = [coefficients(m, backbone, algorithm.cfg, r) for m, r in zip(methods, readings, strict=True)]
+    cfg, paired = algorithm.cfg, family(methods[0], backbone.NAME).PAIRED
+    added = [coefficients(m, backbone.NAME, cfg, r) for m, r in zip(methods, readings, strict=True)]
     like = next(iter(population.nets["actor"].values()))
     population.scalars |= {k: like.new_tensor([values[k] for values in added]) for k in added[0]}
+    if backbone.statistics is not None:
+        seen = [keep if paired else torch.cat((keep, forget)) for keep, forget in rows]
+        population.scalars |= stack([statistics(backbone, pool, own) for own in seen])
+        if paired:
+            first = [pool.gather(forget).is_init.mean() for _, forget in rows]
+            population.scalars["forget_init_proportion"] = torch.stack(first)
+    if "dataset_reference" in population.scalars:
+        for p, (keep, _) in enumerate(rows):
+            y_r = reward_targets(backbone, member(population.nets, p), cfg, pool, keep)
+            population.scalars["dataset_reference"][p] = quantile(y_r, population.scalars["percentile"][p])
     if get_method(methods[0]).frozen_copy:
         population.nets |= originals(population.nets)
     population.step = 0
     reset_optimisers(population, algorithm)
 
 
-def pairs(pool: TransitionPool, rows: Rows, batch_size: int) -> Callable[[Population, Sequence[int]], Pair]:
-    """``draw_batch`` of the training loop: a keep and a forget batch (P, B) per step (Algorithm 2, lines 3-4)."""
-
-    def draw(population: Population, agents: Sequence[int]) -> Pair:
-        sides = zip(*(rows[a] for a in agents), strict=True)
-        return Pair(*(pool.gather(draw_rows(population.generators, side, batch_size)) for side in sides))
-
-    return draw
-
-
 def statistics(backbone: ModuleType, pool: TransitionPool, rows: Tensor) -> Scalars:
     """What a backbone with ``statistics`` (COptiDICE) needs to know of its training data."""
     seen = pool.gather(rows)
     return backbone.statistics(seen.observations, seen.actions, seen.is_init)
-
-
-def adapt(population: Population, backbone: ModuleType, cfg: Any, pool: TransitionPool, rows: Rows) -> None:
-    """Take from the data what does not change during unlearning, in place; after `begin`.
-
-    D_k is the training data from now on: its statistics replace those of the poisoned data. Where the reward reference
-    is taken over all of D_k (reading reference = dataset), it is computed here, once, from the corrupted agent's
-    Bellman targets.
-    """
-    if backbone.statistics is not None:
-        population.scalars |= stack([statistics(backbone, pool, keep) for keep, _ in rows])
-        first = [pool.gather(forget).is_init.mean() for _, forget in rows]
-        population.scalars |= {"forget_init_proportion": torch.stack(first)}
-    scalars = population.scalars
-    if "dataset_reference" in scalars:
-        for p, (keep, _) in enumerate(rows):
-            y_r = reward_targets(backbone, member(population.nets, p), cfg, pool, keep)
-            scalars["dataset_reference"][p] = quantile(y_r, scalars["percentile"][p])
 
 
 @torch.no_grad()
@@ -91,29 +77,20 @@ def reward_targets(backbone: ModuleType, nets: Nets, cfg: Any, pool: TransitionP
     return torch.cat(parts)
 
 
-def prepare(
-    population: Population,
-    algorithm: Algorithm,
-    backbone: ModuleType,
-    methods: Sequence[str],
-    readings: Sequence[Mapping[str, str]],
-    pool: TransitionPool,
-    rows: Rows,
-) -> None:
-    """`begin`, and then what the data give: for a method that takes pairs `adapt`, else statistics of D and D_f."""
-    begin(population, algorithm, backbone.NAME, methods, readings)
-    if family(methods[0], backbone.NAME).PAIRED:
-        adapt(population, backbone, algorithm.cfg, pool, rows)
-    elif backbone.statistics is not None:
-        population.scalars |= stack([statistics(backbone, pool, torch.cat(own)) for own in rows])
-
-
 def draw_batches(
     method: str, backbone: ModuleType, pool: TransitionPool, rows: Rows, batch_size: int
 ) -> Callable[[Population, Sequence[int]], Any]:
-    """``draw_batch`` of the training loop: `pairs`, or batches (P, B) of D and D_f together, as the method wants."""
+    """``draw_batch`` of the training loop, with a leading P, as the method wants it.
+
+    A keep and a forget batch (P, B) per step (Algorithm 2, lines 3-4), or one batch of D and D_f together.
+    """
+
+    def draw_pair(population: Population, agents: Sequence[int]) -> Pair:
+        sides = zip(*(rows[a] for a in agents), strict=True)
+        return Pair(*(pool.gather(draw_rows(population.generators, side, batch_size)) for side in sides))
+
     if family(method, backbone.NAME).PAIRED:
-        return pairs(pool, rows, batch_size)
+        return draw_pair
     everything = [torch.cat(own) for own in rows]
 
     def draw(population: Population, agents: Sequence[int]) -> Batch:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from saferule.agents.networks import td_loss
 from saferule.agents.parts import Nets, Noise, Scalars, original_nets
-from saferule.agents.population import Algorithm
+from saferule.agents.population import Algorithm, Report
 from saferule.data.batches import Batch, Pair
 from saferule.unlearn.fine_tune import on_keep
 
@@ -74,9 +74,7 @@ def forget_loss(reward_advantage: Tensor, cost_advantage: Tensor, scalars: Scala
     return (reward_advantage + scalars["lambda_c"] * cost_term).mean()
 
 
-def actor_loss(
-    backbone: ModuleType, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any
-) -> tuple[Tensor, dict[str, Tensor], Scalars]:
+def actor_loss(backbone: ModuleType, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any) -> Report:
     """Eq. 29: the backbone's own actor loss on D_k plus beta_f times Eq. 28 on D_f."""
     ordinary = dict(backbone.LOSSES)[("actor",)]
     keep_loss, info, changed = ordinary(nets, scalars, batch.keep, noise, cfg)
@@ -93,7 +91,7 @@ def actor_loss(
 
 def anchored_critics_loss(
     backbone: ModuleType, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any
-) -> tuple[Tensor, dict[str, Tensor], Scalars]:
+) -> Report:
     """The backbone's critic loss on D_k plus the anchor: squared errors to the corrupted agent's Bellman targets."""
     ordinary = dict(backbone.LOSSES)[CRITIC_NETWORKS]
     loss, info, changed = ordinary(nets, scalars, batch.keep, noise, cfg)

@@ -17,10 +17,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from torch import Tensor
-
 from saferule.agents.parts import Nets, Noise, Scalars
-from saferule.agents.population import Algorithm, Loss
+from saferule.agents.population import Algorithm, Loss, Report
 from saferule.data.batches import Pair
 from saferule.unlearn.fine_tune import on_keep
 from saferule.unlearn.trajdeleter import CRITIC_NETWORKS, FORGETTING, anchored_critics_loss
@@ -54,9 +52,7 @@ def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str,
     return Algorithm(phases, shapes, backbone.TARGETS, cfg, phase)
 
 
-def on_negated_forget(
-    loss: Loss, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any
-) -> tuple[Tensor, dict[str, Tensor], Scalars]:
+def on_negated_forget(loss: Loss, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any) -> Report:
     """A training loss on the forget batch with negated rewards."""
     if "forget_init_proportion" in scalars:
         scalars = scalars | {"init_proportion": scalars["forget_init_proportion"]}
@@ -65,7 +61,7 @@ def on_negated_forget(
 
 def anchored_values_loss(
     backbone: ModuleType, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any
-) -> tuple[Tensor, dict[str, Tensor], Scalars]:
+) -> Report:
     """COptiDICE has no critic: nu is anchored to the corrupted agent's nu by its squared distance on D_k (ours)."""
     loss, info, changed = backbone.LOSSES[0][1](nets, scalars, batch.keep, noise, cfg)
     here, _ = backbone.state_values(nets["nu"], batch.keep)
