@@ -178,11 +178,11 @@ class Study:
         steps = {run.task: run.steps for run in self.plan["adversaries"]}
         adversary = ", ".join(f"{count} ({task})" for task, count in steps.items())
         lines = [
-            f"**Profile {self.name}.** Data: {data}. Replicates: {', '.join(map(str, p.replicates))}, each with its own "
-            f"adversary, forget sets and seeds. Gradient steps: {p.training_steps} of training, {p.unlearning_steps} "
-            f"of unlearning. Simulator steps of the adversaries: {adversary}. Evaluation: {p.episodes} episodes per "
-            f"policy ({p.curve_episodes} per snapshot), the same seeds for every policy, deterministic, cost limit "
-            f"{p.cost_limit:g}.",
+            f"**Profile {self.name}.** Data: {data}. Replicates: {', '.join(map(str, p.replicates))}, each with "
+            f"its own adversary, forget sets and seeds. Gradient steps: {p.training_steps} of training, "
+            f"{p.unlearning_steps} of unlearning. Simulator steps of the adversaries: {adversary}. Evaluation: "
+            f"{p.episodes} episodes per policy ({p.curve_episodes} per snapshot), the same seeds for every policy, "
+            f"deterministic, cost limit {p.cost_limit:g}.",
         ]
         if p.name != "paper" or self.changes:
             lines.append(
