@@ -114,8 +114,8 @@ class Drawing:
 def _titled(grid: sns.FacetGrid, titles: dict[str, str] | None = None) -> sns.FacetGrid:
     """Panels titled by the values that they are of, a metric apart, which is on its axis."""
     for key, panel in grid.axes_dict.items():
-        names = key if isinstance(key, tuple) else (key,)
-        panel.set_title(", ".join((titles or {}).get(name, name) for name in names if name and name not in METRICS))
+        names = [(titles or {}).get(name, name) for name in (key if isinstance(key, tuple) else (key,))]
+        panel.set_title(", ".join(name for name in names if name and name not in METRICS))
     return grid
 
 
@@ -301,7 +301,7 @@ def _dots(rows: pd.DataFrame, width: float, labels: dict[str, str] | str, **face
     A replicate with several rows, which are faint, is at their mean. labels: of the axes, by column of panels.
     """
     shown, jitter = in_order(rows["method"]), np.random.default_rng(0)  # the same in every execution
-    grid = _grid(rows, width, 0.7 + 0.27 * len(shown), sharex="col", **facets)
+    grid = _grid(rows, width, 0.7 + 0.27 * len(shown), **{"sharex": "col"} | facets)
     for (i, j, _), here in grid.facet_data():
         panel = grid.facet_axis(i, j)
         for place, method in enumerate(shown):
@@ -316,6 +316,8 @@ def _dots(rows: pd.DataFrame, width: float, labels: dict[str, str] | str, **face
                 panel.scatter(values.mean(), place, s=46, marker="D", facecolors="none", edgecolors=colour, zorder=4)
         label = labels if isinstance(labels, str) else labels[here[facets["col"]].iloc[0]]
         _listed(panel, shown, label)
+    for panel in grid.axes.flat:  # when all is drawn, as they share their limits
+        with_zero(panel, "x")
     return grid
 
 
@@ -325,7 +327,6 @@ def _listed(panel: Axes, shown: Sequence[str], label: str) -> None:
     panel.set_ylim(len(shown) - 0.4, -0.6)
     panel.grid(False, axis="y")
     panel.set(xlabel=label, ylabel="")
-    with_zero(panel, "x")
 
 
 def beside_paper(episodes: pd.DataFrame) -> Drawn:
@@ -481,9 +482,11 @@ def _both_sides(rows: pd.DataFrame, x: str, label: str, col: str, names: dict[st
     for (_, at), panel in grid.axes_dict.items():
         if at != "(14)":  # a share
             panel.axhline(1, **LIMIT)
-            panel.set_yscale("linear" if x == "x" else "symlog", **({} if x == "x" else {"linthresh": 2}))
-            panel.set_yticks([0, 0.5, 1, 10, 100], ["0", "0.5", "1", "10", "100"])
-            panel.set_ylim(-0.05, 3 if x == "x" else max(1.5, 1.3 * panel.dataLim.ymax))
+            panel.set_ylim(-0.05, 3)
+            if x != "x":
+                panel.set_yscale("symlog", linthresh=2)
+                panel.set_yticks([0, 0.5, 1, 10, 100], ["0", "0.5", "1", "10", "100"])
+                panel.set_ylim(-0.05, max(1.5, 1.3 * panel.dataLim.ymax))
     grid.set_axis_labels(label, "")
     if x == "u":
         grid.set(xscale="log")
@@ -495,7 +498,7 @@ def neighbourhood(balls: pd.DataFrame) -> Drawn:
     """Eq. 23-25, a row per backbone: samples with a ball, radii, and what encloses the Lipschitz constant."""
     rows = balls.assign(**{name: balls[name] / balls["diameter"] for name in ("radius", "printed")})
     found, ours, printed = "observed, found", "a bound per member (ours)", "as printed; product of spectral norms"
-    share, radius, slope = "samples with a ball", "median radius / the box's diameter", "Lipschitz constant of Q_c"
+    share, radius, slope = "samples with a ball", "median radius / box's diameter", "Lipschitz constant of Q_c"
     columns = {"nonempty": (share, found), "radius": (radius, ours), "printed": (radius, printed)}
     columns |= {"slope_found": (slope, found), "slope_bound": (slope, printed)}
     colours = {found: "#000000", ours: "#0072B2", printed: "#D55E00"}
@@ -513,6 +516,7 @@ def actions(table: pd.DataFrame) -> Drawn:
     """`forgetting.action_distances`: a row of panels per backbone, a line per method, a dot per replicate."""
     words, rows = {"forget": "states of D_f", "keep": "states of D"}, _shown(table).assign(value=table["distance"])
     order = {"row": "backbone", "row_order": _order(rows), "col": "states", "col_order": list(words)}
+    order["sharex"] = True
     grid = _titled(_dots(rows, 4.3, "mean distance of the actions", **order), words)
     for (i, j, _), here in grid.facet_data():
         panel = grid.facet_axis(i, j)
@@ -548,7 +552,7 @@ def times(table: pd.DataFrame) -> Drawn:
         panel.scatter(1 / row.paper_factor, shown.index(row.method), s=34, zorder=2, **look)
         if row.share < 1:
             panel.axvline(row.share / row.relative_step, **LIMIT)
-        panel.set_xscale("log")
+        panel.set(xscale="log", xlim=(0.4 * rows["share"].min(), 1.6))
         panel.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
     steps = Line2D([], [], label="ratio of the numbers of steps", **LIMIT)
     return grid.figure, [dot("measured"), dot("the paper, Table 3", hollow=True), steps]
