@@ -167,7 +167,8 @@ class Study:
 
     def stopped(self, policies: Sequence[PolicyRun]) -> None:
         """Print a sentence for each policy whose run ended early because a value was not finite."""
-        print(*results.stopped(self.store, policies), sep="\n")
+        for sentence in results.stopped(self.store, policies):
+            print(sentence)
 
     # What is shown
 
@@ -199,17 +200,14 @@ class Study:
         write_bytes(self.folder / "tables" / f"{name}.csv", told.to_csv(index=False).encode())
         return told
 
-    def table(self, name: str, rows: pd.DataFrame, file: str = "") -> pd.DataFrame:
-        """Build a table of `TABLES` from rows of episodes, save it and display it."""
-        kind = TABLES[name]
-        if not isinstance(kind, Table):
-            built = self.save_table(kind(rows), file or name)
-            self.display(built)
-            return built
-        built = self.save_table(kind.build(rows), file or name)
-        display(Markdown(f"**{kind.title}**"))
-        self.display(kind.shown(built))
-        return built
+    def table(self, name: str, rows: pd.DataFrame, file: str = "") -> None:
+        """Build a table of `TABLES` from rows of episodes, save it under its name (or ``file``) and display it."""
+        table = TABLES[name]
+        if isinstance(table, Table):
+            display(Markdown(f"**{table.title}**"))
+            self.display(table.shown(self.save_table(table.build(rows), file or name)))
+        else:
+            self.display(self.save_table(table(rows), file or name))
 
     def display(self, frame: pd.DataFrame) -> None:
         """Display all rows of a table with names as the paper writes them and rounded numbers."""

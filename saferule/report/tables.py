@@ -391,5 +391,4 @@ TABLES: dict[str, Table | Callable[[pd.DataFrame], pd.DataFrame]] = {
     "replicates": replicate_means,
     "improvement": improvement,
     "counts": counts,
-    "across-cells": across_cells,
 }
