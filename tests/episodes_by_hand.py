@@ -1,6 +1,12 @@
 """Rows of episodes as `saferule.runs.results.episodes` gives them, made by hand."""
 
+import json
+
+import numpy as np
 import pandas as pd
+
+from saferule.attack.poison import ForgetSet
+from saferule.data.schema import Dataset
 
 CELL = {"task": "CarCircle", "backbone": "cpq", "attack": "max_cost", "ratio": 0.15}
 CLEAN = CELL | {"attack": "clean", "ratio": 0.0}
@@ -29,3 +35,60 @@ def two_replicates():
         ],
         ignore_index=True,
     )
+
+
+def many(replicates=4, cells=(0.05, 0.15)):
+    """Costs of Safe-RULE 1 to 4 per replicate, of fine-tuning 10 more; returns the other way round."""
+    parts = [
+        rows(method, r, [10.0 * (r + 1 + shift)], [100.0 * (r + 1 + shift)], ratio=ratio)
+        for r in range(replicates)
+        for ratio in cells
+        for method, shift in (("safe-rule", 0), ("fine-tuning", 10), ("poisoned", 0))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def other_readings():
+    """Episodes 0 and 1 under the default (costs 10, 30), again as percentile 50, and under three readings."""
+
+    def read_as(costs, returns, **chosen):
+        return rows("safe-rule", 0, costs, returns, readings=json.dumps(chosen))
+
+    return pd.concat(
+        [
+            read_as([12.0, 30.0], [50.0, 50.0], gate="data"),
+            read_as([30.0, 10.0], [40.0, 20.0], forget_actor="repelling"),
+            read_as([11.0, 31.0], [50.0, 90.0], kappa="per_step"),
+            rows("percentile-50", 0, [10.0, 31.0, 99.0], [50.0, 50.0, 99.0]),
+            rows("safe-rule", 0, [10.0, 30.0, 99.0], [50.0, 50.0, 99.0]),
+            rows("no-critic", 0, [1.0], [1.0]),
+        ],
+        ignore_index=True,
+    )
+
+
+def distances_of(episodes):
+    first = episodes[episodes["method"] != "no-critic"].drop_duplicates(["method", "readings"])
+    return first.assign(actions_keep=np.arange(len(first)) / 10, actions_forget=1.0)
+
+
+def dataset(rewards, costs, ends):
+    """Steps at one place with these rewards and costs; trajectories end after those numbered ``ends``."""
+    n = len(rewards)
+    still, flags = (np.zeros((n, 8)), np.zeros((n, 8)), np.zeros((n, 2))), np.isin(np.arange(n), ends)
+    return Dataset(*still, rewards, costs, np.zeros(n, bool), flags, {"made_by": "hand"})
+
+
+def data():
+    """Two trajectories: return 3 at cost 0, return 10 at cost 12."""
+    return dataset([1.0, 2.0, 4.0, 6.0], [0.0, 0.0, 5.0, 7.0], [1, 3])
+
+
+def forget():
+    """One poisoned trajectory: truly return 2 at cost 2, labelled return 12 at cost 0."""
+    ones = np.array([1.0, 1.0], np.float32)
+    relabelled = dataset([6.0, 6.0], [0.0, 0.0], [1])
+    return ForgetSet(relabelled, ones, ones, np.array([0]), np.array([2.0]), "max_cost", 0.5, 4)
+
+
+EPISODES, OTHER_READINGS, DATA, FORGET = two_replicates(), other_readings(), data(), forget()

@@ -6,19 +6,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from episodes_by_hand import CELL, rows, two_replicates
+from episodes_by_hand import CELL, DATA, EPISODES, FORGET, OTHER_READINGS, distances_of, many, rows
 from matplotlib.image import imread
-from test_tables import data, distances_of, forget, many, other_readings  # noqa: F401
 
 from saferule.agents import BACKBONES
 from saferule.report import figures, style, tables
 from saferule.report.figures import FIGURES
 from saferule.unlearn import METHODS, Method
-
-
-@pytest.fixture
-def episodes():
-    return two_replicates()
 
 
 def drawn(name, *frames):
@@ -63,8 +57,8 @@ def test_no_two_repairs_look_the_same_during_unlearning():
 # Evaluation
 
 
-def test_zero_and_the_rows_limit_are_on_the_axes(episodes):
-    far = episodes.assign(cost=episodes["cost"] + 500, cost_limit=25.0, **{"return": episodes["return"] + 500})
+def test_zero_and_the_rows_limit_are_on_the_axes():
+    far = EPISODES.assign(cost=EPISODES["cost"] + 500, cost_limit=25.0, **{"return": EPISODES["return"] + 500})
     figure = drawn("unlearning-methods", far)
     cost, score = figure.axes
     assert cost.get_xlim()[0] < 0 and score.get_xlim()[0] < 0
@@ -75,43 +69,43 @@ def test_zero_and_the_rows_limit_are_on_the_axes(episodes):
     assert figure.get_label().startswith("CarCircle, CPQ: before and after unlearning. Dots are")
 
 
-def test_every_replicate_is_a_dot_and_the_mean_has_its_interval(episodes):
-    cost = drawn("unlearning-methods", episodes).axes[0]
+def test_every_replicate_is_a_dot_and_the_mean_has_its_interval():
+    cost = drawn("unlearning-methods", EPISODES).axes[0]
     assert dots(cost, 24) == [6.0, 0.0, 30.0, 60.0, 10.0, 10.0, 5.0, 25.0]
     assert dots(cost, 46) == [3.0, 45.0, 10.0, 15.0]
     lines = [tuple(line.get_xdata()) for line in cost.lines]
     assert tables.interval([30, 60]) in lines and tables.interval([5, 25]) in lines
-    one = drawn("unlearning-methods", episodes[episodes["replicate"] == 0]).axes[0]
+    one = drawn("unlearning-methods", EPISODES[EPISODES["replicate"] == 0]).axes[0]
     assert dots(one, 24) == [6.0, 30.0, 10.0, 5.0] and not dots(one, 46)
 
 
-def test_a_method_is_registered_by_its_entry_alone(episodes, monkeypatch):
+def test_a_method_is_registered_by_its_entry_alone(monkeypatch):
     monkeypatch.setitem(METHODS, "toy", Method("toy", "Toy method", "#123456", "fine_tune", part="main"))
-    more = pd.concat([episodes, rows("toy", 0, [1.0], [2.0])])
+    more = pd.concat([EPISODES, rows("toy", 0, [1.0], [2.0])])
     for name in ("unlearning-methods", "table1-methods"):
         assert "Toy method" in [text.get_text() for text in drawn(name, more).axes[0].get_yticklabels()]
     curves = drawn("unlearning-curves", more[more["start"] != ""])
     assert "Toy method" in legend(curves) and "#123456" in [line.get_color() for line in curves.axes[0].lines]
 
 
-def test_table1_has_the_papers_numbers_hollow(episodes):
-    figure = drawn("table1-methods", episodes)
+def test_table1_has_the_papers_numbers_hollow():
+    figure = drawn("table1-methods", EPISODES)
     cost = panels(figure)["CPQ", "cost per episode"]
     hollow = [c.get_offsets()[0, 0] for c in cost.collections if c.get_facecolor()[0].tolist() == [1, 1, 1, 1]]
     assert [x for x in hollow if not np.ma.is_masked(x)] == [195.9, 0.7] and "the paper" in legend(figure)
-    figure = drawn("table1", episodes)
+    figure = drawn("table1", EPISODES)
     ends = [line.get_xydata().tolist() for line in figure.axes[0].lines[:2]]
     assert ends == [[[45.0, 100.0], [15.0, 85.0]], [[195.9, 173.8], [0.7, 345.2]]]
     for name in ("table1-methods", "table1"):
-        assert "the paper" not in legend(drawn(name, episodes.assign(ratio=episodes["ratio"].replace(0.15, 0.1))))
+        assert "the paper" not in legend(drawn(name, EPISODES.assign(ratio=EPISODES["ratio"].replace(0.15, 0.1))))
 
 
-def test_across_cells(episodes):
+def test_across_cells():
     figure = drawn("across-cells", tables.across_cells(many()))
     by_label = {panel.get_xlabel(): panel for panel in figure.axes}
     assert dots(by_label["interquartile mean of cost / limit"], 24) == [2.5, 12.5, 2.5]
     assert dots(by_label["P(Safe-RULE costs less)"], 24) == [0.5, 1.0]
-    assert not list(FIGURES["across-cells"].figures(tables.across_cells(episodes)))  # two replicates
+    assert not list(FIGURES["across-cells"].figures(tables.across_cells(EPISODES)))  # two replicates
 
 
 # Curves
@@ -127,8 +121,8 @@ def test_a_curve_is_the_mean_of_the_episodes_at_each_step():
     assert cost.lines[0].get_color() == METHODS["safe-rule"].colour
 
 
-def test_every_replicate_is_a_line(episodes):
-    training = pd.concat([episodes, episodes.assign(step=50)]).query("start == ''")
+def test_every_replicate_is_a_line():
+    training = pd.concat([EPISODES, EPISODES.assign(step=50)]).query("start == ''")
     cost = drawn("training-curves", training).axes[0]
     assert len([line for line in cost.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]) == 4
 
@@ -162,11 +156,11 @@ def band(panel):
     return pytest.approx((extent.x0, extent.x1))
 
 
-def test_readings_are_drawn_as_changes_around_the_floor(other_readings):  # noqa: F811
-    distances = distances_of(other_readings)
+def test_readings_are_drawn_as_changes_around_the_floor():
+    distances = distances_of(OTHER_READINGS)
     distances.loc[distances["method"] == "percentile-50", ["actions_keep", "actions_forget"]] = 0.0
-    effects = tables.effects(other_readings, distances)
-    cost, score = drawn("readings", other_readings, effects).axes
+    effects = tables.effects(OTHER_READINGS, distances)
+    cost, score = drawn("readings", OTHER_READINGS, effects).axes
     names = ["same run again", "gate = data", "forget_actor = repelling", "kappa = per_step"]
     assert [text.get_text() for text in cost.get_yticklabels()] == names
     assert (-0.5, 0.5) == band(cost)
@@ -174,12 +168,12 @@ def test_readings_are_drawn_as_changes_around_the_floor(other_readings):  # noqa
     assert score.get_xlabel() == "change of return per episode"
 
 
-def test_what_is_one_policy_up_to_rounding_is_hollow_and_widens_the_floor(other_readings):  # noqa: F811
+def test_what_is_one_policy_up_to_rounding_is_hollow_and_widens_the_floor():
     """kappa = per_step changes the cost by 1 and the return by 20, with actions that are nearly the default's."""
-    distances = distances_of(other_readings)
+    distances = distances_of(OTHER_READINGS)
     near = distances["readings"].str.contains("kappa") | (distances["method"] == "percentile-50")
     distances.loc[near, ["actions_keep", "actions_forget"]] = 5.6e-8
-    figure = drawn("readings", other_readings, tables.effects(other_readings, distances))
+    figure = drawn("readings", OTHER_READINGS, tables.effects(OTHER_READINGS, distances))
     for panel, floor in zip(figure.axes, (1.0, 20.0), strict=True):  # same run again: 0.5 and 0
         assert (-floor, floor) == band(panel)
         hollow = [c.get_facecolor()[0].tolist() == [1, 1, 1, 1] for c in panel.collections if c.get_sizes()[0] == 42]
@@ -190,12 +184,13 @@ def test_what_is_one_policy_up_to_rounding_is_hollow_and_widens_the_floor(other_
 
 
 @pytest.mark.parametrize("conditions", [1, 2])
-def test_figures_for_one_and_for_several_conditions(episodes, data, forget, conditions):  # noqa: F811
+def test_figures_for_one_and_for_several_conditions(conditions):
+    episodes = EPISODES
     if conditions == 2:
         more = episodes[episodes["attack"] != "clean"].assign(attack="min_reward", ratio=0.05)
         episodes = pd.concat([episodes, more, episodes.assign(backbone="bcq-lag")], ignore_index=True)
     log = episodes[episodes["start"] == ""].drop(columns="cost").assign(critic_loss=1.0)
-    points = tables.data_points("CarCircle", data, [(r, forget) for r in range(conditions)], 10.0)
+    points = tables.data_points("CarCircle", DATA, [(r, FORGET) for r in range(conditions)], 10.0)
     calls = {name: (episodes,) for name in ("training-methods", "ablations", "training-curves", "table1-methods")}
     calls |= {"table1": (episodes,), "training-losses": (log,), "trajectories": (points,)}
     calls["unlearning-curves"] = (episodes[episodes["start"] != ""],)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from episodes_by_hand import EPISODES
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from saferule.errors import RunError
@@ -196,15 +197,13 @@ def test_curves_begin_with_the_policy_that_a_repair_started_from(study, monkeypa
 
 
 def test_tables_and_figures_are_files_too(study, monkeypatch):
-    from episodes_by_hand import two_replicates
-
     shown = []
     monkeypatch.setattr("saferule.report.study.display", shown.append)
-    study.table("table1", two_replicates())
+    study.table("table1", EPISODES)
     lines = (study.folder / "tables" / "table1.csv").read_text().splitlines()
     assert lines[0].startswith("profile,data,task,") and lines[1].startswith("smoke (backbones=cpq coptidice),")
     assert len(lines) == 1 + 8 and shown[0].data == f"**{TABLES['table1'].title}**" and len(shown) == 2
-    study.figure("unlearning-methods", two_replicates())
+    study.figure("unlearning-methods", EPISODES)
     image = study.folder / "figures" / "unlearning-methods-CarCircle-cpq.png"
     assert shown[-1].data == image.read_bytes() and shown[-1].alt.startswith("CarCircle, CPQ: before and after")
 

@@ -1,47 +1,17 @@
 """Tables from rows made by hand: means, intervals, the paper's numbers, readings beside the default."""
 
-import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from episodes_by_hand import rows, two_replicates
+from episodes_by_hand import DATA, EPISODES, FORGET, OTHER_READINGS, distances_of, many, rows
 
-from saferule.attack.poison import ForgetSet
-from saferule.data.schema import Dataset
 from saferule.paper import READINGS
 from saferule.report import tables
 from saferule.report.tables import TABLES
 from saferule.unlearn import METHODS, Method
-
-
-@pytest.fixture
-def episodes():
-    return two_replicates()
-
-
-def dataset(rewards, costs, ends):
-    n = len(rewards)
-    flags = np.isin(np.arange(n), ends)
-    still = np.zeros((n, 8)), np.zeros((n, 8)), np.zeros((n, 2))
-    return Dataset(*still, rewards, costs, np.zeros(n, bool), flags, {"made_by": "hand"})
-
-
-@pytest.fixture
-def data():
-    """Two trajectories: return 3 at cost 0, return 10 at cost 12."""
-    return dataset([1.0, 2.0, 4.0, 6.0], [0.0, 0.0, 5.0, 7.0], [1, 3])
-
-
-@pytest.fixture
-def forget():
-    """One poisoned trajectory: truly return 2 at cost 2, labelled return 12 at cost 0."""
-    ones = np.array([1.0, 1.0], np.float32)
-    relabelled = dataset([6.0, 6.0], [0.0, 0.0], [1])
-    return ForgetSet(relabelled, ones, ones, np.array([0]), np.array([2.0]), "max_cost", 0.5, 4)
-
 
 # The interval
 
@@ -66,10 +36,10 @@ def test_interval_covers_the_mean_as_often_as_it_says(replicates):
 # Within a cell
 
 
-def test_replicates_are_the_unit(episodes):
+def test_replicates_are_the_unit():
     """A replicate with more episodes does not weigh more."""
-    more = pd.concat([episodes, rows("poisoned", 1, [60.0] * 50, [50.0] * 50)])
-    for frame in (episodes, more):
+    more = pd.concat([EPISODES, rows("poisoned", 1, [60.0] * 50, [50.0] * 50)])
+    for frame in (EPISODES, more):
         table = tables.over_replicates(tables.replicate_means(frame), ["cost", "return"])
         poisoned = table[table["method"] == "poisoned"].set_index("metric")
         assert poisoned["mean"].to_dict() == {"cost": 45.0, "return": 100.0}  # of 30 and 60, of 150 and 50
@@ -77,60 +47,60 @@ def test_replicates_are_the_unit(episodes):
         assert poisoned.loc["cost", ["n", "replicates", "episodes", "cost_limit"]].tolist() == [2, "0 1", 2, 10.0]
 
 
-def test_one_replicate_has_no_interval(episodes):
-    one = tables.over_replicates(tables.replicate_means(episodes[episodes["replicate"] == 0]), ["cost"])
+def test_one_replicate_has_no_interval():
+    one = tables.over_replicates(tables.replicate_means(EPISODES[EPISODES["replicate"] == 0]), ["cost"])
     assert one[["low", "high"]].isna().all(axis=None) and set(one["n"]) == {1}
 
 
-def test_improvement_is_within_a_replicate(episodes):
-    table = tables.improvement(episodes).set_index(["method", "metric"])
+def test_improvement_is_within_a_replicate():
+    table = tables.improvement(EPISODES).set_index(["method", "metric"])
     removed, gained = table.loc[("safe-rule", "cost_removed")], table.loc[("safe-rule", "return_gained")]
     assert removed["mean"] == ((30 - 5) + (60 - 25)) / 2 and gained["mean"] == ((110 - 150) + (60 - 50)) / 2
     assert (removed["low"], removed["high"]) == tables.interval([25, 35]) and removed["n"] == 2
     assert set(table.index.get_level_values("method")) == {"safe-rule", "fine-tuning"}
 
 
-def test_with_clean_repeats_the_clean_rows_under_every_condition(episodes):
+def test_with_clean_repeats_the_clean_rows_under_every_condition():
     second = rows("poisoned", 0, [1.0], [1.0], attack="min_reward", ratio=0.05)
     other_task = rows("poisoned", 0, [1.0], [1.0], task="PointGoal")
-    frame = tables.with_clean(pd.concat([episodes, second, other_task], ignore_index=True))
+    frame = tables.with_clean(pd.concat([EPISODES, second, other_task], ignore_index=True))
     clean = frame[frame["method"] == "clean"]
     assert clean.groupby(["task", "attack", "ratio"]).size().to_dict() == {
         ("CarCircle", "max_cost", 0.15): 4,
         ("CarCircle", "min_reward", 0.05): 4,
     }
-    assert list(frame.columns) == list(episodes.columns)
+    assert list(frame.columns) == list(EPISODES.columns)
 
 
-def test_replicate_means_say_what_is_safe_under_the_rows_own_limit(episodes):
-    frame = tables.replicate_means(episodes).set_index(["method", "replicate"])
+def test_replicate_means_say_what_is_safe_under_the_rows_own_limit():
+    frame = tables.replicate_means(EPISODES).set_index(["method", "replicate"])
     assert frame.loc[("clean", 0), "cost"] == 6.0 and frame.loc[("clean", 0), "safe"]
     assert frame.loc[("fine-tuning", 0), "safe"]  # 10 is within the limit of 10
     assert not frame.loc[("safe-rule", 1), "safe"]
-    assert tables.replicate_means(episodes.assign(cost_limit=25.0))["safe"].sum() == 6
+    assert tables.replicate_means(EPISODES.assign(cost_limit=25.0))["safe"].sum() == 6
 
 
-def test_counts(episodes):
+def test_counts():
     """Means: clean 3 / 100, fine-tuning 10 / 10, Safe-RULE 15 / 85; the limit is 10."""
     names = ["within_limit", "lowest_cost", "best_within_limit", "cells"]
 
     def counted(frame):
         return tables.counts(frame).set_index("method")[names].T.to_dict("list")
 
-    assert counted(episodes) == {"clean": [1, 1, 1, 1], "fine-tuning": [1, 0, 0, 1], "safe-rule": [0, 0, 0, 1]}
-    tied = counted(pd.concat([episodes, rows("trajdeleter", 0, [3.0], [120.0])]))
+    assert counted(EPISODES) == {"clean": [1, 1, 1, 1], "fine-tuning": [1, 0, 0, 1], "safe-rule": [0, 0, 0, 1]}
+    tied = counted(pd.concat([EPISODES, rows("trajdeleter", 0, [3.0], [120.0])]))
     assert tied["clean"] == [1, 1, 0, 1] and tied["trajdeleter"] == [1, 1, 1, 1]
-    none = counted(episodes[episodes["method"].isin(["poisoned", "safe-rule"])])
+    none = counted(EPISODES[EPISODES["method"].isin(["poisoned", "safe-rule"])])
     assert none == {"safe-rule": [0, 1, 0, 1]}
 
 
 # Beside the paper
 
 
-def test_table1_puts_the_papers_numbers_beside_ours(episodes):
+def test_table1_puts_the_papers_numbers_beside_ours():
     """CPQ, Max Cost 15 %, CarCircle: before and after of Table 1, Trajdeleter of Table 4."""
     more = [rows("trajdeleter", 0, [2.0, 4.0], [8.0, 6.0]), rows("trajdeleter-cost", 1, [7.0], [9.0])]
-    table = TABLES["table1"].build(pd.concat([episodes, *more])).set_index(["method", "metric"])
+    table = TABLES["table1"].build(pd.concat([EPISODES, *more])).set_index(["method", "metric"])
     cost = table.xs("cost", level="metric")
     assert cost["mean"].to_dict() == {
         "clean": 3.0,
@@ -152,17 +122,17 @@ def test_table1_puts_the_papers_numbers_beside_ours(episodes):
     assert set(shown.index.get_level_values("condition")) == {"Max Cost 15 %"}
 
 
-def test_ratios_that_the_paper_does_not_have_have_none_of_its_numbers(episodes):
-    ours = episodes.assign(ratio=episodes["ratio"].replace(0.15, 0.1))
+def test_ratios_that_the_paper_does_not_have_have_none_of_its_numbers():
+    ours = EPISODES.assign(ratio=EPISODES["ratio"].replace(0.15, 0.1))
     table = TABLES["table1"].build(ours)
     assert table[["paper", "source"]].isna().all(axis=None) and len(table) == 8
     assert not [name for name in TABLES["table1"].shown(table) if "paper" in name]
-    both = TABLES["table1"].build(pd.concat([episodes, ours[ours["attack"] != "clean"]]))
+    both = TABLES["table1"].build(pd.concat([EPISODES, ours[ours["attack"] != "clean"]]))
     known = both[(both["method"] == "poisoned") & (both["metric"] == "cost")].set_index("ratio")["paper"]
     assert known[0.15] == 195.9 and np.isnan(known[0.1])
 
 
-def test_ablations_beside_tables_2_5_and_6(episodes):
+def test_ablations_beside_tables_2_5_and_6():
     """BCQ-Lag on CarCircle, of which Table 1 has 88.8 and 285.2 before."""
     at = {"backbone": "bcq-lag", "ratio": 0.05}
     variants = [rows(m, 0, [1.0], [2.0], **at) for m in METHODS if METHODS[m].start == "poisoned"]
@@ -182,10 +152,10 @@ def test_ablations_beside_tables_2_5_and_6(episodes):
     assert set(papers("table4")) == {("trajdeleter", "Table 4"), ("trajdeleter-cost", "Table 4")}
 
 
-def test_a_method_is_registered_by_its_entry_alone(episodes, monkeypatch):
+def test_a_method_is_registered_by_its_entry_alone(monkeypatch):
     toy = Method("toy", "Toy method", "#123456", "fine_tune", part="main")
     monkeypatch.setitem(METHODS, "toy", toy)
-    more = pd.concat([episodes, rows("toy", 0, [1.0], [2.0]), rows("toy", 1, [3.0], [2.0])])
+    more = pd.concat([EPISODES, rows("toy", 0, [1.0], [2.0]), rows("toy", 1, [3.0], [2.0])])
     shown = TABLES["table1"].shown(TABLES["table1"].build(more))
     assert list(shown.columns)[1:6] == ["clean (retrained)", "poisoned", "fine-tuning", "Safe-RULE", "Toy method"]
     assert shown["Toy method"].iloc[0] == "2.0 ± 12.7"
@@ -195,17 +165,6 @@ def test_a_method_is_registered_by_its_entry_alone(episodes, monkeypatch):
 
 
 # Across cells
-
-
-def many(replicates=4, cells=(0.05, 0.15)):
-    """Costs of Safe-RULE 1 to 4 per replicate, of fine-tuning 10 more; returns the other way round."""
-    parts = [
-        rows(method, r, [10.0 * (r + 1 + shift)], [100.0 * (r + 1 + shift)], ratio=ratio)
-        for r in range(replicates)
-        for ratio in cells
-        for method, shift in (("safe-rule", 0), ("fine-tuning", 10), ("poisoned", 0))
-    ]
-    return pd.concat(parts, ignore_index=True)
 
 
 def test_across_cells_by_hand():
@@ -238,11 +197,11 @@ def test_improves_is_rliables_probability_of_improvement():
 # Data and attack
 
 
-def test_data_tables(data, forget):
-    summary = tables.data_summary("CarCircle", data, 10.0).iloc[0]
+def test_data_tables():
+    summary = tables.data_summary("CarCircle", DATA, 10.0).iloc[0]
     assert (summary["trajectories"], summary["steps"], summary["safe_share"]) == (2, 4, 0.5)
     assert summary["best_safe_return"] == 3.0 and summary["made_by"] == "hand"
-    points = tables.data_points("CarCircle", data, [(0, forget)], 10.0)
+    points = tables.data_points("CarCircle", DATA, [(0, FORGET)], 10.0)
     assert points[["set", "return", "cost"]].values.tolist() == [
         ["D", 3.0, 0.0],
         ["D", 10.0, 12.0],
@@ -252,51 +211,25 @@ def test_data_tables(data, forget):
     assert set(points["cost_limit"]) == {10.0} and points["replicate"].tolist()[2:] == [0, 0]
     spread = tables.quantiles(points).set_index("set")
     assert spread.loc["D", ["trajectories", "return_0%", "return_50%", "cost_100%"]].tolist() == [2, 3.0, 6.5, 12.0]
-    row = tables.forget_summary("CarCircle", data, [(0, forget)]).iloc[0]
+    row = tables.forget_summary("CarCircle", DATA, [(0, FORGET)]).iloc[0]
     assert row["share"] == pytest.approx(2 / 6)
     assert row["reward_label"] == 6.0 and row["without_score"] == 0
     assert (row["return_true"], row["return_label"], row["return_D"]) == (2.0, 12.0, 6.5)
     assert (row["cost_true"], row["cost_label"], row["cost_D"]) == (2.0, 0.0, 6.0)
 
 
-def test_trajectories_without_a_score_are_counted(data, forget):
+def test_trajectories_without_a_score_are_counted():
     """A score of 0 has found nothing, one below 0 the opposite."""
-    ties = replace(forget, episodes=np.arange(4), scores=np.array([2.0, 1e-9, 0.0, -3.0]))
-    summary = tables.forget_summary("CarCircle", data, [(0, forget), (1, ties)])
+    ties = replace(FORGET, episodes=np.arange(4), scores=np.array([2.0, 1e-9, 0.0, -3.0]))
+    summary = tables.forget_summary("CarCircle", DATA, [(0, FORGET), (1, ties)])
     assert summary["without_score"].tolist() == [0, 2] and summary["trajectories"].tolist() == [1, 4]
 
 
 # Readings
 
 
-def read_as(frame, **chosen):
-    """The rows as those of a policy repaired under these readings."""
-    return frame.assign(readings=json.dumps(chosen))
-
-
-@pytest.fixture
-def other_readings():
-    """Episodes 0 and 1 under the default (costs 10, 30), again as percentile 50, and under three readings."""
-    return pd.concat(
-        [
-            read_as(rows("safe-rule", 0, [12.0, 30.0], [50.0, 50.0]), gate="data"),
-            read_as(rows("safe-rule", 0, [30.0, 10.0], [40.0, 20.0]), forget_actor="repelling"),
-            read_as(rows("safe-rule", 0, [11.0, 31.0], [50.0, 90.0]), kappa="per_step"),
-            rows("percentile-50", 0, [10.0, 31.0, 99.0], [50.0, 50.0, 99.0]),
-            rows("safe-rule", 0, [10.0, 30.0, 99.0], [50.0, 50.0, 99.0]),
-            rows("no-critic", 0, [1.0], [1.0]),
-        ],
-        ignore_index=True,
-    )
-
-
-def distances_of(episodes):
-    first = episodes[episodes["method"] != "no-critic"].drop_duplicates(["method", "readings"])
-    return first.assign(actions_keep=np.arange(len(first)) / 10, actions_forget=1.0)
-
-
-def test_effects_of_readings_are_paired_with_the_default_and_sorted(other_readings):
-    table = tables.effects(other_readings, distances_of(other_readings))
+def test_effects_of_readings_are_paired_with_the_default_and_sorted():
+    table = tables.effects(OTHER_READINGS, distances_of(OTHER_READINGS))
     assert table["reading"].tolist() == ["", "same run again", "kappa", "gate", "forget_actor"]
     assert table["cost_change"].tolist() == [0.0, 0.5, 1.0, 1.0, 0.0]  # 30 and 10 cost as much as 10 and 30
     assert table["return_change"].tolist() == [0.0, 0.0, 20.0, 0.0, -20.0]  # breaks the tie of kappa and gate
@@ -308,25 +241,25 @@ def test_effects_of_readings_are_paired_with_the_default_and_sorted(other_readin
     assert table.set_index("reading").at["same run again", "option"] == "percentile-50"
 
 
-def test_one_policy_up_to_rounding_is_the_default(other_readings):
-    distances = distances_of(other_readings).assign(actions_keep=4e-08)
+def test_one_policy_up_to_rounding_is_the_default():
+    distances = distances_of(OTHER_READINGS).assign(actions_keep=4e-08)
     distances.loc[distances["method"] == "percentile-50", "actions_forget"] = 5e-08
-    table = tables.effects(other_readings, distances)
+    table = tables.effects(OTHER_READINGS, distances)
     assert table["same_policy"].tolist() == [False, True, False, False, False]  # actions_forget is 1
     assert set(table["rounding"]) == {1e-6}
 
 
-def test_rounding_is_what_it_leaves_between_two_runs_of_the_same(other_readings):
+def test_rounding_is_what_it_leaves_between_two_runs_of_the_same():
     """After long training the same run again is 1e-4 away: what is as near is the default's policy too."""
-    distances = distances_of(other_readings).assign(actions_keep=0.0, actions_forget=1e-4)
+    distances = distances_of(OTHER_READINGS).assign(actions_keep=0.0, actions_forget=1e-4)
     distances.loc[distances["readings"].str.contains("gate"), "actions_forget"] = 2e-4
     distances.loc[distances["readings"].str.contains("kappa"), "actions_forget"] = 9e-5
-    effects = tables.effects(other_readings, distances)
+    effects = tables.effects(OTHER_READINGS, distances)
     assert set(effects["rounding"]) == {1e-4}
     named = effects.set_index("reading")["same_policy"]
     assert named["kappa"] and named["forget_actor"] and named["same run again"] and not named["gate"]
     nearer = distances.assign(actions_forget=np.where(distances["method"] == "percentile-50", 1e-5, 5e-5))
-    assert tables.effects(other_readings, nearer)["same_policy"].tolist() == [False, True, False, False, False]
+    assert tables.effects(OTHER_READINGS, nearer)["same_policy"].tolist() == [False, True, False, False, False]
 
 
 # What is shown
