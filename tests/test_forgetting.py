@@ -129,11 +129,7 @@ def test_relearned(costs, status, steps):
     told = forgetting.relearned([0, 50, 100, 150], costs, clean=10, poisoned=50)
     assert (told.status, told.level) == (status, 30)
     assert math.isnan(told.steps) if steps is None else told.steps == steps
-
-
-def test_nothing_to_relearn():
-    told = forgetting.relearned([0, 50], [5, 80], clean=20, poisoned=20)
-    assert told.status == "no harm" and math.isnan(told.steps)
+    assert forgetting.relearned([0, 50], [5, 80], clean=20, poisoned=20).status == "no harm"
 
 
 def curves(replicate=0, **costs):
@@ -186,12 +182,8 @@ def test_relearning_table_and_summary():
     (_, figure), *_ = FIGURES["relearning"].figures(rows, table)
     levels = {line.get_ydata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"}
     assert levels == {30, 10, 15}
-
-
-def test_one_replicate_has_no_interval_of_its_harm():
-    rows, ends = three_replicates()
-    one = forgetting.relearning_table(rows[rows["replicate"] == 0], ends[ends["replicate"] == 0])
-    assert forgetting.relearning_summary(one)[["harm_low", "harm_high"]].isna().all(axis=None)
+    one = forgetting.relearning_summary(table[table["replicate"] == 0])
+    assert one[["harm_low", "harm_high"]].isna().all(axis=None)
 
 
 def test_a_run_that_stopped_is_censored_at_its_last_step():
@@ -204,15 +196,12 @@ def test_a_run_that_stopped_is_censored_at_its_last_step():
     assert table.loc["fine-tuning", "steps"] == 100
 
 
-def test_a_poison_that_costs_nothing_has_no_level_in_the_figure():
+def test_no_level_without_harm_or_without_a_poisoned_policy():
     rows = curves(clean=(10, 12, 14), poisoned=(5, 5, 5), safe_rule=(1, 1, 1))
     table = forgetting.relearning_table(rows, finals(clean=(9, 11), poisoned=(5, 5)))
     assert set(table["status"]) == {"no harm"} and set(table["harm"]) == {-5}
-    (_, figure), *_ = FIGURES["relearning"].figures(rows, table)
-    assert not [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
-
-
-def test_no_level_without_a_poisoned_policy():
-    table = forgetting.relearning_table(curves(clean=(10, 12, 14)), finals(clean=(10, 10)))
-    assert not len(table) and not len(forgetting.relearning_summary(table))
-    assert len(list(FIGURES["relearning"].figures(curves(clean=(10, 12, 14)), table))) == 1
+    none = forgetting.relearning_table(rows, finals(clean=(9, 11)))
+    assert not len(none) and not len(forgetting.relearning_summary(none))
+    for levels in (table, none):
+        ((_, figure),) = FIGURES["relearning"].figures(rows, levels)
+        assert not [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]

@@ -110,8 +110,11 @@ class Study:
         return list(policies)
 
     def _evaluations(self, policies: Sequence[PolicyRun]) -> list[Run]:
-        known = {run.policy: run for run in self.plan["evaluations"]}
-        return [known[policy] for policy in policies if policy in known]
+        return [self._evaluation_of[policy] for policy in policies if policy in self._evaluation_of]
+
+    @cached_property
+    def _evaluation_of(self) -> dict[PolicyRun, Run]:
+        return {run.policy: run for run in self.plan["evaluations"]}
 
     def ablated(self, policies: Sequence[PolicyRun]) -> list[PolicyRun]:
         """Those of the condition of the ablations (`saferule.runs.experiment.ablated`)."""
