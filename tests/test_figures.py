@@ -63,6 +63,8 @@ def test_zero_and_the_rows_limit_are_on_the_axes():
     cost, score = figure.axes
     assert cost.get_xlim()[0] < 0 and score.get_xlim()[0] < 0
     assert [25.0, 25.0] in [list(line.get_xdata()) for line in cost.lines] and "cost limit 25" in legend(figure)
+    low = drawn("unlearning-methods", EPISODES.assign(cost=1.0, cost_limit=25.0)).axes[0]
+    assert low.get_xlim()[1] > 25
     names = ["clean (retrained)", "poisoned", "fine-tuning", "Safe-RULE"]
     assert [text.get_text() for text in cost.get_yticklabels()] == names
     assert (cost.get_xlabel(), score.get_xlabel()) == ("cost per episode", "return per episode")

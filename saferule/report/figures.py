@@ -196,6 +196,7 @@ def _limit(grid: sns.FacetGrid, rows: pd.DataFrame, axis: str = "y") -> Line2D:
     for key, panel in grid.axes_dict.items():
         if "return" not in (key if isinstance(key, tuple) else (key,)):
             getattr(panel, "axhline" if axis == "y" else "axvline")(limit, **LIMIT)
+            with_zero(panel, axis, limit)
         with_zero(panel, axis)
     return limit_line(limit)
 
@@ -298,7 +299,8 @@ def methods(episodes: pd.DataFrame) -> Drawn:
 def _dots(rows: pd.DataFrame, width: float, labels: dict[str, str] | str, **facets: Any) -> sns.FacetGrid:
     """A line for each method, from the column value: every replicate as a dot, the mean of several with its interval.
 
-    A replicate with several rows, which are faint, is at their mean. labels: of the axes, by column of panels.
+    A replicate with several rows, which are faint, is at their mean; a row with low and high has that interval.
+    labels: of the axes, by column of panels.
     """
     shown, jitter = in_order(rows["method"]), np.random.default_rng(0)  # the same in every execution
     grid = _grid(rows, width, 0.7 + 0.27 * len(shown), **{"sharex": "col"} | facets)
@@ -311,6 +313,8 @@ def _dots(rows: pd.DataFrame, width: float, labels: dict[str, str] | str, **face
                 noise = place + 0.28 * jitter.uniform(-1, 1, len(own))
                 panel.scatter(own["value"], noise, s=8, alpha=0.3, color=colour, linewidths=0)
             panel.scatter(values, [place] * len(values), s=24, color=colour, edgecolors="white", lw=0.6, zorder=3)
+            if "low" in own:
+                panel.plot(own[["low", "high"]].T, [place, place], color=colour, linewidth=1.6, alpha=0.6)
             if len(values) > 1:
                 panel.plot(interval(values), [place, place], color=colour, linewidth=1.6, alpha=0.6, zorder=2)
                 panel.scatter(values.mean(), place, s=46, marker="D", facecolors="none", edgecolors=colour, zorder=4)
@@ -400,11 +404,8 @@ def across(table: pd.DataFrame) -> Drawn:
     rows = rows.assign(backbone=rows["backbone"].map(backbone_label), replicate=0)
     labels = {label: label for label in panels.values()}
     grid = _titled(_dots(rows, 2.9, labels, row="backbone", col="of"), dict.fromkeys(labels, ""))
-    shown = in_order(rows["method"])
-    for row in rows.itertuples():
-        panel, place = grid.axes_dict[row.backbone, row.of], shown.index(row.method)
-        panel.plot([row.low, row.high], [place, place], color=method_colour(row.method), linewidth=1.6, alpha=0.6)
-        if row.of.startswith("P("):
+    for (_, of), panel in grid.axes_dict.items():
+        if of.startswith("P("):
             panel.axvline(0.5, **GOAL)
             panel.set_xlim(-0.03, 1.03)
     return grid.figure, [dot("estimate"), line("95 % interval"), Line2D([], [], label="no difference", **GOAL)]
@@ -521,6 +522,7 @@ def actions(table: pd.DataFrame) -> Drawn:
     for (i, j, _), here in grid.facet_data():
         panel = grid.facet_axis(i, j)
         panel.axvspan(here["floor_low"].min(), here["floor_high"].max(), color=BAND, zorder=0)
+        with_zero(panel, "x", rows["floor_high"].max())
         panel.axvline(here["floor"].mean(), **LIMIT)
     floor = Line2D([], [], label="floor: clean policies of different replicates", **LIMIT)
     return grid.figure, [*DOTS, floor, Patch(color=BAND, label="its range over pairs")]
@@ -543,16 +545,14 @@ def relearning(curves: pd.DataFrame, table: pd.DataFrame) -> Drawn:
 def times(table: pd.DataFrame) -> Drawn:
     """`timing.table3`: each method's share of retraining's time, on a logarithmic axis; hollow, the paper's (CPQ)."""
     rows = table.assign(backbone=table["backbone"].map(backbone_label), value=table["share"], replicate=0)
-    grid, shown = (
-        _dots(rows, 2.6, "share of retraining's time", col="backbone", col_order=_order(rows)),
-        in_order(rows["method"]),
-    )
+    grid = _dots(rows, 2.6, "share of retraining's time", col="backbone", col_order=_order(rows))
+    shown, least = in_order(rows["method"]), np.nanmin([rows["share"], 1 / rows["paper_factor"]])
     for row in rows.itertuples():
         panel, look = grid.axes_dict[row.backbone], {"facecolors": "none", "edgecolors": method_colour(row.method)}
         panel.scatter(1 / row.paper_factor, shown.index(row.method), s=34, zorder=2, **look)
         if row.share < 1:
             panel.axvline(row.share / row.relative_step, **LIMIT)
-        panel.set(xscale="log", xlim=(0.4 * rows["share"].min(), 1.6))
+        panel.set(xscale="log", xlim=(0.4 * least, 1.6))
         panel.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
     steps = Line2D([], [], label="ratio of the numbers of steps", **LIMIT)
     return grid.figure, [dot("measured"), dot("the paper, Table 3", hollow=True), steps]

@@ -69,12 +69,12 @@ def condition(attack: str, ratio: float) -> str:
     return ATTACKS[attack] if attack == "clean" else f"{ATTACKS[attack]} {100 * ratio:g} %"
 
 
-def with_zero(axes: Axes, axis: str) -> None:
-    """Keep zero on the axis, with a little air so that dots at zero are not cut."""
+def with_zero(axes: Axes, axis: str, *also: float) -> None:
+    """Keep zero (and other values) on the axis, with a little air so that dots there are not cut."""
     low, high = sorted(getattr(axes, f"get_{axis}lim")())
-    low, high = min(low, 0.0), max(high, 0.0)
+    low, high, kept = min(low, 0.0, *also), max(high, 0.0, *also), (0.0, *also)
     air = 0.03 * (high - low)
-    getattr(axes, f"set_{axis}lim")(low - (air if low == 0 else 0), high + (air if high == 0 else 0))
+    getattr(axes, f"set_{axis}lim")(low - (air if low in kept else 0), high + (air if high in kept else 0))
 
 
 def line(label: str, colour: str = OTHER, style: str = "-", **look: object) -> Line2D:
