@@ -16,9 +16,8 @@ from PIL import Image
 
 from saferule.attack.poison import attack_reward
 from saferule.errors import CheckpointError
-from saferule.runs import plan
-from saferule.runs.execute import worker_pool
-from saferule.runs.study import Study
+from saferule.report.study import Study
+from saferule.runs.execute import process_pool
 from saferule.sim import film as films
 from saferule.sim import get_task
 from saferule.sim.film import Film, Job
@@ -122,7 +121,7 @@ def test_what_fails_gives_a_sentence(job, policy, tmp_path, monkeypatch):
 
 def test_films_are_drawn_in_other_processes(job):
     """A job is understood there."""
-    with worker_pool(1) as pool:
+    with process_pool(1) as pool:
         (film,) = films.film_adversaries([job], pool)
     assert film.gif == job.film.read_bytes() and len(list(frames_of(film.gif))) == films.FRAMES
 

@@ -75,7 +75,12 @@ def test_every_part_and_every_figure_is_shown_in_some_notebook():
 
 def test_no_notebook_lists_methods():
     for name in NOTEBOOKS:
-        texts = [node.value for cell in code_of(name) for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Constant)]
+        texts = [
+            node.value
+            for cell in code_of(name)
+            for node in ast.walk(ast.parse(cell.source))
+            if isinstance(node, ast.Constant)
+        ]
         assert len(set(texts) & set(METHODS) - {"clean"}) <= 1, name
 
 
@@ -182,7 +187,9 @@ def test_curves_begin_with_the_policy_that_a_repair_started_from(study, monkeypa
         return pd.concat([*early, *frames])
 
     monkeypatch.setattr("saferule.report.study.results.episodes", rows)
-    (repair,) = study.only(study.plan["main"][:9], name="safe-rule") or study.only(study.plan["main"], name="safe-rule")[:1]
+    (repair,) = (
+        study.only(study.plan["main"][:9], name="safe-rule") or study.only(study.plan["main"], name="safe-rule")[:1]
+    )
     curves = study.curves([repair])
     assert curves.groupby("step")["cost"].agg(["mean", "size"]).to_numpy().tolist() == [[1, 2], [9, 2], [1, 2]]
     assert set(curves["method"]) == {"safe-rule"} and len(study.episodes([repair])) == 3

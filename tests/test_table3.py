@@ -37,8 +37,15 @@ def test_the_papers_times_stand_beside_cpq_only(measured):
 def test_times_are_shown_in_the_unit_that_suits_them(measured):
     shown = timing.shown(timing.table3(measured)).set_index(["backbone", "method"])
     row = shown.loc[("cpq", "safe-rule")]
-    assert row[["ms_per_step", "relative_step", "total", "factor"]].tolist() == ["16", "1.60 (1.60 to 1.70)", "80 s", "125"]
-    assert (row["start"], row["paper_total"]) == ("500 ms", "9.2 min") and shown.loc[("cpq", "clean"), "total"] == "2.78 h"
+    assert row[["ms_per_step", "relative_step", "total", "factor"]].tolist() == [
+        "16",
+        "1.60 (1.60 to 1.70)",
+        "80 s",
+        "125",
+    ]
+    assert (row["start"], row["paper_total"]) == ("500 ms", "9.2 min") and shown.loc[
+        ("cpq", "clean"), "total"
+    ] == "2.78 h"
 
 
 def test_durations():

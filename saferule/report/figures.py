@@ -26,7 +26,6 @@ from saferule.report.style import (
     ATTACKS,
     LIMIT,
     METRICS,
-    OTHER,
     STYLE,
     backbone_label,
     condition,
