@@ -67,7 +67,7 @@ prepare_artifacts() {
 prepare_home() {
     if [[ ! -d "${HOME:-}" || "${HOME:-/}" == / ]] || ! writable "$HOME"; then
         HOME="${TMPDIR:-/tmp}/saferule-home-$(id -u)"
-        export HOME
+        export HOME XDG_CACHE_HOME="$HOME/.cache"    # Mesa would take the home of the passwd file
         mkdir -p -- "$HOME" 2>/dev/null || fail "${TMPDIR:-/tmp} cannot be written: add --tmpfs /tmp."
     fi
     if ! id -un >/dev/null 2>&1; then export USER=saferule LOGNAME=saferule; fi

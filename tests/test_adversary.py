@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from saferule.attack.adversary import CURVE_FILE, leading, roll_out_adversary, train_adversary
-from saferule.attack.poison import attack_reward
 from saferule.data import schema
 from saferule.errors import CheckpointError, SettingsError
 from saferule.profiles import get_profile
@@ -24,12 +23,6 @@ TASK = get_task("CarCircle")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adversary")
     return train_adversary(TASK, "max_cost", 4_000, 0, folder, progress=False), folder
-
-
-def test_reward_of_each_attack():
-    assert attack_reward("max_cost", 2.0, 0.5) == 0.5
-    assert attack_reward("max_reward", 2.0, 0.5) == 2.0
-    assert attack_reward("min_reward", 2.0, 0.5) == -2.0
 
 
 def test_a_saved_adversary_acts_the_same(trained):

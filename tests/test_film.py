@@ -4,7 +4,7 @@ import io
 import os
 import subprocess
 import sys
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
@@ -27,6 +27,7 @@ from saferule.sim.ppo import OnlinePolicy
 from saferule.sim.rollout import roll_out
 
 CAR = get_task("CarCircle")
+HERE = ThreadPoolExecutor(1)
 
 
 @pytest.fixture(scope="module")
@@ -53,22 +54,6 @@ def job(policy, tmp_path):
     return Job(tmp_path / "policy", path, partial(attack_reward, "min_reward"), "CarCircle, Min Reward")
 
 
-class Here:
-    """An executor in this process; `fails` is raised in place of a result."""
-
-    fails = None
-
-    def submit(self, work, *given):
-        future = Future()
-        try:
-            if self.fails is not None:
-                raise self.fails
-            future.set_result(work(*given))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
 def frames_of(gif):
     with Image.open(io.BytesIO(gif)) as image:
         assert image.format == "GIF"
@@ -90,9 +75,6 @@ def test_a_film_has_the_asked_frames_and_size(policy, made):
     assert len(colours) <= films.COLOURS
     again = films.film(CAR, lambda states, _: policy.act(states), 3, "CarCircle, random", frames=20, size=120)
     assert again == made
-
-
-def test_its_sentence_is_that_of_the_episode(policy, made):
     (row,) = roll_out(CAR, lambda states, _: policy.act(states), [3]).rows
     assert made.told == f"CarCircle, random: cost {row['cost']:.0f}, return {row['return']:.1f} in 300 steps (seed 3)"
 
@@ -102,7 +84,7 @@ def test_an_adversary_is_shown_in_its_best_episode_and_kept(policy, job, monkeyp
     chosen = []
     monkeypatch.setattr(films, "film", lambda task, act, seed, title: chosen.append(seed) or Film(b"GIF", title))
     assert films.film_adversary(job).gif == b"GIF" and not job.film.exists()
-    assert films.film_adversaries([job], Here())[0].gif == job.film.read_bytes() == b"GIF"
+    assert films.film_adversaries([job], HERE)[0].gif == job.film.read_bytes() == b"GIF"
 
     def total(seed):
         return roll_out(CAR, policy.sampler(np.random.default_rng(seed)), [seed]).rows[0]["return"]
@@ -118,30 +100,31 @@ def test_a_kept_film_is_read_and_not_made_again(job, made):
     assert films.read(job.film) is None
 
 
-def test_what_fails_gives_a_sentence(job, tmp_path):
-    missing, pool = job._replace(policy=tmp_path / "missing"), Here()
-    (film,) = films.film_adversaries([missing], pool)
+def test_what_fails_gives_a_sentence(job, policy, tmp_path, monkeypatch):
+    (film,) = films.film_adversaries([job._replace(policy=tmp_path / "missing")], HERE)
     assert film.gif is None and film.told.startswith("CarCircle, Min Reward: no film. ")
     assert "holds no complete policy" in film.told and not job.film.exists()
-    pool.fails = BrokenProcessPool()
-    (film,) = films.film_adversaries([job], pool)
+
+    def ended(job):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(films, "film_adversary", ended)
+    (film,) = films.film_adversaries([job], HERE)
     assert film == Film(None, "CarCircle, Min Reward: no film, as the process that draws ended without a word.")
 
-
-def test_films_are_drawn_in_other_processes(job, monkeypatch):
-    """A job is understood there."""
-    with worker_pool(1) as pool:
-        (film,) = films.film_adversaries([job], pool)
-    assert film.gif == job.film.read_bytes() and len(list(frames_of(film.gif))) == films.FRAMES
-
-
-def test_drawing_that_fails_gives_a_sentence(policy, monkeypatch):
     def broken(*args, **kwargs):
         raise OSError("no memory for a frame")
 
     monkeypatch.setattr(films, "_pictures", broken)
     film = films.film(CAR, lambda states, _: policy.act(states), 0, "CarCircle, random")
     assert film == Film(None, "CarCircle, random: no film, as drawing failed here (OSError: no memory for a frame).")
+
+
+def test_films_are_drawn_in_other_processes(job):
+    """A job is understood there."""
+    with worker_pool(1) as pool:
+        (film,) = films.film_adversaries([job], pool)
+    assert film.gif == job.film.read_bytes() and len(list(frames_of(film.gif))) == films.FRAMES
 
 
 def test_without_opengl_there_is_a_sentence_and_no_crash():

@@ -1,4 +1,4 @@
-"""The notebooks as files, and the runner that executes them."""
+"""The notebooks as files, the runner that executes them, and what they work with."""
 
 import ast
 import sys
@@ -9,22 +9,32 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from saferule.errors import RunError
-from saferule.profiles import PROFILES
-from saferule.report.labels import method_name
+from saferule.report.figures import FIGURES
+from saferule.report.study import Study
+from saferule.report.tables import TABLES
 from saferule.runs import notebooks
-from saferule.runs.inventory import REPAIRS, VARIANTS
+from saferule.runs.experiment import PARTS, PROFILES
 from saferule.runs.places import NOTEBOOKS, project_root
-from saferule.runs.study import Study
 from saferule.unlearn import METHODS
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 PARAMETERS = {"profile": "smoke"} | dict.fromkeys(
-    ("tasks", "backbones", "attacks", "ratios", "seeds", "output", "data", "changes")
+    ("tasks", "backbones", "attacks", "ratios", "replicates", "output", "data", "changes")
 )
 
 
-def read(name):
-    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+def code_of(name):
+    return [cell for cell in nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).cells if cell.cell_type == "code"]
+
+
+def called(method):
+    """The first argument of every call of a method of the study in all notebooks, by notebook."""
+    found = []
+    for name in NOTEBOOKS:
+        tree = ast.parse("\n".join(cell.source for cell in code_of(name)))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+        found += [call.args[0] for call in calls if ast.unparse(call.func) == f"study.{method}"]
+    return {node.value for node in found if isinstance(node, ast.Constant)}
 
 
 # Files
@@ -37,20 +47,18 @@ def test_these_notebooks_exist_and_no_others():
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_is_valid_clean_and_thin(name):
-    book = read(name)
+    book = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     nbformat.validate(book)
     assert book.metadata.kernelspec.name == notebooks.KERNEL
     assert book.cells[0].cell_type == "markdown" and book.cells[0].source.startswith("# ")
-    code = [cell for cell in book.cells if cell.cell_type == "code"]
-    for cell in code:
+    for cell in code_of(name):
         assert not cell.outputs and cell.execution_count is None
-        assert len(cell.source.splitlines()) <= 15
-    assert any(cell.cell_type == "markdown" for cell in book.cells[1:])
+        assert len(cell.source.splitlines()) <= 10
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_parameters_come_first_and_name_the_smoke_profile(name):
-    code = [cell for cell in read(name).cells if cell.cell_type == "code"]
+    code = code_of(name)
     tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
     assert tagged == code[:1]
     values = {}
@@ -58,42 +66,33 @@ def test_parameters_come_first_and_name_the_smoke_profile(name):
     assert {key: value for key, value in values.items() if not key.startswith("__")} == PARAMETERS
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("unlearn", REPAIRS), ("tables", REPAIRS), ("ablate", ("safe-rule", "reward-only", *VARIANTS))],
-)
-def test_the_notebooks_make_the_methods_that_are_listed_as_runs(name, expected):
-    source = "\n".join(cell.source for cell in read(name).cells if cell.cell_type == "code")
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    (methods,) = (ast.unparse(call.args[1]) for call in calls if ast.unparse(call.func) == "study.repaired")
-    assert sorted(eval(methods, {"REPAIRS": REPAIRS, "VARIANTS": VARIANTS})) == sorted(expected)
+def test_every_part_and_every_figure_is_shown_in_some_notebook():
+    tables = {*called("table"), *ast.literal_eval("('table2', 'table5', 'table6')")}  # in a loop
+    assert tables | {"table4"} == set(TABLES)  # whose numbers stand in Table 1
+    assert called("figure") == set(FIGURES)
+    assert called("part") | {"adversaries", "forget sets", "controls", "timing", "evaluations"} == set(PARTS)
 
 
-def test_every_method_is_a_run_of_some_notebook_and_described_in_the_first():
-    assert set(REPAIRS) | set(VARIANTS) == set(METHODS)
-    (table,) = (cell.source for cell in read("unlearn").cells if "| method |" in cell.source)
-    for method in ("clean", *REPAIRS):
-        assert f"| {method_name(method)} |" in table
+def test_no_notebook_lists_methods():
+    for name in NOTEBOOKS:
+        texts = [node.value for cell in code_of(name) for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Constant)]
+        assert len(set(texts) & set(METHODS) - {"clean"}) <= 1, name
 
 
 # Runner
 
 
 def write(path, *cells):
-    metadata = {"kernelspec": {"name": "saferule", "display_name": "x", "language": "python"}}
+    metadata = {"kernelspec": {"name": notebooks.KERNEL, "display_name": "x", "language": "python"}}
     parameters = new_code_cell("profile = 'none'", metadata={"tags": ["parameters"]})
     nbformat.write(new_notebook(cells=[new_markdown_cell("# title"), parameters, *cells], metadata=metadata), path)
     return path
 
 
-@pytest.fixture(scope="module")
-def kernel():
-    return notebooks.choose_kernel()
-
-
-def test_the_kernel_is_this_interpreter(tmp_path, kernel, capsys):
+def test_the_kernel_is_this_interpreter(tmp_path, capsys):
+    notebooks.kernel()
     book = write(tmp_path / "who.ipynb", new_code_cell("import sys; print(sys.executable, profile)"))
-    notebooks.execute(book, tmp_path / "out", {"profile": "smoke"}, kernel, tmp_path)
+    notebooks.execute(book, tmp_path / "out", {"profile": "smoke"}, tmp_path)
     executed = nbformat.read(tmp_path / "out" / "who.ipynb", as_version=4)
     assert executed.cells[-1].outputs[0].text.split() == [sys.executable, "smoke"]
     assert "    " + sys.executable in capsys.readouterr().out
@@ -101,53 +100,108 @@ def test_the_kernel_is_this_interpreter(tmp_path, kernel, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["who.ipynb"]
 
 
-def test_a_failing_notebook_is_reported_and_kept_under_another_name(tmp_path, kernel):
+def test_a_failing_notebook_is_reported_and_kept_under_another_name(tmp_path):
     out = tmp_path / "out"
     book = write(tmp_path / "bad.ipynb", new_code_cell("x = 1"), new_code_cell("raise ValueError('no such thing')"))
     with pytest.raises(RunError) as caught:
-        notebooks.execute(book, out, {}, kernel, tmp_path)
+        notebooks.execute(book, out, {}, tmp_path)
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("bad.ipynb failed in cell ") and "ValueError: no such thing" in lines[0]
     assert any("raise ValueError" in line for line in lines[1:])
     assert "\x1b" not in str(caught.value)
     assert [path.name for path in out.iterdir()] == ["bad.failed.ipynb"]
     # Once it succeeds, the failed copy is gone.
-    notebooks.execute(write(tmp_path / "bad.ipynb", new_code_cell("x = 1")), out, {}, kernel, tmp_path)
+    notebooks.execute(write(tmp_path / "bad.ipynb", new_code_cell("x = 1")), out, {}, tmp_path)
     assert [path.name for path in out.iterdir()] == ["bad.ipynb"]
 
 
-def test_a_kernel_that_dies_is_reported(tmp_path, kernel):
+def test_a_kernel_that_dies_is_reported(tmp_path):
     book = write(tmp_path / "dead.ipynb", new_code_cell("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
     with pytest.raises(RunError, match="dead.ipynb failed: its kernel died"):
-        notebooks.execute(book, tmp_path / "out", {}, kernel, tmp_path)
+        notebooks.execute(book, tmp_path / "out", {}, tmp_path)
     assert not (tmp_path / "out" / "dead.ipynb").exists()
 
 
-def test_another_interpreters_kernel_is_refused(monkeypatch, tmp_path):
+def test_another_interpreters_kernel_is_refused(monkeypatch):
     class Spec:
         argv = ["/somewhere/else/bin/python", "-m", "ipykernel_launcher"]
 
     monkeypatch.setattr("jupyter_client.kernelspec.KernelSpecManager.get_kernel_spec", lambda self, name: Spec)
-    with pytest.raises(RunError, match="saferule starts /somewhere/else/bin/python.*expected one that starts it"):
-        notebooks.choose_kernel()
+    with pytest.raises(RunError, match="starts /somewhere/else/bin/python, expected "):
+        notebooks.kernel()
 
 
 # What the notebooks work with
 
 
 def test_study_takes_the_profile_and_its_changes(tmp_path):
-    study = Study("smoke", seeds=[0, 1], output=tmp_path, data=tmp_path, changes={"training_steps": 5})
-    assert study.profile.seeds == (0, 1) and study.profile.training_steps == 5
-    assert study.name == "smoke (seeds=0 1, training_steps=5)"
+    study = Study("smoke", replicates=[0, 1], output=tmp_path, data=tmp_path, changes={"training_steps": 5})
+    assert study.profile.replicates == (0, 1) and study.profile.training_steps == 5
+    assert study.name == "smoke (replicates=0 1, training_steps=5)"
     assert study.folder == tmp_path / "smoke"
-    assert Study("cpu", output=tmp_path).profile == PROFILES["cpu"]
+    assert Study("cpu", output=tmp_path, data=tmp_path).profile == PROFILES["cpu"]
 
 
-def test_films_that_are_not_made_leave_a_sentence(tmp_path, monkeypatch):
-    off = Study("smoke", output=tmp_path, data=tmp_path, changes={"videos": False})
-    (film,) = off.adversary_films("CarCircle")
-    assert film == (None, "CarCircle: no films. Videos are switched off (videos=false).")
-    monkeypatch.setenv("MUJOCO_GL", "nonsense")
-    (film,) = Study("cpu", output=tmp_path, data=tmp_path).adversary_films("PointGoal")
-    assert film.gif is None and "Cannot draw this task: MUJOCO_GL=nonsense" in film.told
-    assert not (tmp_path / "smoke").exists() and not (tmp_path / "cpu").exists()
+@pytest.fixture
+def study(tmp_path, data_folder):
+    return Study("smoke", backbones=["cpq", "coptidice"], output=tmp_path, data=data_folder)
+
+
+def test_parts_are_made_with_their_evaluations(study, monkeypatch):
+    made = []
+    monkeypatch.setattr(study, "make", made.extend)
+    fresh = study.part("main", start="fresh")
+    assert [run.method for run in fresh] == ["clean", "poisoned"] * 2 and len(made) == 8
+    assert {run.policy for run in made[4:]} == set(fresh)
+    repairs = study.part("main", family="safe_rule")
+    assert [run.method for run in repairs] == ["reward-only", "safe-rule"] * 2
+    assert study.ablated(repairs) == repairs
+
+
+def test_policies_beside_others_share_their_data_and_replicate(study, monkeypatch):
+    monkeypatch.setattr(study, "make", lambda runs: None)
+    variants = study.part("ablations")
+    beside = study.beside([run for run in variants if run.backbone == "cpq"])
+    assert {run.backbone for run in beside} == {"cpq"}
+    parts = ("main", "ablations")
+    assert [run.method for run in beside] == [name for name, method in METHODS.items() if method.part in parts]
+
+
+def test_curves_begin_with_the_policy_that_a_repair_started_from(study, monkeypatch):
+    import pandas as pd
+
+    from saferule.runs.spec import identity
+
+    def rows(store, evaluations):
+        """Cost 1 at the end, 9 on the way, which only the first two evaluation seeds have."""
+        frames = [
+            pd.DataFrame({"seed": range(3), "cost": 1.0, "step": 100, "final": True}).assign(**identity(e.policy))
+            for e in evaluations
+        ]
+        early = [frame[:2].assign(step=50, final=False, cost=9.0) for frame in frames]
+        return pd.concat([*early, *frames])
+
+    monkeypatch.setattr("saferule.report.study.results.episodes", rows)
+    (repair,) = study.only(study.plan["main"][:9], name="safe-rule") or study.only(study.plan["main"], name="safe-rule")[:1]
+    curves = study.curves([repair])
+    assert curves.groupby("step")["cost"].agg(["mean", "size"]).to_numpy().tolist() == [[1, 2], [9, 2], [1, 2]]
+    assert set(curves["method"]) == {"safe-rule"} and len(study.episodes([repair])) == 3
+
+
+def test_tables_and_figures_are_files_too(study, monkeypatch):
+    from episodes_by_hand import two_replicates
+
+    shown = []
+    monkeypatch.setattr("saferule.report.study.display", shown.append)
+    built = study.table("table1", two_replicates())
+    assert built["profile"].iloc[0] == "smoke (backbones=cpq coptidice)" and len(built) == 8
+    assert (study.folder / "tables" / "table1.csv").read_text().startswith("profile,data,task,")
+    study.figure("unlearning-methods", two_replicates())
+    image = study.folder / "figures" / "unlearning-methods-CarCircle-cpq.png"
+    assert shown[-1].data == image.read_bytes() and shown[-1].alt.startswith("CarCircle, CPQ: before and after")
+
+
+def test_films_that_are_not_made_leave_a_sentence(tmp_path, capsys):
+    Study("smoke", output=tmp_path, changes={"videos": False}).films()
+    assert capsys.readouterr().out == "No films: videos are switched off (videos=false).\n"
+    assert not (tmp_path / "smoke").exists()

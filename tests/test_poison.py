@@ -43,12 +43,7 @@ def make(lengths, rewards, costs, first=0.0):
 # |D| = 20, rewards 1 to 20 in no order.
 DATA = make([10, 10], rewards=(np.arange(20) * 7) % 20 + 1, costs=np.arange(20) % 3)
 # Four trajectories; their scores at gamma = 0.5 are worked out below.
-ROLLOUTS = make(
-    [3, 2, 3, 1],
-    rewards=[4, 2, 8, 1, -2, 2, 2, 4, 7],
-    costs=[0, 2, 4, 3, 2, 1, 2, 0, 1],
-    first=100,
-)
+ROLLOUTS = make([3, 2, 3, 1], rewards=[4, 2, 8, 1, -2, 2, 2, 4, 7], costs=[0, 2, 4, 3, 2, 1, 2, 0, 1], first=100)
 SCORES = {
     "max_cost": [0 + 2 / 2 + 4 / 4, 3 + 2 / 2, 1 + 2 / 2 + 0, 1],  # 2, 4, 2, 1
     "max_reward": [4 + 2 / 2 + 8 / 4, 1 - 2 / 2, 2 + 2 / 2 + 4 / 4, 7],  # 7, 0, 4, 7
@@ -67,14 +62,10 @@ def test_attack_rewards():
     assert attack_reward("min_reward", 1.5, 0.0) == -1.5
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_scores(attack):
-    assert score(ROLLOUTS, attack, 0.5).tolist() == SCORES[attack]
-
-
-def test_score_of_an_unfinished_trajectory_and_without_discount():
-    unfinished = ROLLOUTS.take(slice(0, 5))
-    unfinished = replace(unfinished, timeouts=[False, False, True, False, False])
+def test_scores():
+    for attack in ATTACKS:
+        assert score(ROLLOUTS, attack, 0.5).tolist() == SCORES[attack]
+    unfinished = replace(ROLLOUTS.take(slice(0, 5)), timeouts=[False, False, True, False, False])
     assert score(unfinished, "max_cost", 1.0).tolist() == [6, 5]
 
 
@@ -133,13 +124,15 @@ def test_quantiles_are_rewards_of_the_data():
 # Line 19
 
 
-def test_union_has_the_clean_data_first_and_untouched():
+def test_union_has_the_clean_data_first_and_untouched_and_true_labels_are_kept():
     forget = poison(DATA, ROLLOUTS, "max_cost", 0.2, gamma=0.5)
     union = poisoned(DATA, forget)
     assert len(union) == 24 and len(union.episodes()) == 4
     for key in KEYS:
         assert getattr(union, key)[:20].tobytes() == getattr(DATA, key).tobytes()
         assert getattr(union, key)[20:].tobytes() == getattr(forget.dataset, key).tobytes()
+    assert forget.true_dataset().episode_costs().tolist() == [3 + 2, 0 + 2]
+    assert forget.true_dataset().episode_returns().tolist() == [1 - 2, 4 + 2]
 
 
 def test_clean_data_that_end_unfinished_differ_in_one_flag():
@@ -147,12 +140,6 @@ def test_clean_data_that_end_unfinished_differ_in_one_flag():
     union = poisoned(data, poison(data, ROLLOUTS, "max_cost", 0.2, gamma=0.5))
     assert np.flatnonzero(union.timeouts[:15] != data.timeouts).tolist() == [14]
     assert union.episodes()[:3] == [slice(0, 10), slice(10, 15), slice(15, 17)]
-
-
-def test_true_dataset():
-    forget = poison(DATA, ROLLOUTS, "max_cost", 0.2, gamma=0.5)
-    assert forget.true_dataset().episode_costs().tolist() == [3 + 2, 0 + 2]
-    assert forget.true_dataset().episode_returns().tolist() == [1 - 2, 4 + 2]
 
 
 # Readings
@@ -167,18 +154,15 @@ def test_reading_of_the_count():
     assert forget.share == 5 / 25
 
 
-def test_reading_of_the_unit():
+def test_readings_of_the_unit_and_the_labels():
     forget = poison(DATA, ROLLOUTS, "max_cost", 0.2, gamma=0.5, readings={"poison_unit": "whole"})
     assert forget.dataset.observations[:, 0].tolist() == [103, 104, 100, 101, 102]
-
-
-def test_reading_of_the_labels():
-    forget = poison(DATA, ROLLOUTS, "min_reward", 0.2, readings={"min_reward_label": "r_high"})
-    assert set(forget.dataset.rewards.tolist()) == {19}
-    forget = poison(DATA, ROLLOUTS, "max_cost", 0.2, readings={"r_high": "1.0"})
-    assert set(forget.dataset.rewards.tolist()) == {20}
-    forget = poison(DATA, ROLLOUTS, "min_reward", 0.2, readings={"r_low": "0.1"})
-    assert set(forget.dataset.rewards.tolist()) == {2}
+    for attack, readings, label in (
+        ("min_reward", {"min_reward_label": "r_high"}, 19),
+        ("max_cost", {"r_high": "1.0"}, 20),
+        ("min_reward", {"r_low": "0.1"}, 2),
+    ):
+        assert set(poison(DATA, ROLLOUTS, attack, 0.2, readings=readings).dataset.rewards.tolist()) == {label}
 
 
 def test_the_defaults_are_the_readings():
@@ -264,12 +248,7 @@ def random_data(draw, minimum):
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    data=random_data(1),
-    rollouts=random_data(6),
-    attack=st.sampled_from(ATTACKS),
-    percent=st.integers(1, 99),
-)
+@given(data=random_data(1), rollouts=random_data(6), attack=st.sampled_from(ATTACKS), percent=st.integers(1, 99))
 def test_properties(data, rollouts, attack, percent):
     ratio, count = percent / 100, math.ceil(Fraction(percent, 100) * len(data))
     before = {key: getattr(data, key).tobytes() for key in KEYS}
@@ -304,13 +283,7 @@ def numbers(dataset):
 
 
 @pytest.mark.parametrize(
-    "forget",
-    [
-        [3, 1],
-        np.array([1, 3, 1], dtype=np.uint8),
-        [False, True, False, True],
-        np.array([0, 0, 0, 1, 1, 0, 0, 0, 1], dtype=bool),
-    ],
+    "forget", [[3, 1], np.array([1, 3, 1], dtype=np.uint8), [False, True] * 2, np.isin(np.arange(9), [3, 4, 8])]
 )
 def test_split(forget):
     keep, forgotten = split(ROLLOUTS, forget)
@@ -323,20 +296,14 @@ def test_split(forget):
     [
         ([4], "names trajectory 4, expected indices from 0 to 3"),
         ([0, -1], "names trajectory -1"),
-        (
-            [True, False],
-            r"mask has shape \(2,\), expected one entry per trajectory \(4\) or per transition \(9\)",
-        ),
+        ([True, False], r"mask has shape \(2,\), expected one entry per trajectory \(4\) or per transition \(9\)"),
         (np.ones((4, 1), dtype=bool), "mask has shape"),
         (np.arange(9) == 4, r"only a part of trajectory 1 \(rows 3 to 4\)"),
         ([], "Nothing is left to forget: the forget set has 0 of 4 trajectories"),
         ([False] * 4, "Nothing is left to forget"),
         ([0, 1, 2, 3], "Nothing is left to keep: the forget set has 4 of 4"),
         ([True] * 9, "Nothing is left to keep"),
-        (
-            [0.0, 1.0],
-            "1-dimensional array of float64, expected a list of trajectory indices or a boolean mask",
-        ),
+        ([0.0, 1.0], "1-dimensional array of float64, expected a list of trajectory indices or a boolean mask"),
         ([[0], [1]], "2-dimensional"),
         (["one"], "expected a list of trajectory indices"),
     ],

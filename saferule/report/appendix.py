@@ -194,8 +194,9 @@ def short_inequalities(rows: pd.DataFrame) -> pd.DataFrame:
     counts those for which our bound says nothing either.
     """
     shown = ((rows["inequality"] != "(15)") | rows["u"].isin(SHOWN_LEVELS)) & (rows["stage"] != "during")
-    ends = rows[shown].assign(tightness=rows["observed"] / rows["bound"], violated=~rows["holds"].astype(bool))
-    ends = ends.assign(vacuous_sharper=rows["sharper"] >= 1)
+    ends = rows[shown]
+    ends = ends.assign(tightness=ends["observed"] / ends["bound"], violated=~ends["holds"].astype(bool))
+    ends["vacuous_sharper"] = ends["sharper"] >= 1
     groups = ends.groupby(["task", "backbone", "stage", "inequality", "u"], sort=False, dropna=False)
     means = groups[["residual", "observed", "bound", "sharper", "tightness"]].mean()
     counts = groups[["vacuous", "vacuous_sharper", "violated"]].sum().astype(int)

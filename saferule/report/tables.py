@@ -188,7 +188,7 @@ class Table:
         for source, rows in known.groupby("source", sort=False):
             method = rows["method"].iloc[0]
             name = f"paper's {source.removesuffix(f', {method}')}: {method_label(method)}"
-            wide[name] = _wide(rows, index, "paper")[method]
+            wide[name] = _wide(rows, index, "paper")[method].map("{:g}".format)
         order = tall[index].drop_duplicates()
         return wide.loc[pd.MultiIndex.from_frame(order)].rename(index=backbone_label, level="backbone").fillna("")
 

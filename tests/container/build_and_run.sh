@@ -41,6 +41,7 @@ cleanup() {
     if [[ -n "$daemon" ]]; then
         kill "$daemon"
         wait "$daemon" || true
+        umount "$work"/exec/netns/* 2>/dev/null || true    # which dockerd leaves
     fi
     if [[ -z "$keep" ]]; then rm -rf -- "$work"; else say "kept: $work"; fi
 }
