@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from saferule.attack.adversary import CURVE_FILE, leading, roll_out_adversary, train_adversary
+from saferule.attack.pipeline import attack_file
 from saferule.data import schema
 from saferule.errors import CheckpointError, SettingsError
 from saferule.runs.experiment import adversary_run, get_profile
@@ -160,6 +161,9 @@ def test_errors_are_for_users(tmp_path, trained):
         train_adversary(TASK, "max_coast", 100, 0, tmp_path)
     with pytest.raises(SettingsError, match="at least one"):
         roll_out_adversary(TASK, policy, 0, 0)
+    for out in (folder / "weights.safetensors", folder):  # it would replace its own input
+        with pytest.raises(SettingsError, match="lies in the adversary's folder|are both"):
+            attack_file(TASK, "max_cost", 0.1, tmp_path / "d.hdf5", out, adversary=folder)
     with pytest.raises(CheckpointError, match=r"policy\.json"):
         OnlinePolicy.load(tmp_path)
     (tmp_path / "policy.json").write_bytes((folder / "policy.json").read_bytes())

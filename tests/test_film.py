@@ -130,8 +130,16 @@ def test_without_opengl_there_is_a_sentence_and_no_crash():
     """In a process of its own, as MuJoCo reads the variable when it is imported."""
     program = """
 import numpy as np
-from saferule.sim import get_task
+from saferule.errors import SettingsError
+from saferule.sim import get_task, make
 from saferule.sim.film import film
+make("PointGoal").reset(0)  # only drawing fails
+try:
+    make("PointGoal", render=True)
+except SettingsError as error:
+    assert "MUJOCO_GL=nonsense" in str(error)
+else:
+    raise AssertionError("no error")
 made = film(get_task("PointGoal"), lambda states, _: np.zeros((1, 2)), 0, "PointGoal, Max Cost")
 assert made.gif is None
 print(made.told)
