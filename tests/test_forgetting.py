@@ -109,7 +109,7 @@ def test_distances_to_the_clean_policies_of_other_replicates_by_hand(workspace, 
     short = forgetting.short_actions(table).query("states == 'forget'").set_index("method")
     assert short["at_floor"].tolist() == [1, 0, 0] and short["past_poisoned"].tolist() == [0, 0, 0]
     (_, figure), *_ = FIGURES["actions"].figures(table)
-    assert [panel.get_title("left") for panel in figure.axes] == ["CPQ: states of D_f", "CPQ: states of D"]
+    assert [panel.get_title("left") for panel in figure.axes] == ["CPQ, states of D_f", "CPQ, states of D"]
 
 
 # Relearning

@@ -145,10 +145,10 @@ def test_table1_puts_the_papers_numbers_beside_ours(episodes):
     assert table.xs("return", level="metric")["paper"].dropna().tolist() == [173.8, 77.0, 46.9, 345.2]
     shown = TABLES["table1"].shown(table.reset_index())
     ours = shown.xs("cost", level="metric")
-    assert ours["Safe-RULE"].tolist() == ["15.0 ± 127.1", ""]  # replicates of 5 and 25, then those with one
-    assert ours["Trajdeleter"].tolist() == ["", "3.0"] and "Trajdeleter, released code" not in shown
-    assert ours["paper's Table 1: poisoned"].tolist() == [195.9, ""]
-    assert ours["paper's Table 4: Trajdeleter"].tolist() == ["", 4.0]
+    assert ours["Safe-RULE"].tolist() == ["15.0 ± 127.1"] and ours["n"].tolist() == ["1-2"]  # of 5 and 25
+    assert ours["Trajdeleter"].tolist() == ["3.0"] and "Trajdeleter, released code" not in shown
+    assert ours["paper's Table 1: poisoned"].tolist() == ["195.9"]
+    assert ours["paper's Table 4: Trajdeleter"].tolist() == ["4"]
     assert set(shown.index.get_level_values("condition")) == {"Max Cost 15 %"}
 
 
@@ -187,7 +187,7 @@ def test_a_method_is_registered_by_its_entry_alone(episodes, monkeypatch):
     monkeypatch.setitem(METHODS, "toy", toy)
     more = pd.concat([episodes, rows("toy", 0, [1.0], [2.0]), rows("toy", 1, [3.0], [2.0])])
     shown = TABLES["table1"].shown(TABLES["table1"].build(more))
-    assert list(shown.columns)[:5] == ["clean (retrained)", "poisoned", "fine-tuning", "Safe-RULE", "Toy method"]
+    assert list(shown.columns)[1:6] == ["clean (retrained)", "poisoned", "fine-tuning", "Safe-RULE", "Toy method"]
     assert shown["Toy method"].iloc[0] == "2.0 ± 12.7"
     for build in (tables.improvement, tables.counts):
         assert "toy" in set(build(more)["method"])

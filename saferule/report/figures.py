@@ -39,12 +39,14 @@ from saferule.report.style import (
     method_style,
     with_zero,
 )
-from saferule.report.tables import OURS, POLICY, SAME_RUN, TABLES, interval, paired, replicate_means, with_clean
+from saferule.report.tables import OURS, POLICY, SAME_RUN, TABLES, interval, paired, with_clean
 
 DASHES = ("", (4, 2), (1, 1.5), (4, 1.5, 1, 1.5))  # of the ratios, ascending
 MARKERS = ("o", "s", "^", "v")
 GOAL = {"color": "#555555", "linestyle": ":", "linewidth": 1.1}
 BAND = "#E4E4E4"
+DOTS = (dot("one replicate"), dot("mean, 95 % interval", marker="D", hollow=True))
+Drawn = tuple[Figure, list[Line2D]]
 SIDES = {
     "observed": ("#000000", "observed"),
     "bound": ("#D55E00", "bound as printed"),
@@ -89,7 +91,7 @@ class Drawing:
 
     title: str
     reads: str
-    draw: Callable[..., tuple[Figure, Sequence[Line2D]]]
+    draw: Callable[..., Drawn]
 
     def figures(self, rows: pd.DataFrame, *more: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         """(what distinguishes it, such as "-CarCircle-cpq"; the figure, its label a text alternative) for each."""
@@ -112,8 +114,8 @@ class Drawing:
 def _titled(grid: sns.FacetGrid, titles: dict[str, str] | None = None) -> sns.FacetGrid:
     """Panels titled by the values that they are of, a metric apart, which is on its axis."""
     for key, panel in grid.axes_dict.items():
-        names = key if isinstance(key, tuple) else (key,)
-        panel.set_title(", ".join((titles or {}).get(name, name) for name in names if name and name not in METRICS))
+        names = [(titles or {}).get(name, name) for name in (key if isinstance(key, tuple) else (key,))]
+        panel.set_title(", ".join(name for name in names if name and name not in METRICS))
     return grid
 
 
@@ -123,7 +125,16 @@ def _grid(rows: pd.DataFrame, width: float, height: float, **facets: Any) -> sns
 
 
 def _lines(
-    rows: pd.DataFrame, x: str, hue: str, colours: dict, width: float, height: float, *, sharex=True, titles=None, **look
+    rows: pd.DataFrame,
+    x: str,
+    hue: str,
+    colours: dict,
+    width: float,
+    height: float,
+    *,
+    sharex=True,
+    titles=None,
+    **look,
 ) -> sns.FacetGrid:
     """A line for each policy (a replicate of a method in a cell), from the column value; zero is on the axis."""
     policy = [name for name in (*POLICY, "method", hue) if name in rows]
@@ -192,7 +203,7 @@ def _limit(grid: sns.FacetGrid, rows: pd.DataFrame, axis: str = "y") -> Line2D:
 # Attack
 
 
-def trajectories(points: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+def trajectories(points: pd.DataFrame) -> Drawn:
     """Trajectories of D and D_f (`tables.data_points`): a panel per ratio and attack, true and poisoned labels."""
     colours = {"D": "#9A9A9A", "D_f, true labels": "#D55E00", "D_f, poisoned labels": "#0072B2"}
     markers, sizes = dict(zip(colours, "ooX", strict=True)), dict(zip(colours, (10, 26, 26), strict=True))
@@ -209,7 +220,7 @@ def trajectories(points: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
     return grid.figure, [*(dot(name, colours[name], markers[name]) for name in colours), limit]
 
 
-def adversaries(curves: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+def adversaries(curves: pd.DataFrame) -> Drawn:
     """Mean sum of R_z while the adversaries learn: a panel per attack, a line per replicate.
 
     curves  attack, replicate, steps (of the simulator), scalar_return (mean of the last 100 episodes); perhaps warm_up,
@@ -228,7 +239,7 @@ def adversaries(curves: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
 # Learning and unlearning
 
 
-def logged(logs: pd.DataFrame, quantities: dict[str, str] = TRAINING_LOG) -> tuple[Figure, list[Line2D]]:
+def logged(logs: pd.DataFrame, quantities: dict[str, str] = TRAINING_LOG) -> Drawn:
     """What the losses reported, a line per policy: a panel per quantity, coloured by attack, dashed by ratio."""
     rows, (look, handles) = _tall(logs, quantities), _by_attack(logs)
     names = [name for name in quantities if name in set(rows["metric"])]
@@ -236,7 +247,7 @@ def logged(logs: pd.DataFrame, quantities: dict[str, str] = TRAINING_LOG) -> tup
     return _lines(rows, "step", width=3.2, height=2.1, **look, **order).figure, handles
 
 
-def inside(logs: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+def inside(logs: pd.DataFrame) -> Drawn:
     """The forget weight, the gap and the critics on D_f, with what they are steered to.
 
     Dotted: kappa + sigma for Q_c (where the gap is 0), and ln 2 for the residuals, which softplus gives on target.
@@ -254,17 +265,17 @@ def inside(logs: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
     return figure, [*handles, Line2D([], [], label="on target (kappa + sigma, gap 0, ln 2)", **GOAL)]
 
 
-def training_curves(episodes: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+def training_curves(episodes: pd.DataFrame) -> Drawn:
     """Cost and return of snapshots in the simulator: a row per backbone, coloured by attack, dashed by ratio."""
     return _curves(episodes, "backbone", *_by_attack(episodes))
 
 
-def unlearning_curves(episodes: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+def unlearning_curves(episodes: pd.DataFrame) -> Drawn:
     """Cost and return of snapshots during unlearning: a row per attack and ratio, coloured by method."""
     return _curves(episodes, "condition", *_by_method(episodes))
 
 
-def _curves(rows: pd.DataFrame, row: str, look: dict, handles: list[Line2D]) -> tuple[Figure, list[Line2D]]:
+def _curves(rows: pd.DataFrame, row: str, look: dict, handles: list[Line2D]) -> Drawn:
     """Means over a snapshot's episodes against the step, a line per policy; columns cost and return."""
     means = rows.groupby([*POLICY, "method", "step"], sort=False)[list(METRICS)].mean().reset_index()
     tall = _tall(_shown(means), METRICS)
@@ -277,34 +288,37 @@ def _curves(rows: pd.DataFrame, row: str, look: dict, handles: list[Line2D]) -> 
 # Evaluation
 
 
-def methods(episodes: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
-    """Cost and return of every method: a row of panels per attack and ratio, a line per method.
+def methods(episodes: pd.DataFrame) -> Drawn:
+    """Cost and return of every method: a row of panels per attack and ratio; clean policies beside every condition."""
+    rows = _tall(_shown(with_clean(episodes)), METRICS)
+    grid = _dots(rows, 4.3, METRICS, row="condition", col="metric")
+    return grid.figure, [dot("one episode", "#BBBBBB"), *DOTS, _limit(grid, rows, "x")]
 
-    Faint dots are episodes, dots the means of replicates; a diamond is their mean with its interval. Clean policies
-    stand beside every condition.
+
+def _dots(rows: pd.DataFrame, width: float, labels: dict[str, str] | str, **facets: Any) -> sns.FacetGrid:
+    """A line for each method, from the column value: every replicate as a dot, the mean of several with its interval.
+
+    A replicate with several rows, which are faint, is at their mean. labels: of the axes, by column of panels.
     """
-    rows = _shown(with_clean(episodes))
-    means, shown = _tall(_shown(replicate_means(with_clean(episodes))), METRICS), in_order(rows["method"])
-    grid = _grid(means, 4.3, 0.7 + 0.27 * len(shown), row="condition", col="metric", sharex="col")
-    jitter = np.random.default_rng(0)  # the same in every execution
-    for (where, metric, method), here in means.groupby(["condition", "metric", "method"], sort=False):
-        panel, place, colour = grid.axes_dict[where, metric], shown.index(method), method_colour(method)
-        faint = rows.loc[(rows["condition"] == where) & (rows["method"] == method), metric]
-        panel.scatter(faint, place + 0.28 * jitter.uniform(-1, 1, len(faint)), s=8, alpha=0.3, color=colour, lw=0)
-        _replicates(panel, here["value"], place, colour)
-    for (_, metric), panel in grid.axes_dict.items():
-        _listed(panel, shown, METRICS[metric])
-    limit = _limit(grid, rows, "x")
-    return grid.figure, [dot("one episode"), dot("one replicate"), dot("mean, 95 % interval", marker="D"), limit]
-
-
-def _replicates(panel: Axes, values: pd.Series, place: float, colour: str, marker: str = "o") -> None:
-    """The replicates as dots and, of several, their mean as a diamond with its interval."""
-    panel.scatter(values, [place] * len(values), s=24, marker=marker, color=colour, edgecolors="white", lw=0.6, zorder=3)
-    if len(values) > 1:
-        low, high = interval(values)
-        panel.plot([low, high], [place, place], color=colour, linewidth=1.6, alpha=0.6, zorder=2)
-        panel.scatter(values.mean(), place, s=46, marker="D", facecolors="none", edgecolors=colour, zorder=4)
+    shown, jitter = in_order(rows["method"]), np.random.default_rng(0)  # the same in every execution
+    grid = _grid(rows, width, 0.7 + 0.27 * len(shown), **{"sharex": "col"} | facets)
+    for (i, j, _), here in grid.facet_data():
+        panel = grid.facet_axis(i, j)
+        for place, method in enumerate(shown):
+            colour, own = method_colour(method), here.loc[here["method"] == method]
+            values = own.groupby("replicate", sort=False)["value"].mean()
+            if len(own) > len(values):
+                noise = place + 0.28 * jitter.uniform(-1, 1, len(own))
+                panel.scatter(own["value"], noise, s=8, alpha=0.3, color=colour, linewidths=0)
+            panel.scatter(values, [place] * len(values), s=24, color=colour, edgecolors="white", lw=0.6, zorder=3)
+            if len(values) > 1:
+                panel.plot(interval(values), [place, place], color=colour, linewidth=1.6, alpha=0.6, zorder=2)
+                panel.scatter(values.mean(), place, s=46, marker="D", facecolors="none", edgecolors=colour, zorder=4)
+        label = labels if isinstance(labels, str) else labels[here[facets["col"]].iloc[0]]
+        _listed(panel, shown, label)
+    for panel in grid.axes.flat:  # when all is drawn, as they share their limits
+        with_zero(panel, "x")
+    return grid
 
 
 def _listed(panel: Axes, shown: Sequence[str], label: str) -> None:
@@ -315,7 +329,7 @@ def _listed(panel: Axes, shown: Sequence[str], label: str) -> None:
     panel.set(xlabel=label, ylabel="")
 
 
-def beside_paper(episodes: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+def beside_paper(episodes: pd.DataFrame) -> Drawn:
     """Table 1 as dots: a column of panels per backbone, a line per method, a dot per attack and ratio.
 
     Filled are our means over replicates, hollow the paper's numbers.
@@ -341,7 +355,7 @@ def beside_paper(episodes: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
     return grid.figure, [*handles, *_hollow(table), limit]
 
 
-def repairs(episodes: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+def repairs(episodes: pd.DataFrame) -> Drawn:
     """From the poisoned policy to Safe-RULE's in the plane of cost and return, ours and the paper's.
 
     A panel per backbone, an arrow per attack and ratio, of our means over replicates and of the paper's numbers.
@@ -371,7 +385,7 @@ def _hollow(table: pd.DataFrame) -> list[Line2D]:
     return [dot("the paper", hollow=True)] if table["paper"].notna().any() else []
 
 
-def across(table: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+def across(table: pd.DataFrame) -> Drawn:
     """`tables.across_cells` as dots with intervals: a row of panels per backbone."""
     panels = {
         ("normalised_cost", "iqm"): "interquartile mean of cost / limit",
@@ -382,41 +396,36 @@ def across(table: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
     rows = pd.concat(
         table[table["metric"] == m].assign(of=label, value=table[c], low=table[f"{c}_low"], high=table[f"{c}_high"])
         for (m, c), label in panels.items()
-    ).assign(backbone=lambda frame: frame["backbone"].map(backbone_label))
+    ).dropna(subset="value")
+    rows = rows.assign(backbone=rows["backbone"].map(backbone_label), replicate=0)
+    labels = {label: label for label in panels.values()}
+    grid = _titled(_dots(rows, 2.9, labels, row="backbone", col="of"), dict.fromkeys(labels, ""))
     shown = in_order(rows["method"])
-    grid = _grid(rows, 2.9, 0.7 + 0.25 * len(shown), row="backbone", col="of", sharex="col")
-    for row in rows.dropna(subset="value").itertuples():
-        panel, place, colour = grid.axes_dict[row.backbone, row.of], shown.index(row.method), method_colour(row.method)
-        panel.plot([row.low, row.high], [place, place], color=colour, linewidth=1.6, alpha=0.6)
-        panel.scatter(row.value, place, s=30, color=colour, zorder=3)
-    for (backbone, of), panel in grid.axes_dict.items():
-        _listed(panel, shown, of)
-        panel.set_title(backbone)
-        if of.startswith("P"):
+    for row in rows.itertuples():
+        panel, place = grid.axes_dict[row.backbone, row.of], shown.index(row.method)
+        panel.plot([row.low, row.high], [place, place], color=method_colour(row.method), linewidth=1.6, alpha=0.6)
+        if row.of.startswith("P("):
             panel.axvline(0.5, **GOAL)
             panel.set_xlim(-0.03, 1.03)
-        else:
-            with_zero(panel, "x")
     return grid.figure, [dot("estimate"), line("95 % interval"), Line2D([], [], label="no difference", **GOAL)]
 
 
-def changes(episodes: pd.DataFrame, effects: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+def changes(episodes: pd.DataFrame, effects: pd.DataFrame) -> Drawn:
     """Change of cost and return against the default under each reading (`tables.effects`): a row per backbone.
 
     Dots are episodes from the same start, a diamond is their mean; grey and hollow are policies that are the default's
     up to rounding. The band is the floor: the largest mean change among these and the same run again.
     """
     values = {f"{metric}_change": f"change of {label}" for metric, label in METRICS.items()}
-    rows = _tall(paired(episodes).query("reading != ''"), values).assign(at=lambda r: r["reading"] + " = " + r["option"])
-    rows["at"] = rows["at"].where(rows["reading"] != SAME_RUN, SAME_RUN)
+    rows = _tall(paired(episodes).query("reading != ''"), values)
+    rows["at"] = (rows["reading"] + " = " + rows["option"]).where(rows["reading"] != SAME_RUN, SAME_RUN)
     same = effects.set_index(["backbone", "reading", "option"])["same_policy"]
     backbones = [name for name in BACKBONES if name in set(rows["backbone"])]
     counts = rows.groupby("backbone")["at"].nunique()
-    ratios = {"height_ratios": [counts[b] + 1.5 for b in backbones]}
+    facets = {"row": "backbone", "row_order": backbones, "col": "metric", "sharex": False, "sharey": False}
+    facets["gridspec_kws"] = {"height_ratios": [counts[b] + 1.5 for b in backbones]}
     height = (0.27 * counts.sum() + 0.6 * len(backbones)) / len(backbones)
-    grid = _grid(
-        rows, 4.4, height, row="backbone", row_order=backbones, col="metric", sharex=False, sharey=False, gridspec_kws=ratios
-    )
+    grid = _grid(rows, 4.4, height, **facets)
     for (backbone, metric), panel in grid.axes_dict.items():
         here = rows[(rows["backbone"] == backbone) & (rows["metric"] == metric)]
         means = here.groupby(["at", "reading", "option"], sort=False)["value"].mean().reset_index()
@@ -444,38 +453,40 @@ def changes(episodes: pd.DataFrame, effects: pd.DataFrame) -> tuple[Figure, list
 # Appendix A
 
 
-def tails(rows: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+def tails(rows: pd.DataFrame) -> Drawn:
     """Both sides of Eq. 15 against u, before and after unlearning: a row per backbone, a line per policy."""
     rows = rows[(rows["inequality"] == "(15)") & (rows["stage"] != "during")]
     stages = {"before": "before unlearning", "after": "after unlearning"}
     return _both_sides(rows, "u", "u, in units of Q_r", "stage", stages)
 
 
-def bounds(rows: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+def bounds(rows: pd.DataFrame) -> Drawn:
     """Both sides of Eq. 14 and 19 against the step: a row per backbone, a line per policy."""
     names = {"(14)": "Eq. 14, mean excess of Q_r", "(19)": "Eq. 19, share still called safe"}
     return _both_sides(rows[rows["inequality"].isin(list(names))], "step", "gradient step", "inequality", names)
 
 
-def constant_critic(rows: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+def constant_critic(rows: pd.DataFrame) -> Drawn:
     """`appendix.constant_critic`: Lemma A.2 for a critic with the same Q_c on all of D_f."""
     names = {name: name for name in rows["against"].unique()}
     return _both_sides(rows.assign(backbone=""), "x", "", "against", names, sharex=False)
 
 
-def _both_sides(
-    rows: pd.DataFrame, x: str, label: str, col: str, names: dict[str, str], **shared: bool
-) -> tuple[Figure, list[Line2D]]:
+def _both_sides(rows: pd.DataFrame, x: str, label: str, col: str, names: dict[str, str], **shared: bool) -> Drawn:
     tall = _tall(rows.assign(backbone=rows["backbone"].map(backbone_label)), SIDES, "side")
     order = {"row": "backbone", "row_order": _order(tall), "col": col, "col_order": list(names), "titles": names}
     marks = {"marker": "o"} if x != "x" else {}
-    grid = _lines(tall, x, "side", {s: colour for s, (colour, _) in SIDES.items()}, 4.3, 2.3, **order, **marks, **shared)
+    grid = _lines(
+        tall, x, "side", {s: colour for s, (colour, _) in SIDES.items()}, 4.3, 2.3, **order, **marks, **shared
+    )
     for (_, at), panel in grid.axes_dict.items():
         if at != "(14)":  # a share
             panel.axhline(1, **LIMIT)
-            panel.set_yscale("linear" if x == "x" else "symlog", **({} if x == "x" else {"linthresh": 2}))
-            panel.set_yticks([0, 0.5, 1, 10, 100], ["0", "0.5", "1", "10", "100"])
-            panel.set_ylim(-0.05, 3 if x == "x" else max(1.5, 1.3 * panel.dataLim.ymax))
+            panel.set_ylim(-0.05, 3)
+            if x != "x":
+                panel.set_yscale("symlog", linthresh=2)
+                panel.set_yticks([0, 0.5, 1, 10, 100], ["0", "0.5", "1", "10", "100"])
+                panel.set_ylim(-0.05, max(1.5, 1.3 * panel.dataLim.ymax))
     grid.set_axis_labels(label, "")
     if x == "u":
         grid.set(xscale="log")
@@ -483,19 +494,16 @@ def _both_sides(
     return grid.figure, [*handles, Line2D([], [], label="1: at or above it a bound says nothing", **LIMIT)]
 
 
-def neighbourhood(balls: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
-    """Eq. 23-25, a row per backbone: the share of samples with a ball, radii, and what encloses the Lipschitz constant."""
+def neighbourhood(balls: pd.DataFrame) -> Drawn:
+    """Eq. 23-25, a row per backbone: samples with a ball, radii, and what encloses the Lipschitz constant."""
     rows = balls.assign(**{name: balls[name] / balls["diameter"] for name in ("radius", "printed")})
-    columns = {
-        "nonempty": ("samples with a ball (share)", "observed, found"),
-        "radius": ("median radius / the box's diameter", "a bound per member (ours)"),
-        "printed": ("median radius / the box's diameter", "as printed; product of spectral norms"),
-        "slope_found": ("Lipschitz constant of Q_c", "observed, found"),
-        "slope_bound": ("Lipschitz constant of Q_c", "as printed; product of spectral norms"),
-    }
+    found, ours, printed = "observed, found", "a bound per member (ours)", "as printed; product of spectral norms"
+    share, radius, slope = "samples with a ball", "median radius / box's diameter", "Lipschitz constant of Q_c"
+    columns = {"nonempty": (share, found), "radius": (radius, ours), "printed": (radius, printed)}
+    columns |= {"slope_found": (slope, found), "slope_bound": (slope, printed)}
+    colours = {found: "#000000", ours: "#0072B2", printed: "#D55E00"}
     tall = _tall(_shown(rows).drop(columns="samples"), columns)
     tall["of"], tall["side"] = zip(*tall["metric"].map(columns), strict=True)
-    colours = dict(zip(dict.fromkeys(side for _, side in columns.values()), ("#000000", "#0072B2", "#D55E00"), strict=True))
     order = {"row": "backbone", "row_order": _order(tall), "col": "of"}
     grid = _lines(tall, "step", "side", colours, 3.4, 2.2, **order, marker="o")
     return grid.figure, [line(side, colour) for side, colour in colours.items()]
@@ -504,28 +512,21 @@ def neighbourhood(balls: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
 # Forgetting and time
 
 
-def actions(table: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+def actions(table: pd.DataFrame) -> Drawn:
     """`forgetting.action_distances`: a row of panels per backbone, a line per method, a dot per replicate."""
-    words = {"forget": "states of D_f", "keep": "states of D"}
-    rows, shown = _shown(table), in_order(table["method"])
-    grid = _grid(
-        rows, 4.3, 0.6 + 0.25 * len(shown), row="backbone", row_order=_order(rows), col="states", col_order=list(words)
-    )
-    for (backbone, states, method), here in rows.groupby(["backbone", "states", "method"], sort=False):
-        _replicates(grid.axes_dict[backbone, states], here["distance"], shown.index(method), method_colour(method))
-    for (backbone, states), panel in grid.axes_dict.items():
-        here = rows[(rows["backbone"] == backbone) & (rows["states"] == states)]
+    words, rows = {"forget": "states of D_f", "keep": "states of D"}, _shown(table).assign(value=table["distance"])
+    order = {"row": "backbone", "row_order": _order(rows), "col": "states", "col_order": list(words)}
+    order["sharex"] = True
+    grid = _titled(_dots(rows, 4.3, "mean distance of the actions", **order), words)
+    for (i, j, _), here in grid.facet_data():
+        panel = grid.facet_axis(i, j)
         panel.axvspan(here["floor_low"].min(), here["floor_high"].max(), color=BAND, zorder=0)
         panel.axvline(here["floor"].mean(), **LIMIT)
-        _listed(panel, shown, "mean distance of the actions")
-        panel.set_title(f"{backbone}: {words[states]}")
-        with_zero(panel, "x")
     floor = Line2D([], [], label="floor: clean policies of different replicates", **LIMIT)
-    band = Patch(color=BAND, label="its range over pairs")
-    return grid.figure, [dot("one replicate"), dot("mean, 95 % interval", marker="D"), floor, band]
+    return grid.figure, [*DOTS, floor, Patch(color=BAND, label="its range over pairs")]
 
 
-def relearning(curves: pd.DataFrame, table: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+def relearning(curves: pd.DataFrame, table: pd.DataFrame) -> Drawn:
     """Mean cost while policies train on the poisoned data, a panel per backbone; dotted, the levels that are "back"."""
     rows = curves.assign(method=curves["start"]).groupby([*POLICY, "method", "step"], sort=False)["cost"].mean()
     rows = rows.rename("value").reset_index()
@@ -539,26 +540,26 @@ def relearning(curves: pd.DataFrame, table: pd.DataFrame) -> tuple[Figure, list[
     return grid.figure, [*handles, back, _limit(grid, curves)]
 
 
-def times(table: pd.DataFrame) -> tuple[Figure, list[Line2D]]:
+def times(table: pd.DataFrame) -> Drawn:
     """`timing.table3`: each method's share of retraining's time, on a logarithmic axis; hollow, the paper's (CPQ)."""
-    rows, shown = table.assign(backbone=table["backbone"].map(backbone_label)), in_order(table["method"])
-    grid = _grid(rows, 2.6, 0.7 + 0.27 * len(shown), col="backbone", col_order=_order(rows))
+    rows = table.assign(backbone=table["backbone"].map(backbone_label), value=table["share"], replicate=0)
+    grid, shown = (
+        _dots(rows, 2.6, "share of retraining's time", col="backbone", col_order=_order(rows)),
+        in_order(rows["method"]),
+    )
     for row in rows.itertuples():
-        panel, place, colour = grid.axes_dict[row.backbone], shown.index(row.method), method_colour(row.method)
-        panel.scatter(row.share, place, s=34, color=colour, zorder=3)
-        panel.scatter(1 / row.paper_factor, place, s=34, facecolors="none", edgecolors=colour, zorder=2)
-    for backbone, panel in grid.axes_dict.items():
-        here = rows[(rows["backbone"] == backbone) & (rows["method"] != "clean")]
-        panel.axvline((here["share"] / here["relative_step"]).iloc[0], **LIMIT)
-        _listed(panel, shown, "share of retraining's time")
-        panel.set_xscale("log")
+        panel, look = grid.axes_dict[row.backbone], {"facecolors": "none", "edgecolors": method_colour(row.method)}
+        panel.scatter(1 / row.paper_factor, shown.index(row.method), s=34, zorder=2, **look)
+        if row.share < 1:
+            panel.axvline(row.share / row.relative_step, **LIMIT)
+        panel.set(xscale="log", xlim=(0.4 * rows["share"].min(), 1.6))
         panel.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
     steps = Line2D([], [], label="ratio of the numbers of steps", **LIMIT)
     return grid.figure, [dot("measured"), dot("the paper, Table 3", hollow=True), steps]
 
 
 LINES = "One line per replicate."
-DOTS = "Dots are replicates, a diamond is their mean with its 95 % interval."
+READS = "Dots are replicates, a diamond is their mean with its 95 % interval."
 FIGURES: dict[str, Drawing] = {
     name: Drawing(title, reads, draw)
     for name, title, reads, draw in (
@@ -566,11 +567,11 @@ FIGURES: dict[str, Drawing] = {
         ("trajectories", "{task}: return against cost of every trajectory", "Each dot is a trajectory.", trajectories),
         ("training-losses", "{task}, {backbone}: training", LINES, logged),
         ("training-curves", "{task}: policies in the simulator during training", LINES, training_curves),
-        ("training-methods", "{task}, {backbone}: clean against poisoned", DOTS, methods),
-        ("unlearning-methods", "{task}, {backbone}: before and after unlearning", DOTS, methods),
+        ("training-methods", "{task}, {backbone}: clean against poisoned", READS, methods),
+        ("unlearning-methods", "{task}, {backbone}: before and after unlearning", READS, methods),
         ("unlearning-curves", "{task}, {backbone}: in the simulator during unlearning", LINES, unlearning_curves),
         ("unlearning-inside", "{task}, {backbone}: {method} from the inside", LINES, inside),
-        ("ablations", "{task}, {backbone}: variants of Safe-RULE", DOTS, methods),
+        ("ablations", "{task}, {backbone}: variants of Safe-RULE", READS, methods),
         ("readings", "{task}: other readings of the paper against the default", "Dots are episodes.", changes),
         ("table1-methods", "{task}: every method", "Filled is ours, hollow the paper's.", beside_paper),
         ("table1", "{task}: what Safe-RULE does to the poisoned policy", "Hollow is the paper's.", repairs),
@@ -579,7 +580,7 @@ FIGURES: dict[str, Drawing] = {
         ("theory-bounds", "{task}: Eq. 26 and 27 during unlearning (step 0: the poisoned policy)", LINES, bounds),
         ("theory-constant-critic", "Lemma A.2 for a critic that is the same on all of D_f", "", constant_critic),
         ("theory-neighbourhood", "{task}: the certified neighbourhood of poisoned actions", LINES, neighbourhood),
-        ("actions", "{task}: distance to the clean policies", f"{DOTS} The band is the floor.", actions),
+        ("actions", "{task}: distance to the clean policies", f"{READS} The band is the floor.", actions),
         ("relearning", "{task}: cost while policies train on the poisoned data", LINES, relearning),
         ("table3", "{task}: time as a share of retraining's", "Hollow is the paper's.", times),
     )

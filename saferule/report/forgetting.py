@@ -1,7 +1,7 @@
 """Has a repaired policy forgotten the poison? Two statistics that the paper does not have.
 
-Action distance   How far a policy's actions are from those of clean policies, on keep and on forget states. The floor is
-                  what clean policies of different replicates differ by.
+Action distance   How far a policy's actions are from those of clean policies, on keep and on forget states. The floor
+                  is what clean policies of different replicates differ by.
 Relearning        After how many steps of training on the poisoned data the cost is back.
 """
 
@@ -79,7 +79,7 @@ def action_distances(workspace: Workspace, relearned: Sequence[PolicyRun], clean
     distance           to the clean policies of all other replicates, averaged over these
     floor              the same of the clean policy of the own replicate
     floor_low, _high   the smallest and largest distance of any pair of clean policies, of which there are `pairs`
-    distance_own       to the clean policy of its own replicate, which began as the same network and saw the same batches
+    distance_own       to the clean policy of its own replicate: the same first network and the same batches
     distance_poisoned  to the poisoned policy of its own replicate, where a repair began
     """
     groups: dict[tuple, list[PolicyRun]] = {}

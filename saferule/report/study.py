@@ -16,9 +16,9 @@ from saferule.attack.poison import ForgetSet, attack_reward
 from saferule.data.schema import Dataset, clean_data
 from saferule.files import write_bytes
 from saferule.paper import TABLE7
-from saferule.report import tables
 from saferule.report.figures import FIGURES
 from saferule.report.style import ATTACKS, png
+from saferule.report.tables import TABLES, Table, data_points, provenance, readable
 from saferule.report.timing import table3
 from saferule.runs import results
 from saferule.runs.engine import make
@@ -138,7 +138,7 @@ class Study:
     def trajectories(self) -> pd.DataFrame:
         """Every trajectory of D and of the forget sets, of all tasks (`saferule.report.tables.data_points`)."""
         limit = self.profile.cost_limit
-        points = [tables.data_points(t, self.dataset(t), self.forget_sets(t), limit) for t in self.profile.tasks]
+        points = [data_points(t, self.dataset(t), self.forget_sets(t), limit) for t in self.profile.tasks]
         return pd.concat(points, ignore_index=True)
 
     def episodes(self, policies: Sequence[PolicyRun]) -> pd.DataFrame:
@@ -167,7 +167,8 @@ class Study:
 
     def stopped(self, policies: Sequence[PolicyRun]) -> None:
         """Print a sentence for each policy whose run ended early because a value was not finite."""
-        print(*results.stopped(self.store, policies), sep="\n")
+        for sentence in results.stopped(self.store, policies):
+            print(sentence)
 
     # What is shown
 
@@ -176,12 +177,13 @@ class Study:
         p = self.profile
         data = ", ".join(f"{t} `{self.dataset(t).digest()[:12]}` ({len(self.dataset(t))} steps)" for t in p.tasks)
         steps = {run.task: run.steps for run in self.plan["adversaries"]}
+        adversary = ", ".join(f"{count} ({task})" for task, count in steps.items())
         lines = [
-            f"**Profile {self.name}.** Data: {data}. Replicates: {', '.join(map(str, p.replicates))}, each with its own "
-            f"adversary, forget sets and seeds. Gradient steps: {p.training_steps} of training, {p.unlearning_steps} of "
-            f"unlearning. Simulator steps of the adversaries: {', '.join(f'{n} ({t})' for t, n in steps.items())}. "
-            f"Evaluation: {p.episodes} episodes per policy ({p.curve_episodes} per snapshot), the same seeds for every "
-            f"policy, deterministic, cost limit {p.cost_limit:g}.",
+            f"**Profile {self.name}.** Data: {data}. Replicates: {', '.join(map(str, p.replicates))}, each with "
+            f"its own adversary, forget sets and seeds. Gradient steps: {p.training_steps} of training, "
+            f"{p.unlearning_steps} of unlearning. Simulator steps of the adversaries: {adversary}. Evaluation: "
+            f"{p.episodes} episodes per policy ({p.curve_episodes} per snapshot), the same seeds for every policy, "
+            f"deterministic, cost limit {p.cost_limit:g}.",
         ]
         if p.name != "paper" or self.changes:
             lines.append(
@@ -193,22 +195,24 @@ class Study:
     def save_table(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
         """Write the table with its provenance to ``tables/<name>.csv``; returns what was written."""
         digests = {task: self.dataset(task).digest() for task in self.profile.tasks}
-        told = tables.provenance(frame, self.name, digests)
+        told = provenance(frame, self.name, digests)
         (self.folder / "tables").mkdir(parents=True, exist_ok=True)
         write_bytes(self.folder / "tables" / f"{name}.csv", told.to_csv(index=False).encode())
         return told
 
-    def table(self, name: str, rows: pd.DataFrame, file: str = "") -> pd.DataFrame:
-        """Build a table of `TABLES` from rows of episodes, save it and display it."""
-        kind = tables.TABLES[name]
-        built = self.save_table(kind.build(rows) if isinstance(kind, tables.Table) else kind(rows), file or name)
-        self.display(kind.shown(built) if isinstance(kind, tables.Table) else built)
-        return built
+    def table(self, name: str, rows: pd.DataFrame, file: str = "") -> None:
+        """Build a table of `TABLES` from rows of episodes, save it under its name (or ``file``) and display it."""
+        table = TABLES[name]
+        if isinstance(table, Table):
+            display(Markdown(f"**{table.title}**"))
+            self.display(table.shown(self.save_table(table.build(rows), file or name)))
+        else:
+            self.display(self.save_table(table(rows), file or name))
 
     def display(self, frame: pd.DataFrame) -> None:
         """Display all rows of a table with names as the paper writes them and rounded numbers."""
         with pd.option_context("display.max_rows", None, "display.max_columns", None, "display.max_colwidth", None):
-            display(tables.readable(frame))
+            display(readable(frame))
 
     def films(self) -> None:
         """Show an episode of each adversary of the first replicate, kept in ``videos/``; without it, say why not."""

@@ -177,24 +177,26 @@ class Table:
         return in_reading_order(ours.merge(theirs, on=[*CELL, "method", "metric"], how="left"))
 
     def shown(self, table: pd.DataFrame) -> pd.DataFrame:
-        """For the notebook: a row per cell and metric, a column per method, then the paper's, "45.0 ± 3.1" each."""
+        """For the notebook: a row per cell and metric, a column per method, then the paper's, "45.0 ± 3.1" each.
+
+        n is the number of replicates, the smallest to the largest where methods differ in it.
+        """
         half = (table["high"] - table["mean"]).map("{:.1f}".format)
         text = table["mean"].map("{:.1f}".format) + np.where(table["n"] > 1, " ± " + half, "")
-        tall = table.assign(text=text, condition=[condition(*c) for c in table[["attack", "ratio"]].to_numpy()])
-        index = ["task", "backbone", "condition", "metric", "n"]
-        methods = in_order(table["method"])
-        wide = _wide(tall, index, "text")[methods].rename(columns=method_label)
-        known = tall.dropna(subset="paper").assign(source=lambda rows: rows["source"] + ", " + rows["method"])
-        for source, rows in known.groupby("source", sort=False):
-            method = rows["method"].iloc[0]
-            name = f"paper's {source.removesuffix(f', {method}')}: {method_label(method)}"
-            wide[name] = _wide(rows, index, "paper")[method].map("{:g}".format)
-        order = tall[index].drop_duplicates()
-        return wide.loc[pd.MultiIndex.from_frame(order)].rename(index=backbone_label, level="backbone").fillna("")
+        index = ["task", "backbone", "condition", "metric"]
+        conditions = [condition(*where) for where in table[["attack", "ratio"]].itertuples(index=False)]
+        tall = table.assign(text=text, condition=conditions)
+        columns = {"n": tall.groupby(index)["n"].agg(lambda n: "-".join(map(str, sorted({n.min(), n.max()}))))}
 
+        def column(rows: pd.DataFrame, values: str) -> pd.Series:
+            return rows.drop_duplicates(index).set_index(index)[values]
 
-def _wide(rows: pd.DataFrame, index: Sequence[str], values: str) -> pd.DataFrame:
-    return rows.drop_duplicates([*index, "method"]).pivot(index=list(index), columns="method", values=values)
+        for method in in_order(table["method"]):
+            columns[method_label(method)] = column(tall[tall["method"] == method], "text")
+        for (source, method), rows in tall.dropna(subset="paper").groupby(["source", "method"], sort=False):
+            columns[f"paper's {source}: {method_label(method)}"] = column(rows, "paper").map("{:g}".format)
+        wide = pd.DataFrame(columns, index=pd.MultiIndex.from_frame(tall[index].drop_duplicates()))
+        return wide.rename(index=backbone_label, level="backbone").fillna("")
 
 
 def improvement(episodes: pd.DataFrame) -> pd.DataFrame:
@@ -372,11 +374,11 @@ def readable(frame: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
         shown[column] = shown[column].map(lambda share: "" if pd.isna(share) else f"{100 * share:.3g} %")
     shown = shown.replace({"ratio": {"0 %": ""}})  # of clean policies
 
-    def number(value: float) -> Any:
-        return "" if pd.isna(value) else f"{value:.3g}" if 0 < abs(value) < 0.1 else f"{round(value, digits) + 0.0:.{digits}f}"
+    def number(value: float) -> str:
+        return f"{value:.3g}" if 0 < abs(value) < 0.1 else f"{round(value, digits) + 0.0:.{digits}f}"  # no -0.00
 
     for column in shown.select_dtypes("float"):
-        shown[column] = shown[column].map(number)
+        shown[column] = shown[column].map(number, na_action="ignore")
     return shown.fillna("")
 
 
@@ -389,5 +391,4 @@ TABLES: dict[str, Table | Callable[[pd.DataFrame], pd.DataFrame]] = {
     "replicates": replicate_means,
     "improvement": improvement,
     "counts": counts,
-    "across-cells": across_cells,
 }

@@ -1,4 +1,4 @@
-"""Table 3: how long training and the repairs take, from what `saferule.runs.timing` measured; nothing is measured here."""
+"""Table 3: how long training and the repairs take, from what `saferule.runs.timing` measured."""
 
 from __future__ import annotations
 
