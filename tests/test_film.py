@@ -16,7 +16,6 @@ from PIL import Image
 
 from saferule.attack.poison import attack_reward
 from saferule.errors import CheckpointError
-from saferule.report.study import Study
 from saferule.runs.execute import process_pool
 from saferule.sim import film as films
 from saferule.sim import get_task
@@ -151,16 +150,10 @@ print(made.told)
     assert drawing_problem(CAR) is None  # drawn in software, whatever OpenGL there is
 
 
-def test_kept_films_are_shown_where_none_can_be_drawn(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("saferule.sim.graphics.drawing_problem", lambda task: "No OpenGL here.")
-    study = Study("smoke", output=tmp_path, data=tmp_path, attacks=["max_cost", "min_reward"])
-    for count, attack in enumerate(study.profile.attacks, start=1):
-        folder = study.store.folder(plan.adversary(study.profile, "CarCircle", attack))
-        path = tmp_path / "smoke" / "videos" / f"{folder.name}.gif"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(made.gif)
-        missing = [Film(None, "CarCircle: no film of Min Reward. No OpenGL here.")] if count == 1 else []
-        assert study.adversary_films("CarCircle") == [made] * count + missing
+def test_a_kept_film_is_shown_without_drawing(made, job):
+    job.film.parent.mkdir()
+    job.film.write_bytes(made.gif)
+    assert films.film_adversaries([job], None) == [made]  # nothing is submitted
 
 
 def test_films_are_embedded_and_missing_ones_told_once():
