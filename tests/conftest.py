@@ -3,6 +3,7 @@
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # subprocesses too: the same sums in the same order
+os.environ.setdefault("OPENBLAS_CORETYPE", "Haswell")  # as saferule does, before numpy is imported here
 
 from pathlib import Path
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from saferule.profiles import get_profile
-from saferule.runs.cells import in_force, settings
 
 from saferule.attack.adversary import CURVE_FILE, leading, roll_out_adversary, train_adversary
+from saferule.attack.pipeline import attack_file
 from saferule.data import schema
 from saferule.errors import CheckpointError, SettingsError
-from saferule.runs import plan
+from saferule.runs.experiment import adversary_run, get_profile
+from saferule.runs.spec import frozen, in_force
 from saferule.sim import get_task
 from saferule.sim.ppo_settings import PPOSettings, adversary_settings
 from saferule.sim.vector import SimulatorEnv
@@ -94,16 +94,15 @@ def test_a_fresh_start_is_a_reading():
     assert adversary_settings("AntVelocity", "max_cost").reward_first == 0.4
     for task, attack in (("AntVelocity", "max_reward"), ("CarCircle", "max_cost")):
         assert type(adversary_settings(task, attack)) is PPOSettings
-    cell = plan.adversary(get_profile("cpu"), "AntVelocity", "max_cost")
-    assert in_force(cell)["reward_first"] == 0.4
-    assert "reward_first" not in in_force(replace(cell, readings=settings(adversary_start="fresh")))
+    run = adversary_run(get_profile("cpu"), "AntVelocity", "max_cost", 0)
+    assert in_force(run)["reward_first"] == 0.4
+    assert "reward_first" not in in_force(replace(run, readings=frozen(adversary_start="fresh")))
 
 
 def test_a_number_of_steps_given_by_hand_is_for_all_tasks():
-    cpu = get_profile("cpu")
     steps = {"CarCircle": 150_000, "PointGoal": 150_000, "AntVelocity": 1_000_000, "PointPush": 500_000}
-    assert {task: cpu.steps_of_adversary(task) for task in steps} == steps
-    assert get_profile("cpu", adversary_steps=7).steps_of_adversary("AntVelocity") == 7
+    assert {task: adversary_run(get_profile("cpu"), task, "max_cost", 0).steps for task in steps} == steps
+    assert adversary_run(get_profile("cpu", adversary_steps=7), "AntVelocity", "max_cost", 0).steps == 7
 
 
 def test_rollouts_are_valid_data_with_true_labels(trained, tmp_path):
@@ -162,6 +161,9 @@ def test_errors_are_for_users(tmp_path, trained):
         train_adversary(TASK, "max_coast", 100, 0, tmp_path)
     with pytest.raises(SettingsError, match="at least one"):
         roll_out_adversary(TASK, policy, 0, 0)
+    for out in (folder / "weights.safetensors", folder):  # it would replace its own input
+        with pytest.raises(SettingsError, match="lies in the adversary's folder|are both"):
+            attack_file(TASK, "max_cost", 0.1, tmp_path / "d.hdf5", out, adversary=folder)
     with pytest.raises(CheckpointError, match=r"policy\.json"):
         OnlinePolicy.load(tmp_path)
     (tmp_path / "policy.json").write_bytes((folder / "policy.json").read_bytes())

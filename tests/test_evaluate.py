@@ -8,7 +8,8 @@ from helpers import tiny
 from saferule.agents import BACKBONES, get_backbone
 from saferule.agents.checkpoint import agent_policy, load_agent, save_acting
 from saferule.agents.population import create
-from saferule.runs.execute import evaluate_file, worker_pool
+from saferule.runs.execute import process_pool
+from saferule.runs.work import evaluate
 from saferule.sim import get_task, make
 from saferule.sim.rollout import normalised, roll_out
 
@@ -61,13 +62,14 @@ def saved_agent(name, folder):
 
 def test_same_seeds_same_rows_twice_and_in_another_process(tmp_path):
     path, task = saved_agent("bcq-lag", tmp_path), get_task("CarCircle")
-    rows, drawn = (evaluate_file(path, SEEDS[:2], deterministic) for deterministic in (True, False))
+    (rows, step), (drawn, _) = (evaluate(path, SEEDS[:2], deterministic) for deterministic in (True, False))
+    assert step == 0
     assert [row["seed"] for row in rows] == [10, 3] and all(row["length"] == task.horizon for row in rows)
     assert rows[0]["return"] != rows[1]["return"] and rows != drawn
-    assert rows == evaluate_file(path, SEEDS[:2])
-    with worker_pool(1) as pool:
-        jobs = [pool.submit(evaluate_file, path, SEEDS[:2], deterministic) for deterministic in (True, False)]
-        assert [job.result() for job in jobs] == [rows, drawn]
+    assert rows == evaluate(path, SEEDS[:2])[0]
+    with process_pool(1) as pool:
+        jobs = [pool.submit(evaluate, path, SEEDS[:2], deterministic) for deterministic in (True, False)]
+        assert [job.result()[0] for job in jobs] == [rows, drawn]
 
 
 @pytest.mark.parametrize("name", BACKBONES)

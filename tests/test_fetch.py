@@ -89,6 +89,7 @@ def test_a_file_is_fetched_once_and_recorded(hub, get, content, tmp_path, monkey
     assert get() == get.path
     # No token goes to a mirror, and a file that is there is not asked for again.
     assert hub.shown == [("HEAD", ROUTE, None), ("GET", ROUTE, None)]
+    assert get.path.stat().st_mode == (tmp_path / (TASK.dsrl_file + ".json")).stat().st_mode
     assert len(get.said) == 1 and "the next call begins again" in get.said[0]
     assert files(tmp_path) == [TASK.dsrl_file, TASK.dsrl_file + ".json"]
     record = json.loads((tmp_path / (TASK.dsrl_file + ".json")).read_text())

@@ -3,7 +3,7 @@
 Refactoring must not move a number. On the kind of machine that recorded them, the networks, Adam's moments, the logs
 and the episodes are the same to the last bit; elsewhere (other vector instructions) the logs agree to a tolerance.
 
-    python tests/test_golden.py      records them anew, for a change that means to move numbers
+    OPENBLAS_CORETYPE=Haswell python tests/test_golden.py      records anew, for a change that means to move numbers
 """
 
 from __future__ import annotations

@@ -29,16 +29,8 @@ LOGGED = {
     "bcq-lag": CRITICS | {"multiplier": "lagrangian"},
     "bear-lag": CRITICS | {"multiplier": "lagrangian", "mmd": "mmd_loss", "alpha": "alpha_value"},
     "cpq": CRITICS | {"alpha": "alpha_value"},
-    "coptidice": {
-        "nu_loss": "nu_loss",
-        "chi_loss": "chi_loss",
-        "tau_loss": "tau_loss",
-        "lmbda_loss": "lmbda_loss",
-        "multiplier": "lmbda",
-        "tau": "tau",
-        "kl": "D_kl",
-        "divergence": "Df",
-    },
+    "coptidice": {name: name for name in ("nu_loss", "chi_loss", "tau_loss", "lmbda_loss", "tau")}
+    | {"multiplier": "lmbda", "kl": "D_kl", "divergence": "Df"},
 }
 
 

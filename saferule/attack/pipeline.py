@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 
 from saferule.attack.adversary import roll_out_adversary, train_adversary
@@ -41,20 +42,22 @@ def attack_file(
     foreign = [name for name in check(readings) if name in (readings or {}) and name not in known]
     if foreign:
         raise SettingsError(f"Reading {foreign[0]!r} is not one of the attack: choose among {', '.join(known)}.")
-    named = {"--data": data, "--out": out, "--poisoned": joined}
+    trained = adversary or out.with_suffix(".adversary")
+    named = {"--data": data, "--out": out, "--poisoned": joined, "the adversary": trained}
     places = {option: path.resolve() for option, path in named.items() if path is not None}
-    for option, place in places.items():
-        twin = next((other for other in places if other != option and places[other] == place), None)
-        if twin:
-            raise SettingsError(f"{option} and {twin} are both {place}, expected different files: rename one.")
+    for (one, place), (other, same) in combinations(places.items(), 2):
+        if place == same:
+            raise SettingsError(f"{one} and {other} are both {place}, expected different files: rename one.")
     for path in (out, joined):
         if path is not None and path.is_dir():
             raise SettingsError(f"{path} is a folder, expected the name of a file to write: name a file in it.")
+        if path is not None and path.resolve().parent == places["the adversary"]:
+            raise SettingsError(f"{path} lies in the adversary's folder, expected another place: name one.")
     dataset = load(data, task)
     rollouts = rollouts_needed(len(dataset), ratio, task, readings)
     if adversary is None:
         steps = TABLE7.adversary_steps if steps is None else steps
-        policy = train_adversary(task, attack, steps, seed, out.with_suffix(".adversary"), readings=readings)
+        policy = train_adversary(task, attack, steps, seed, trained, readings=readings)
     else:
         from saferule.sim.ppo import OnlinePolicy
 

@@ -1,1 +1,1 @@
-"""Offline data: DSRL files (`schema`), behaviour data (`collect`), device-resident batches (`sampler`)."""
+"""Offline data: DSRL files (`schema`), behaviour data (`collect`), DSRL's own (`fetch`), batches (`batches`)."""

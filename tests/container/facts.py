@@ -11,6 +11,13 @@ from pathlib import Path
 from typing import Any
 
 TABLE1 = "tables/table1.csv"
+LAYERS = {  # words of what made a layer -> what is in it
+    "apt-get": "system packages",
+    "--lock-only": "Python packages of the lock",
+    "./install.sh": "the project installed",
+    "COPY dir": "files of the project",
+}
+RUNS = ("smoke", "smoke_again", "user", "root")
 
 
 def image(work: Path) -> dict[str, Any]:
@@ -47,6 +54,9 @@ def write(facts: Path, target: Path) -> None:
     found: dict[str, Any] = {}
     for line in facts.read_text().splitlines():
         found |= json.loads(line)
+    for run in RUNS[1:]:
+        if run in found and found[run]["table1"] == found["smoke"]["table1"]:
+            found[run]["table1"] = "the same as smoke's"
     target.write_text(json.dumps(found, indent=1) + "\n")
     target.with_suffix(".md").write_text(summary(found))
 
@@ -56,28 +66,48 @@ def summary(found: dict[str, Any]) -> str:
     lines = [
         "# The container, built and run",
         "",
-        "By `tests/container/build_and_run.sh`; all of it: `container.json`.",
+        "By `tests/container/build_and_run.sh`; more in `container.json`.",
     ]
+    lines += ["", f"Machine: {', '.join(found['machine'])}."]
     lines += ["", "| step | seconds |", "|---|---|"]
     lines += [f"| {k.removesuffix('_seconds')} | {v} |" for k, v in found.items() if k.endswith("_seconds")]
     for name, label in (("cpu_image", "torch without CUDA"), ("cuda_image", "torch with CUDA")):
         if name in found:
             about = found[name]
             lines += ["", f"## Image, {label}: {about['bytes'] / 1e9:.2f} GB", "", "| layer | MB |", "|---|---|"]
-            lines += [f"| `{row['made_by'].replace('|', '')}` | {row['bytes'] / 1e6:.0f} |" for row in about["layers"]]
+            lines += [f"| {_layer(row['made_by'])} | {row['bytes'] / 1e6:.0f} |" for row in about["layers"]]
             large = ", ".join(f"{k} {v / 1e6:.0f}" for k, v in about["large_packages"].items())
             lines += ["", f"Large in it (MB): {large}; compiled Python {about['compiled_python_bytes'] / 1e6:.0f}."]
     lines += ["", "## Refused, in one sentence", "", "| case | exit code | what it says |", "|---|---|---|"]
     lines += [f"| {k[8:]} | {v[0]} | {v[1]} |" for k, v in found.items() if k.startswith("refused_")]
-    for run in ("smoke", "smoke_again", "user", "root"):
+    lines += ["", "## Smoke inside", "", "| run | owners (files) | first line | Table 1 |", "|---|---|---|---|"]
+    for run in RUNS:
         if run in found:
-            owners = ", ".join(f"{who} ({n} files)" for who, n in found[run]["owners"].items())
-            lines += ["", f"## Smoke inside: {run}", "", f"First line: `{found[run]['first_line']}`. Owners: {owners}."]
+            owners = ", ".join(f"{who} ({n})" for who, n in found[run]["owners"].items())
+            table = found[run]["table1"] if isinstance(found[run]["table1"], str) else "below"
+            lines.append(f"| {run} | {owners} | {found[run]['first_line']} | {table} |")
+    if "tests" in found:
+        lines += ["", f"Tests inside, as root: {found['tests'][0]}."]
+    if "cuda_torch" in found:
+        lines += ["", f"torch and CUDA of the second image: {', '.join(found['cuda_torch'])}."]
     if "smoke" in found:
         rows = found["smoke"]["table1"]
-        lines += ["", "Table 1 of the smoke run:", "", "| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
-        lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
+        names = [name for name in rows[0] if any(row[name] for row in rows)]
+        lines += ["", "Table 1 of the smoke run (no result of the paper):", ""]
+        lines += ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+        lines += ["| " + " | ".join(_short(row[name]) for name in names) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def _layer(made_by: str) -> str:
+    return next((what for words, what in LAYERS.items() if words in made_by), "base")
+
+
+def _short(cell: str) -> str:
+    try:
+        return f"{float(cell):.4g}" if "." in cell else cell
+    except ValueError:
+        return cell
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The container's files as files: what can be checked without building the image (build_and_run.sh builds it)."""
 
 import fnmatch
+import json
 import os
 import re
 import shlex
@@ -152,3 +153,13 @@ def test_the_lab_is_on_this_host_alone_and_its_token_is_never_empty():
     assert lab["environment"] == ["SAFERULE_LAB_TOKEN"]  # the caller's, or none: no value and no default here
     assert not re.search(r"(?i)token\s*[=:]\s*(''|\"\"|$)", (ROOT / "compose.yaml").read_text(), re.MULTILINE)
     assert "--ip" not in (ROOT / "compose.yaml").read_text()
+
+
+def test_what_was_measured_is_committed_as_it_was_written():
+    """artifacts/bench/container.md is made from container.json, by build_and_run.sh and by nothing else."""
+    from facts import summary
+
+    found = json.loads((ROOT / "artifacts" / "bench" / "container.json").read_text())
+    assert (ROOT / "artifacts" / "bench" / "container.md").read_text() == summary(found)
+    assert found["cuda_torch"][1] is not None and len(found["smoke"]["table1"]) > 0
+    assert list(found["smoke"]["owners"]) == ["1000:1000"] and list(found["root"]["owners"]) == ["0:0"]
