@@ -28,7 +28,7 @@ def test_a_method_of_one_entry_is_trained_evaluated_shown(tmp_path, data_folder,
     episodes = study.episodes(policies)
     assert (episodes["method"] == "toy").sum() == 2
     built = TABLES["table1"].build(episodes)
-    (cost, _) = built.loc[built["method"] == "toy", "value"]
+    (cost, _) = built.loc[built["method"] == "toy", "mean"]
     assert cost == episodes.loc[episodes["method"] == "toy", "cost"].mean()
     assert "Toy" in TABLES["table1"].shown(built).to_string()
     for name, rows in (
