@@ -42,7 +42,7 @@ while (($#)); do
             shift 2
             ;;
         --tasks | --backbones | --attacks | --ratios | --replicates | --notebooks | --set)
-            (($# > 1)) && [[ "$2" != --* ]] || bad_usage "$option needs a value"
+            if (($# < 2)) || [[ "$2" == --* ]]; then bad_usage "$option needs a value"; fi
             shift
             while (($#)) && [[ "$1" != --* ]]; do
                 choices+=("$option" "$1")
