@@ -86,17 +86,23 @@ def run(
 ) -> None:
     """Execute the notebooks of a profile; finished work is kept, interrupted work continues."""
     from saferule.doctor import device
-    from saferule.runs.experiment import get_profile
-    from saferule.runs.notebooks import run_all
-    from saferule.runs.places import NOTEBOOKS
+    from saferule.runs.engine import make
+    from saferule.runs.experiment import get_profile, plan
+    from saferule.runs.notebooks import check_names, run_all
+    from saferule.runs.places import NOTEBOOKS, known_data, workspace
 
     parts = {"tasks": tasks, "backbones": backbones, "attacks": attacks, "ratios": ratios, "replicates": replicates}
     chosen, changed = {name: part for name, part in parts.items() if part}, _named_values(changes, "--set")
-    get_profile(profile, **chosen, **changed)  # an unknown name is reported before a kernel starts
+    wanted = get_profile(profile, **chosen, **changed)
+    check_names(notebooks or NOTEBOOKS)  # an unknown name is reported before anything is made
     parameters = chosen | ({"changes": changed} if changed else {})
     if data is not None:
         parameters["data"] = str(data.resolve())
     typer.echo(f"profile {profile} on {device().found}")
+    if not notebooks:  # everything in one go keeps all cores busy; a single notebook makes what it shows
+        place = workspace(wanted, output, data)
+        parts = plan(wanted, known_data(wanted, place.data_folder)[0])
+        make([*parts.pop("evaluations"), *(run for runs in parts.values() for run in runs)], place)
     run_all(profile, notebooks or NOTEBOOKS, output, parameters)
 
 

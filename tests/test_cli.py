@@ -199,9 +199,12 @@ def test_status_verifies_files():
 def test_choices_and_changes_reach_the_notebooks(monkeypatch):
     given = {}
     monkeypatch.setattr("saferule.runs.notebooks.run_all", lambda *a: given.update(zip("pnok", a, strict=True)))
+    monkeypatch.setattr("saferule.runs.engine.make", lambda runs, place: given.update(runs=runs))
     result = run(
         "run", "--replicates", 0, "--replicates", 2, "--ratios", 0.15, "--set", "episodes=9", "--set", "videos=false"
     )
     assert result.exit_code == 0, result.output
     assert given["k"] == {"ratios": [0.15], "replicates": [0, 2], "changes": {"episodes": 9, "videos": False}}
     assert given["p"] == "smoke" and result.stdout.startswith("profile smoke on ")
+    policies = [run for run in given["runs"] if run.KIND == "policy"]
+    assert {(run.task, run.replicate) for run in policies} == {("CarCircle", 0), ("CarCircle", 2)}

@@ -38,9 +38,7 @@ def run_all(
     parameters  further papermill parameters: tasks, backbones, attacks, ratios, replicates, data, changes
     Returns the profile's folder. SettingsError for an unknown notebook; RunError when one fails.
     """
-    unknown = [name for name in names if name not in NOTEBOOKS]
-    if unknown:
-        raise SettingsError(f"unknown notebook {unknown[0]!r}: choose among {', '.join(NOTEBOOKS)}")
+    check_names(names)
     root = project_root()
     kernel()
     output = (output or root / "artifacts").resolve()
@@ -54,6 +52,13 @@ def run_all(
             print(f"{name}.ipynb: done in {took:.0f} s", flush=True)
     print(f"notebooks  {folder / 'notebooks'}\ntables     {folder / 'tables'}\nfigures    {folder / 'figures'}")
     return folder
+
+
+def check_names(names: Sequence[str]) -> None:
+    """SettingsError for a notebook that does not exist."""
+    unknown = [name for name in names if name not in NOTEBOOKS]
+    if unknown:
+        raise SettingsError(f"unknown notebook {unknown[0]!r}: choose among {', '.join(NOTEBOOKS)}")
 
 
 def kernel() -> str:
