@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from saferule.data.schema import clean_data
 from saferule.runs.interruptible import AGENT, Interruptible, Place
 from saferule.runs.spec import AdversaryRun, EvaluationRun, ForgetRun, PolicyRun, Run, TimingRun, config
 from saferule.runs.store import Store
-from saferule.sim import get_task
+from saferule.sim import Simulator, get_task, make
 from saferule.sim.ppo import OnlinePolicy
 from saferule.sim.rollout import normalised, roll_out
 from saferule.unlearn import family, unlearning
@@ -194,6 +195,12 @@ def _evaluations(workspace: Workspace, runs: Sequence[EvaluationRun], say: Say) 
             pd.DataFrame(rows).to_csv(folder / EPISODES, index=False)
 
 
+@cache
+def _simulators(task: str) -> list[Simulator]:
+    """Those of this process, kept: an episode does not depend on the one before it, and making one takes longer."""
+    return [make(task) for _ in range(TOGETHER)]
+
+
 def evaluate(path: Path, seeds: Sequence[int], deterministic: bool = True) -> tuple[list[dict[str, float]], int]:
     """Episodes of the agent in a file, one row per seed, under the cost limit it was trained with; and its step."""
     agent = load_networks(path)
@@ -201,7 +208,7 @@ def evaluate(path: Path, seeds: Sequence[int], deterministic: bool = True) -> tu
     for i in range(0, len(seeds), TOGETHER):
         some = seeds[i : i + TOGETHER]
         act = agent_policy(agent.backbone, agent.cfg, agent.nets, some, deterministic)
-        rows += roll_out(task, act, some).rows
+        rows += roll_out(task, act, some, simulators=_simulators(task.name)[: len(some)]).rows
     return normalised(rows, task, agent.cfg.cost_limit), agent.meta["step"]
 
 
