@@ -71,6 +71,11 @@ ReadingOption = Annotated[
 ]
 
 
+def _chosen(parts: dict[str, list | None], changes: list[str] | None) -> dict[str, Any]:
+    """What of a profile is taken and changed, for `get_profile`; options that were not given are left out."""
+    return {name: part for name, part in parts.items() if part} | _named_values(changes, "--set")
+
+
 @app.command()
 def run(
     profile: ProfileOption = "smoke",
@@ -91,11 +96,13 @@ def run(
     from saferule.runs.notebooks import check_names, run_all
     from saferule.runs.places import NOTEBOOKS, known_data, workspace
 
-    parts = {"tasks": tasks, "backbones": backbones, "attacks": attacks, "ratios": ratios, "replicates": replicates}
-    chosen, changed = {name: part for name, part in parts.items() if part}, _named_values(changes, "--set")
-    wanted = get_profile(profile, **chosen, **changed)
+    own = {"tasks": tasks, "backbones": backbones, "attacks": attacks, "ratios": ratios, "replicates": replicates}
+    chosen = _chosen(own, changes)
+    wanted = get_profile(profile, **chosen)
     check_names(notebooks or NOTEBOOKS)  # an unknown name is reported before anything is made
-    parameters = chosen | ({"changes": changed} if changed else {})
+    changed = {name: value for name, value in chosen.items() if name not in own}
+    parameters = {name: value for name, value in chosen.items() if name in own}
+    parameters |= {"changes": changed} if changed else {}
     if data is not None:
         parameters["data"] = str(data.resolve())
     typer.echo(f"profile {profile} on {device().found}")
@@ -124,13 +131,13 @@ def status(
     from saferule.runs.experiment import get_profile, plan
     from saferule.runs.places import known_data, workspace
 
-    parts = {"tasks": tasks, "backbones": backbones, "attacks": attacks, "ratios": ratios, "replicates": replicates}
-    chosen = get_profile(profile, **{n: p for n, p in parts.items() if p}, **_named_values(changes, "--set"))
+    own = {"tasks": tasks, "backbones": backbones, "attacks": attacks, "ratios": ratios, "replicates": replicates}
+    chosen = get_profile(profile, **_chosen(own, changes))
     place = workspace(chosen, output, data)
     known, notes = known_data(chosen, place.data_folder)
     store, damaged, total = place.store, [], [0, 0]
     for part, runs in plan(chosen, known).items():
-        done = [run for run in runs if store.done(run)]
+        done = {run: None for run in runs if store.done(run)}
         total = [total[0] + len(done), total[1] + len(runs)]
         typer.echo(f"{part:12} {len(done):6} of {len(runs):6} done")
         damaged += [sentence for run in (done if verify else ()) for sentence in store.verify(run)]

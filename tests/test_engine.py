@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -336,6 +338,27 @@ def test_a_worker_that_is_killed_once_is_forgiven_and_twice_is_named(
     assert store.done(once) and store.done(fine) and not store.done(twice) and not store.done(built)
     make([built], root, data_folder)
     assert store.done(twice) and store.done(built) and other != poisoned
+
+
+def test_a_worker_that_is_really_killed_is_replaced(empty_store, data_folder, car_data, tmp_path):
+    """While two jobs run and others wait: none is submitted to what is left of the pool."""
+    root, digest, pool, said = tmp_path / "store", car_data.digest(), execute.process_pool(2), []
+    shutil.copytree(empty_store, root)
+    runs = [replace(run, steps=400) for backbone in BACKBONES for run in trainings(digest, backbone)]
+
+    def kill():
+        while not list(root.glob("partial/*")):
+            time.sleep(0.01)
+        os.kill(next(iter(pool._processes)), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    store = make(runs, root, data_folder, said.append, pool)
+    killer.join()
+    assert all(map(store.done, runs)) and not list(root.glob("partial/*"))
+    with pytest.raises(BrokenProcessPool):
+        pool.submit(len, "abc").result()
+    execute.stop(execute.local_pool())
 
 
 def test_an_error_on_purpose_takes_only_what_builds_on_it(empty_store, data_folder, car_data, tmp_path):

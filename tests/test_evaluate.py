@@ -10,7 +10,7 @@ from saferule.agents.checkpoint import agent_policy, load_agent, save_acting
 from saferule.agents.population import create
 from saferule.runs.execute import process_pool
 from saferule.runs.work import evaluate
-from saferule.sim import get_task, make
+from saferule.sim import TASKS, get_task, make
 from saferule.sim.rollout import normalised, roll_out
 
 SEEDS = (10, 3, 77)
@@ -48,6 +48,20 @@ def test_sums_equal_a_plain_loop_over_the_simulator(name, act):
     lengths = {row["length"] for row in rows}
     # The ant falls, at another step in each episode; the car always drives to the horizon.
     assert lengths == {task.horizon} if name == "CarCircle" else len(lengths) > 1
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_episode_does_not_depend_on_those_before_it(name):
+    """So that simulators are kept for the next policy."""
+    task = get_task(name)
+    weights = np.random.default_rng(0).normal(0, 0.1, (task.observation_dim, task.action_dim))
+
+    def act(observations, t):
+        return np.tanh((observations[:, :, None] * weights).sum(1) + np.sin(0.1 * t))
+
+    simulators = [make(name) for _ in range(2)]
+    roll_out(task, act, (1, 2), simulators=simulators)
+    assert roll_out(task, act, (5, 6), simulators=simulators).rows == roll_out(task, act, (5, 6)).rows
 
 
 def saved_agent(name, folder):

@@ -347,6 +347,9 @@ def test_an_interrupted_repair_continues(folder, tmp_path, monkeypatch):
         repair_files(*files, tmp_path / "out", **options, say=said.append)
     monkeypatch.undo()
     assert not (tmp_path / "out").exists()
+    repair_files(*files, tmp_path / "out", method="fine-tuning", **options, say=said.append)
+    assert not any("continued" in line for line in said)  # another repair than the interrupted one
+    shutil.rmtree(tmp_path / "out")
     repair_files(*files, tmp_path / "out", **options, say=said.append)
     assert any("continued at step 3" in line for line in said)
     one, two = (load_agent(tmp_path / name / AGENT).nets for name in ("whole", "out"))

@@ -170,6 +170,8 @@ def test_every_tampering_is_named(tmp_path):
     shutil.rmtree(folder)
     shutil.copytree(store.folder(CLEAN), folder)  # a clean run copied over a poisoned one
     assert "describes another run" in store.verify(POISONED)[0]
+    (folder / "run.json").write_text("")
+    assert "damaged" in store.verify(POISONED)[0]
 
 
 def test_an_exception_inside_write_leaves_no_folder(tmp_path):

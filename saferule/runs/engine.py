@@ -59,38 +59,21 @@ def make(runs: Sequence[Run], workspace: Workspace, executor: Executor | None = 
         )
 
 
-def missing(runs: Sequence[Run], store: Store) -> list[Run]:
-    """Those that are not done, and of what they build on what is not done either; in the order of `lineage`."""
-    found: dict[Run, None] = {}
-
-    def add(run: Run) -> None:
-        if run not in found and not store.done(run):
-            for parent in parents(run):
-                add(parent)
-            found[run] = None
-
-    for run in runs:
-        add(run)
-    return list(found)
-
-
 def divide(runs: Sequence[Run], store: Store, device: str) -> list[Job]:
     """The missing runs as jobs: interrupted populations as they were, the others so that all cores have work.
 
-    On a CPU, where a large population gains nothing, one replicate does not wait for the next.
+    On a CPU a population holds one replicate, which does not wait for the next; a GPU takes all at once.
     """
-    todo = missing(runs, store)
+    todo = lineage(runs, store.done)
     policies = [run for run in lineage(runs) if isinstance(run, PolicyRun)]
     continued = [group for group in store.interrupted(policies) if not set(todo).isdisjoint(group)]
     taken = {run for group in continued for run in group}
     groups: dict[Any, list[Run]] = {}
     for run in todo:
         if run not in taken:
-            key = (*_together(run), run.replicate if device == "cpu" and isinstance(run, PolicyRun) else 0)
-            earlier = sum(
-                _together(other) == key[:-1] for other in lineage([run])[:-1]
-            )  # it cannot be made beside them
-            groups.setdefault((*key, earlier), []).append(run)
+            key, replicate = _together(run), run.replicate if device == "cpu" and isinstance(run, PolicyRun) else 0
+            before = sum(_together(other) == key for other in lineage([run])[:-1])  # not beside what it builds on
+            groups.setdefault((*key, replicate, before), []).append(run)
     alike: dict[Any, int] = {}  # groups that can be worked on at the same time
     for key in groups:
         alike[key[:2]] = alike.get(key[:2], 0) + 1
@@ -124,7 +107,7 @@ def _follow(jobs: Sequence[Job], workspace: Workspace, executor: Executor, say: 
     """Run all jobs, each when it can; returns why those that failed did. Says how far they are about once a minute."""
     of_run = {run: job for job in jobs for run in job.runs}
     needs = {job: {of_run[p] for run in job.runs for p in parents(run) if p in of_run} - {job} for job in jobs}
-    waiting, running, failed = list(jobs), {}, {}
+    waiting, running, failed, broken = list(jobs), {}, {}, False
     slots = 1 if isinstance(executor, InProcess) else getattr(executor, "_max_workers", cores())
     try:
         while waiting or running:
@@ -134,14 +117,13 @@ def _follow(jobs: Sequence[Job], workspace: Workspace, executor: Executor, say: 
             pending = {*waiting, *running.values()}
             for job in [job for job in waiting if not needs[job] & pending]:
                 suspect = job.tries or any(other.tries for other in running.values())
-                if len(running) < slots and not (running and suspect):  # a suspect runs alone
+                if len(running) < slots and not broken and not (running and suspect):  # a suspect runs alone
                     waiting.remove(job)
                     live = (say,) if isinstance(executor, InProcess) else ()
                     running[executor.submit(work, workspace, job.runs, *live)] = job
             ended, _ = wait(running, timeout=SAVE_SECONDS, return_when=FIRST_COMPLETED)
             if not ended:
                 _say_progress(running.values(), workspace.store, say)
-            broken = False
             for future in ended:
                 job = running.pop(future)
                 try:
@@ -156,9 +138,9 @@ def _follow(jobs: Sequence[Job], workspace: Workspace, executor: Executor, say: 
                 except SaferuleError as error:
                     failed[job] = f"{_name(job)}: {error}"
                     say(failed[job])
-            if broken and not running:
+            if broken and not running:  # all that ran there have ended with it
                 stop(executor)
-                executor = local_pool()
+                executor, broken = local_pool(), False
     except BaseException:  # an interrupt, or an error that nobody foresaw: leave no process behind
         if isinstance(executor, ProcessPoolExecutor):
             stop(executor)

@@ -1,8 +1,7 @@
 """Where jobs run: in this process, or in processes of their own with one thread each.
 
-An executor is a `concurrent.futures.Executor`. On a CPU a large population is no faster per agent than a small one, and
-threads that wait for each other cost more than they bring: one process per core, each with one thread. On a GPU one
-process does everything.
+An executor is a `concurrent.futures.Executor`. On a CPU threads that wait for each other cost more than they bring: one
+process per core, each with one thread. On a GPU one process does everything.
 """
 
 from __future__ import annotations

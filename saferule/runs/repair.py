@@ -47,7 +47,7 @@ from saferule.errors import CheckpointError, DataError, RunError, SettingsError
 from saferule.files import sha256, write_folder
 from saferule.paper import TABLE7, UNLEARNING, check
 from saferule.runs.interruptible import AGENT, LOG
-from saferule.runs.spec import PolicyRun, UserFile, frozen
+from saferule.runs.spec import PolicyRun, UserFile, frozen, key
 from saferule.runs.store import seal
 from saferule.runs.work import together, train
 from saferule.sim import get_task
@@ -192,8 +192,7 @@ def _make(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     pool = TransitionPool([keep, forget], agent.cfg.reward_scale, device)
     rows = [(pool.rows_of(0), pool.rows_of(1))]
-    place = _OneFolder(out, about)
-
+    place = _OneFolder(out, about, out.with_name(f".{out.name}.{key(run)}.repairing"))
     place.partial.mkdir(parents=True, exist_ok=True)
     train(
         place,
@@ -209,10 +208,13 @@ def _make(
 
 
 class _OneFolder:
-    """Where a repair goes: as a store, but the one folder that the user named."""
+    """Where a repair goes: as a store, but the one folder that the user named.
 
-    def __init__(self, out: Path, about: Mapping[str, Any] | None) -> None:
-        self.out, self.about, self.partial = out, about, out.with_name(f".{out.name}.repairing")
+    partial  of this very repair: another one with the same folder as its aim does not continue its state
+    """
+
+    def __init__(self, out: Path, about: Mapping[str, Any] | None, partial: Path) -> None:
+        self.out, self.about, self.partial = out, about, partial
 
     def done(self, run: PolicyRun) -> bool:
         """A repair is made anew unless its folder is there, which is refused before."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -218,12 +218,15 @@ def parents(run: Run) -> tuple[Run, ...]:
     return tuple(value for f in fields(run) if isinstance(value := getattr(run, f.name), Run))
 
 
-def lineage(runs: Sequence[Run]) -> list[Run]:
-    """The runs and all that they build on, each once, what is built on before what builds on it."""
+def lineage(runs: Sequence[Run], done: Callable[[Run], bool] = lambda run: False) -> list[Run]:
+    """The runs and all that they build on, each once, what is built on before what builds on it.
+
+    Left out are those that are done, and what only these build on.
+    """
     found: dict[Run, None] = {}
 
     def add(run: Run) -> None:
-        if run not in found:
+        if run not in found and not done(run):
             for parent in parents(run):
                 add(parent)
             found[run] = None

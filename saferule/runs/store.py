@@ -71,6 +71,10 @@ class Store:
     def verify(self, run: Run) -> list[str]:
         """What of a finished run's folder is not as it was written: a sentence for each file, none if all is well."""
         folder = self.folder(run)
+        try:
+            self.meta(run)
+        except RunError as error:
+            return [str(error)]
         if self.meta(run).get("run") != json.loads(json.dumps(describe(run))):
             return [f"{folder / RECORD}: describes another run than its folder's name says"]
         if not (folder / SUMS).is_file():

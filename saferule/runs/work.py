@@ -26,6 +26,7 @@ from saferule.data.schema import clean_data
 from saferule.runs.interruptible import AGENT, Interruptible, Place
 from saferule.runs.spec import AdversaryRun, EvaluationRun, ForgetRun, PolicyRun, Run, TimingRun, config
 from saferule.runs.store import Store
+from saferule.runs.timing import measure
 from saferule.sim import Simulator, get_task, make
 from saferule.sim.ppo import OnlinePolicy
 from saferule.sim.rollout import normalised, roll_out
@@ -213,16 +214,13 @@ def evaluate(path: Path, seeds: Sequence[int], deterministic: bool = True) -> tu
 
 
 def _timing(workspace: Workspace, runs: Sequence[TimingRun], say: Say) -> None:
-    from saferule.runs.timing import measure  # holds torch's profiler-free clocks; nothing else needs them
-
     for run in runs:
         data = clean_data(workspace.data_folder, run.task)
-        with workspace.store.write(run, threads=1, excluded=EXCLUDED) as folder:
+        with workspace.store.write(run, threads=1) as folder:
             pd.DataFrame(measure(run, data, workspace.device)).to_csv(folder / TIMES, index=False)
         say(f"timing {run.label}: done")
 
 
-EXCLUDED = "evaluation, reading the data, warm-up, log and saving are not in the times"
 WORK: dict[str, Callable[[Workspace, Sequence[Any], Say], None]] = {
     AdversaryRun.KIND: _adversary,
     ForgetRun.KIND: _forget,
