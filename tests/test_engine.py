@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -359,6 +360,29 @@ def test_a_worker_that_is_really_killed_is_replaced(empty_store, data_folder, ca
     with pytest.raises(BrokenProcessPool):
         pool.submit(len, "abc").result()
     execute.stop(execute.local_pool())
+
+
+def test_nothing_is_submitted_to_a_pool_while_it_breaks(reference, data_folder, car_data, tmp_path, monkeypatch):
+    """The first of two running jobs tells that their pool is broken; the other ends later, a third one waits."""
+    root = tmp_path / "store"
+    shutil.copytree(reference, root)
+    _, poisoned, _ = trainings(car_data.digest(), "cpq")
+    runs = [applied(m, poisoned) for m in ("fine-tuning", "trajdeleter", "trajdeleter-released")]
+
+    class Breaking(Executor):
+        _max_workers, submitted = 2, 0
+
+        def submit(self, *_):
+            self.submitted += 1
+            assert self.submitted <= 2, "submitted to a broken pool"
+            future, end = Future(), BrokenProcessPool("killed")
+            threading.Timer(0.2 * self.submitted, future.set_exception, [end]).start()
+            return future
+
+    monkeypatch.setattr(engine, "stop", lambda pool: None)
+    monkeypatch.setattr(engine, "local_pool", execute.InProcess)
+    store = make(runs, root, data_folder, executor=Breaking())
+    assert all(map(store.done, runs))
 
 
 def test_an_error_on_purpose_takes_only_what_builds_on_it(empty_store, data_folder, car_data, tmp_path):

@@ -1,5 +1,6 @@
 """The lock: exact, complete, and what this environment was made from."""
 
+import ast
 import re
 import sys
 import tomllib
@@ -117,3 +118,24 @@ def test_a_cuda_torch_finds_its_packages_in_the_cuda_lock():
         if name in cuda:
             assert requirement.specifier.contains(locked[name]), str(requirement)
     assert {n: installed()[n].version for n in locked if n in installed()} == locked
+
+
+def test_what_is_declared_is_what_the_package_imports():
+    """Beside what it starts or loads by name."""
+    by_name = {"bullet-safety-gym", "ipykernel", "jupyterlab", "rich", "tqdm"}
+    modules = {
+        name.split(".")[0]
+        for path in (ROOT / "saferule").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    } - {"saferule", *sys.stdlib_module_names}
+    owners = metadata.packages_distributions()
+    imported = {canonicalize_name(owner) for module in modules for owner in owners[module]}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {canonicalize_name(Requirement(text).name) for text in project["dependencies"]} == imported | by_name
