@@ -33,7 +33,8 @@ def wanted(profile: Profile, folder: Path, methods: list[str]) -> list[Evaluatio
 
 def curves(episodes: pd.DataFrame) -> pd.DataFrame:
     """One row per policy and step: means and standard deviations over episodes."""
-    groups = episodes.groupby(TOLD, sort=False)
+    safe = episodes["cost"] <= episodes["cost_limit"]
+    groups = episodes.assign(safe=safe).groupby(TOLD, sort=False)
     shown = groups[["cost", "return"]].agg(["mean", "std", "median"]).round(2)
     shown.columns = [f"{name}_{what}" for name, what in shown.columns]
     shown["normalised_return"] = groups["normalised_return"].mean().round(3)
