@@ -88,7 +88,7 @@ def test_forget_weight_is_nus_times_one_plus_chi_in_unit_range(cost_weight, weig
     forget = (weights[0] * log_density(0.6) + weights[1] * log_density(-0.2)) / 2
     keep = -(1.0 * log_density(0.5))  # e = 1 - 0 - 1 = 0, w = 1
     assert info["forget_actor_loss"].item() == pytest.approx(forget, rel=1e-6)
-    assert info["keep_actor_loss"].item() == pytest.approx(keep, rel=1e-6)
+    assert info["actor_loss"].item() == pytest.approx(keep, rel=1e-6)
     assert loss == pytest.approx(keep + forget, rel=1e-6)
 
 
@@ -120,6 +120,39 @@ def test_gap_follows_chi_raw_or_in_unit_range(normalised, gap):
     assert info["beta_f"].item() == moved["beta_f"].item() == pytest.approx(0.1 + 0.01 * gap)
     _, info, moved, _ = dice(options={"normalised": normalised, "weight_first": False}, tau_beta=0.01)
     assert info["beta_f"].item() == pytest.approx(0.1) and moved["beta_f"].item() == pytest.approx(0.1 + 0.01 * gap)
+
+
+def test_bounded_likelihood_lets_go_of_what_is_less_likely_than_the_keep_actions():
+    # Both keep actions are 0.5: the floor is their log-density, whatever the quantile.
+    for mean in (0.0, 3.0):
+        _, info, _, gradient = dice(mean, {"bounded": True}, beta_f=1.0, tau_beta=0.0)
+        floor = log_density(0.5, mean)
+        above = [log_density(0.6, mean) - floor, log_density(-0.2, mean) - floor]
+        by_hand = (5 * softplus(above[0]) + 2 * softplus(above[1])) / 2
+        assert info["likelihood_floor"].item() == pytest.approx(floor, rel=1e-6)
+        assert info["forget_actor_loss"].item() == pytest.approx(by_hand, rel=1e-5)
+        slopes = [weight * sigmoid(x) * (a - mean) for weight, x, a in zip((5, 2), above, (0.6, -0.2), strict=True)]
+        assert gradient == pytest.approx(-(0.5 - mean) + sum(slopes) / 2, rel=1e-5)  # nothing through the floor
+    # Far away the printed loss pulls on with the distance; the bounded one has let go of the action at -0.2.
+    assert abs(2 * sigmoid(log_density(-0.2, 3.0) - log_density(0.5, 3.0)) * 3.2) < 0.8 < 2 * 3.2
+
+
+def test_nearness_is_how_much_more_likely_than_the_floor_the_poisoned_actions_are():
+    gaps = []
+    for mean in (0.3, 3.0):
+        _, info, moved, _ = dice(mean, {"nearness": True}, tau_beta=0.01)
+        by_hand = (log_density(0.6, mean) + log_density(-0.2, mean)) / 2 - log_density(0.5, mean)
+        assert info["gap"].item() == pytest.approx(by_hand, abs=1e-6)
+        assert moved["beta_f"].item() == pytest.approx(0.1 + 0.01 * by_hand, abs=1e-6)
+        gaps.append(by_hand)
+    assert gaps[1] < gaps[0] < 0  # it falls as the mean leaves the poisoned actions
+
+
+def test_two_phases_train_the_values_and_then_the_actor():
+    made = unlearning("safe-rule", DICE, CFG, 10, {"dice_phases": "two"})
+    values, actor = (dict(made.at(step)) for step in (4, 5))
+    assert list(values) == [("nu", "chi", "tau", "lmbda")] and list(actor) == [("actor",)]
+    assert len(made.looks) == len(made.phases) == 2
 
 
 def test_values_are_coptidices_own_on_keep_data_or_frozen():
@@ -233,7 +266,7 @@ def test_anchor_holds_the_critics_at_the_corrupted_agents_targets():
     q_c = [2 + 5 * a + member for member in (0, 7) for a in (0.1, 0.3)]
     anchor_r = sum((q - y) ** 2 for q, y in zip(q_r, (3, 4, 3, 4), strict=True)) / 2  # mean over B, sum over members
     anchor_c = sum((q - y) ** 2 for q, y in zip(q_c, (7, 9, 7, 9), strict=True)) / 2
-    for method, cost in (("trajdeleter", 0.0), ("trajdeleter-cost", 0.1)):
+    for method, cost in (("trajdeleter", 0.0), ("trajdeleter-cost", 0.0), ("trajdeleter-anchored", 0.1)):
         loss, info, _ = anchored_critics_loss(TOY, nets, trajdeleter_scalars(method), TRAJ_PAIR, NOISE, None)
         assert loss.item() == pytest.approx(11 + 0.1 * anchor_r + cost * anchor_c, rel=1e-6)
         assert set(info) == {"critic_loss"}

@@ -7,7 +7,7 @@ import pytest
 from saferule.agents import BACKBONES, get_backbone
 from saferule.errors import SettingsError
 from saferule.runs.experiment import PARTS, PROFILES, Data, ablated, get_profile, plan
-from saferule.runs.spec import ForgetRun, PolicyRun, config, identity, key
+from saferule.runs.spec import ForgetRun, PolicyRun, RandomPart, config, identity, key
 from saferule.sim import TASKS
 from saferule.unlearn import METHODS, Method, applicable, supported
 
@@ -22,7 +22,7 @@ def methods(part: str) -> set[str]:
 def test_smoke_asks_for_every_method_on_every_backbone_that_supports_it():
     parts = plan(SMOKE, DATA)
     assert tuple(parts) == PARTS
-    for part in ("main", "ablations"):
+    for part in ("main", "controls", "ablations"):
         asked = {(run.backbone, run.method) for run in parts[part]}
         assert asked == {(b, m) for b in BACKBONES for m in methods(part) if supported(m, b)}
     assert len(parts["adversaries"]) == len(parts["forget sets"]) == 1
@@ -30,6 +30,24 @@ def test_smoke_asks_for_every_method_on_every_backbone_that_supports_it():
     assert all(set(run.methods) < methods("main") for run in parts["timing"])
     starts = {run.start.method if run.start else "" for run in parts["main"]}
     assert starts == {"", "poisoned"}
+
+
+def test_what_each_control_starts_from_and_forgets():
+    parts = plan(replace(SMOKE, backbones=("cpq",)), DATA)
+    (poisoned,) = (run for run in parts["main"] if run.method == "poisoned")
+    (clean,) = (run for run in parts["main"] if run.method == "clean")
+    of = {run.method: run for run in parts["controls"]}
+    assert len(of) == len(parts["controls"])
+    for method in ("keep-only", "critic-only", "random-forget", "continued"):
+        assert of[method].start == poisoned and of[method].steps == SMOKE.unlearning_steps
+    assert (of["on-clean"].start, of["on-clean"].forget) == (clean, poisoned.forget)
+    assert of["random-forget"].forget == RandomPart("max_cost", 0.15, 7_500)  # 15 % of 50,000
+    assert of["continued"].forget == poisoned.forget
+    short = of["short-retraining"]
+    assert (short.start, short.forget, short.steps) == (None, None, SMOKE.unlearning_steps)
+    shown = identity(of["random-forget"])
+    assert (shown["attack"], shown["ratio"]) == ("max_cost", 0.15)
+    assert parts["forget sets"] == [poisoned.forget]  # the random part is no run
 
 
 def test_all_96_cells_of_the_cpu_profile_with_every_replicate():
@@ -42,6 +60,8 @@ def test_all_96_cells_of_the_cpu_profile_with_every_replicate():
     assert len([run for run in parts["main"] if run.method == "clean"]) == 16 * len(profile.replicates)
     assert all(ablated(profile, run) for run in parts["ablations"])
     assert {(run.attack, run.ratio) for run in parts["ablations"]} == {("max_cost", 0.05)}
+    controls = {(run.attack, run.ratio) for run in parts["controls"] if run.forget}
+    assert controls == {("max_cost", 0.05), ("max_cost", 0.15)}
     every = [run for runs in parts.values() for run in runs]
     assert len({key(run) for run in every}) == len(set(every))
 
@@ -85,7 +105,7 @@ def test_readings_are_tried_on_the_first_task_and_replicate_one_at_a_time(backbo
     (usual,) = (r for r in parts["main"] if (r.task, r.method, r.replicate) == ("CarCircle", "safe-rule", 3))
     runs = parts["readings"]
     assert [dict(run.readings) for run in runs] == applicable(backbone, config(usual))
-    assert len(runs) == {"bcq-lag": 7, "bear-lag": 8, "cpq": 7, "coptidice": 3}[backbone]
+    assert len(runs) == {"bcq-lag": 11, "bear-lag": 12, "cpq": 11, "coptidice": 6}[backbone]
     assert {replace(run, readings=(), snapshots=usual.snapshots) for run in runs} == {usual}
     assert len({key(run) for run in [usual, *runs]}) == len(runs) + 1  # although their labels are the same
 
@@ -94,12 +114,12 @@ def test_evaluations_have_few_episodes_where_policies_are_many_or_on_the_way():
     parts = plan(SMOKE, DATA)
     of = {run.policy: run for run in parts["evaluations"]}
     assert len(of) == len(parts["evaluations"])
-    assert set(of) == {run for part in ("main", "ablations", "readings") for run in parts[part]} | {
+    assert set(of) == {run for part in ("main", "controls", "ablations", "readings") for run in parts[part]} | {
         run for run in parts["forgetting"] if run.start
     }
     seeds = tuple(range(10_000, 10_006))
     assert (of[parts["main"][0]].seeds, of[parts["main"][0]].snapshot_seeds) == (seeds, seeds[:2])
-    assert (of[parts["readings"][0]].seeds, of[parts["readings"][0]].snapshot_seeds) == (seeds[:2], ())
+    assert (of[parts["readings"][0]].seeds, of[parts["readings"][0]].snapshot_seeds) == (seeds, ())
     assert (of[parts["forgetting"][0]].seeds, of[parts["forgetting"][0]].snapshot_seeds) == (seeds[:2], seeds[:2])
 
 
@@ -151,6 +171,7 @@ def test_changes_have_the_fields_types():
         ({"replicates": -1}, "replicates = -1, expected 0 or more"),
         ({"replicates": [1, 1]}, "different values"),
         ({"tasks": []}, "tasks = .*one or more"),
+        ({"attacks": []}, "attacks = .*one or more"),
         ({"tasks": "Moon"}, "unknown name 'Moon' in tasks"),
         ({"data": "moon"}, "unknown name 'moon' in data: choose among local, dsrl"),
         ({"name": "x"}, "unknown setting 'name'"),

@@ -17,6 +17,10 @@ DICE = {"alpha_k": 1.0, "kappa": 10.0, "sigma": 0.5, "cost_weight": 1.0} | WEIGH
 PAPER = DICE | {"alpha_f": 1.0, "percentile": 0.5}
 CHANGES = {
     "safe-rule": {},
+    "safe-rule-described": {},
+    "keep-only": {"alpha_f": 0.0, "beta_f": 0.0, "beta_min": 0.0, "beta_max": 0.0},
+    "random-forget": {},
+    "on-clean": {},
     "fixed-weight": {"beta_f": 1.0, "beta_min": 1.0, "beta_max": 1.0},
     "reward-only": {"cost_weight": 0.0},
     "no-critic": {"alpha_k": 0.0, "alpha_f": 0.0},
@@ -40,11 +44,13 @@ def test_readings_change_coefficients_or_what_is_computed():
     assert coefficients("safe-rule", "cpq", CFG, {"reference": "dataset"}) == PAPER | {"dataset_reference": 0.0}
     options = dict(loss_options("safe-rule", "bear-lag"))
     defaults = {"gate": "policy", "weight_update": "before", "forget_actor": "printed"}
+    defaults |= {"forget_gate": "unsafe", "gap": "policy"}
     assert options == {"reference": "batch"} | defaults | {"regulariser": "dropped", "vae": "frozen"}
     for reading, option in (("vae", "keep"), ("regulariser", "kept"), ("gate", "data"), ("weight_update", "after")):
         assert dict(loss_options("no-critic", "bear-lag", {reading: option})) == options | {reading: option}
     assert loss_options("safe-rule", "cpq", {"regulariser": "kept"}) == loss_options("safe-rule", "cpq")
-    assert dict(loss_options("safe-rule", "coptidice")) == {"weight_update": "before", "chi_gap": "raw"}
+    dice = {"weight_update": "before", "chi_gap": "raw", "likelihood": "printed", "dice_phases": "joint"}
+    assert dict(loss_options("safe-rule", "coptidice")) == dice | {"gap": "policy"}
     assert loss_options("fine-tuning", "cpq", {"vae": "keep"}) == ()
 
 
@@ -70,14 +76,15 @@ def test_a_method_may_fix_a_reading(monkeypatch):
 
 # Which readings make another run
 
-CRITICS = [{"reward_percentile": "30"}, {"reference": "dataset"}, {"gate": "data"}]
+CRITICS = [{"reward_percentile": "30"}, {"reference": "dataset"}, {"gate": "data"}, {"forget_gate": "open"}]
+GAPS = [{"gap": "data"}, {"gap": "nearness"}, {"gap": "reward"}]
 COMMON = [{"kappa": "per_step"}, {"weight_update": "after"}]
-VAE, KEPT = {"vae": "keep"}, {"regulariser": "kept"}
+AWAY, VAE, KEPT = {"forget_actor": "repelling"}, {"vae": "keep"}, {"regulariser": "kept"}
 APPLICABLE = {
-    "bcq-lag": [*CRITICS, *COMMON, {"forget_actor": "repelling"}, VAE],
-    "bear-lag": [*CRITICS, *COMMON, {"forget_actor": "repelling"}, KEPT, VAE],
-    "cpq": [*CRITICS, *COMMON, {"forget_actor": "repelling"}, VAE],
-    "coptidice": [*COMMON, {"chi_gap": "normalised"}],
+    "bcq-lag": [*CRITICS, *GAPS, *COMMON, AWAY, VAE],
+    "bear-lag": [*CRITICS, *GAPS, *COMMON, AWAY, KEPT, VAE],
+    "cpq": [*CRITICS, *GAPS, *COMMON, AWAY, VAE],
+    "coptidice": [GAPS[1], *COMMON, {"chi_gap": "normalised"}, {"likelihood": "bounded"}, {"dice_phases": "two"}],
 }
 
 
@@ -85,7 +92,9 @@ APPLICABLE = {
 def test_readings_that_make_another_run_on_a_backbone(backbone):
     assert applicable(backbone, tiny(backbone)) == APPLICABLE[backbone]
     every = {(r.name, option) for r in UNLEARNING for option in r.options if option != r.default}
-    assert {pair for readings in APPLICABLE.values() for reading in readings for pair in reading.items()} == every
+    tried = [reading for readings in APPLICABLE.values() for reading in readings]
+    tried += [method.readings for method in METHODS.values()]  # that of Trajdeleter's anchor is a method's
+    assert {pair for readings in tried for pair in readings.items()} == every
 
 
 def test_kappa_per_step_is_no_other_run_where_it_is_the_same_number():
@@ -108,7 +117,7 @@ class Watched(dict):
         return super().__getitem__(name)
 
 
-@pytest.mark.parametrize("readings", [{}, {"reference": "dataset", "gate": "data", "chi_gap": "normalised"}])
+@pytest.mark.parametrize("readings", [{}, {"reference": "dataset", "gap": "reward", "chi_gap": "normalised"}])
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_losses_look_at_the_coefficients_that_there_are(backbone, readings):
     module, cfg = get_backbone(backbone), tiny(backbone)

@@ -119,6 +119,11 @@ def test_readings_of_unlearning_have_these_options_and_defaults():
         "regulariser": (["dropped", "kept"], "dropped"),
         "vae": (["frozen", "keep"], "frozen"),
         "chi_gap": (["raw", "normalised"], "raw"),
+        "forget_gate": (["unsafe", "open"], "unsafe"),
+        "gap": (["policy", "data", "nearness", "reward"], "policy"),
+        "likelihood": (["printed", "bounded"], "printed"),
+        "dice_phases": (["joint", "two"], "joint"),
+        "cost_anchor": (["none", "kept"], "none"),
     }
     assert {r.name: (list(r.options), r.default) for r in UNLEARNING} == expected
     assert READINGS["reward_percentile"].default == str(TABLE7.reward_percentile)
@@ -148,7 +153,7 @@ def test_every_reading_is_explained(reading):
 def test_check_fills_in_defaults_and_names_what_is_valid():
     assert check() == check({}) == default_readings()
     assert check({"gate": "data"}) == default_readings() | {"gate": "data"}
-    assert len(default_readings()) == len(ATTACK) + len(UNLEARNING) == 16
+    assert len(default_readings()) == len(ATTACK) + len(UNLEARNING) == 21
     with pytest.raises(SettingsError, match="no reading 'percentile': choose among poison_count, .*reward_percentile"):
         check({"percentile": "50"})
     with pytest.raises(SettingsError, match="'kappa' has no option '10': choose one of literal, per_step"):

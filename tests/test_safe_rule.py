@@ -1,6 +1,7 @@
 """Every term of Safe-RULE's losses on a toy critic: values and gradients by hand (Eq. 3-11, Algorithm 2)."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from saferule.agents import get_backbone
 from saferule.data.batches import Batch, Pair
 from saferule.unlearn import coefficients
 from saferule.unlearn import safe_rule as sr
+from saferule.unlearn.inside import inside
 
 KAPPA, SIGMA = 10.0, 0.5
 STATES = torch.eye(4)  # keep batch: states 0 and 1; forget batch: states 2 and 3
@@ -198,7 +200,7 @@ def test_keep_actor_raises_q_r_only_where_the_gate_is_open():
     loss, info, _, gradient = actor(nets, pair(), beta_f=0.0, tau_beta=0.0, beta_min=0.0)
     penalty = (softplus(-1.0) + softplus(1.0)) / 2
     assert loss == pytest.approx(-3 / 2 + penalty, rel=1e-6)
-    assert info["keep_actor_loss"].item() == pytest.approx(loss)
+    assert info["actor_loss"].item() == pytest.approx(loss)
     assert gradient == pytest.approx([-2.0 / 2, 0.0, 0.0, 0.0])  # descent raises the action, and Q_r with it
 
 
@@ -234,6 +236,14 @@ def test_printed_cost_term_moves_the_policy_towards_higher_q_c_and_repelling_awa
     assert gradient == pytest.approx([3 * sigmoid(-1.0) / 2, 3 * sigmoid(3.0) / 2], rel=1e-5)
 
 
+def test_without_its_gate_q_r_is_lowered_in_every_state_of_the_forget_set():
+    nets = toy_nets(table([0.0, 0.0, 3.0, 5.0], slope=2.0), table([0.0, 0.0, 9.0, 11.0]))
+    _, info, _, gradient = actor(nets, pair(), options={"gated": False}, beta_f=1.0, tau_beta=0.0, cost_weight=0.0)
+    assert info["forget_actor_loss"].item() == pytest.approx((3 + 5) / 2)
+    assert gradient[2:] == pytest.approx([2.0 / 2, 2.0 / 2])
+    assert (info["keep_gates_open"].item(), info["forget_gates_open"].item()) == (1.0, 0.5)
+
+
 def test_gates_are_open_on_their_boundary():
     kappa = torch.tensor(KAPPA)
     q_r, q_c = torch.tensor([4.0, 4.0, 4.0]), torch.tensor([9.9999, 10.0, 10.0001])
@@ -252,7 +262,7 @@ def test_gate_reading_looks_at_the_datas_action():
         _, info, _, gradient = actor(nets, pair(data_action=1.0), options=options, beta_f=1.0, tau_beta=0.0)
         penalty = (softplus(-1.0) + softplus(-2.0)) / 2  # always at pi(s)
         towards = (softplus(1.5) + softplus(2.5)) / 2
-        assert info["keep_actor_loss"].item() == pytest.approx(-keep_open + penalty, rel=1e-6)
+        assert info["actor_loss"].item() == pytest.approx(-keep_open + penalty, rel=1e-6)
         assert info["forget_actor_loss"].item() == pytest.approx(forget_open + towards, rel=1e-6)
         assert gradient[0] == pytest.approx(-keep_open * 2 / 2 + 4 * sigmoid(-1.0) / 2, rel=1e-5)
         assert gradient[2] == pytest.approx(forget_open * 2 / 2 - 4 * sigmoid(1.5) / 2, rel=1e-5)
@@ -263,7 +273,7 @@ def test_actor_takes_the_smallest_member_and_its_own_noise():
     noise = ZERO | {"keep_policy": torch.tensor([[1.0], [0.0]]), "forget_policy": torch.tensor([[0.0], [4.0]])}
     _, info, _, _ = actor(nets, pair(), noise)
     keep = -(1.0 + 0.5) / 2 + (softplus(-4.0) + softplus(-6.0)) / 2
-    assert info["keep_actor_loss"].item() == pytest.approx(keep, rel=1e-6)
+    assert info["actor_loss"].item() == pytest.approx(keep, rel=1e-6)
     # Q_c on forget data: 4 and 4 + 2 * 4 = 12, so only the second gate is open, with Q_r = min(7, 9).
     assert info["forget_q_cost_policy"].item() == 8.0
     assert info["forget_actor_loss"].item() == pytest.approx(7 / 2 + (softplus(6.5) + softplus(-1.5)) / 2, rel=1e-6)
@@ -304,6 +314,60 @@ def test_weight_moves_before_or_after_the_actors_step(first, used):
     assert loss == pytest.approx(keep + used * forget, rel=1e-5)  # Eq. 11
     through_actions_alone = [used * -sigmoid(3.5) / 2, used * (2.0 - sigmoid(0.5)) / 2]  # nothing through the gap
     assert gradient[2:] == pytest.approx(through_actions_alone, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("gap", "by_hand"),
+    [
+        ("policy", 10.5 - (7 + 10) / 2),
+        ("data", 10.5 - (9 + 12) / 2),  # Q_c = value + slope a, and the poisoned action is 2
+        ("nearness", (7 + 10) / 2 - 10),  # negative: both actions are no worse than kappa in the mean
+        ("reward", (6 + 4) / 2 - 3.0),
+    ],
+)
+def test_what_moves_the_weight(gap, by_hand):
+    nets = toy_nets(table([1.0, 1.0, 6.0, 4.0], slope=2.0), table([0.0, 0.0, 7.0, 10.0], slope=1.0))
+    changes = {"reward_reference": 3.0} if gap == "reward" else {}
+    _, info, moved, _ = actor(nets, pair(data_action=2.0), options={"gap": gap}, tau_beta=0.01, **changes)
+    assert info["gap"].item() == pytest.approx(by_hand)
+    assert moved["beta_f"].item() == pytest.approx(0.1 + 0.01 * by_hand)
+
+
+def test_nearness_falls_as_a_repelled_policy_leaves_and_the_printed_gap_grows():
+    # Q_c rises with the action: the policy leaves by lowering it, which is where the repelling gradient leads.
+    gaps = {"policy": [], "nearness": []}
+    for action in (3.0, 0.0):
+        nets = toy_nets(table([0.0] * 4), table([9.0] * 4, slope=1.0), (0.0, 0.0, action, action))
+        for gap, found in gaps.items():
+            _, info, _, gradient = actor(nets, pair(), options={"gap": gap, "repelling": True}, beta_min=0.01)
+            found.append(info["gap"].item())
+            assert min(gradient[2:]) > 0
+    assert gaps == {"policy": [-1.5, 1.5], "nearness": [2.0, -1.0]}
+
+
+def test_the_critics_step_remembers_its_reward_reference_for_a_gap_of_rewards():
+    nets = toy_nets(table([0.0] * 4), table([0.0] * 4))
+    _, info, moved = sr.critics_loss(TOY, nets, scalars(), pair(y_r=(2.0, 6.0)), ZERO, None, remembers=True)
+    assert moved["reward_reference"].item() == info["reward_reference"].item() == 4.0
+
+
+def test_a_look_at_the_actor_by_hand():
+    # One state of each kind at the edge of the box, the others 0.5 from the data's action of 0.
+    backbone = SimpleNamespace(**vars(TOY), act=lambda nets, states, noise, cfg: states @ nets["actor"]["action"])
+    nets = toy_nets(table([3.0] * 4, slope=2.0), table([0.0] * 4), (1.0, 0.5, -1.0, 0.5))
+    values = scalars(beta_f=0.5, beta_min=0.5, tau_beta=0.0)
+    seen = inside(backbone, ((("actor",), partial(sr.actor_loss, backbone)),))(nets, values, pair(), ZERO, None)
+    found = {name: value.item() for name, value in seen.items()}
+    # Only Q_r carries gradient, with slope 2 in the two keep states; on D_f its gate is shut (Q_c = 0).
+    assert found["keep_gradient"] == pytest.approx((2 * (2 / 2) ** 2) ** 0.5) and found["forget_gradient"] == 0
+    assert found["keep_distance"] == found["forget_distance"] == pytest.approx(0.75)
+    assert found["keep_saturated"] == found["forget_saturated"] == 0.5
+    nets = toy_nets(table([0.0] * 4), table([10.5] * 4, slope=2.0))
+    seen = inside(backbone, ((("actor",), partial(sr.actor_loss, backbone)),))(nets, values, pair(), ZERO, None)
+    towards = 0.5 * sigmoid(0.0) * 2 / 2  # beta_f, the slope of softplus at 0, that of Q_c, the mean over two
+    assert seen["forget_gradient"].item() == pytest.approx((2 * towards**2) ** 0.5)
+    released = inside(backbone, ((("actor",), partial(sr.actor_loss, backbone)),), forgets=True)
+    assert released(nets, values, pair(), ZERO, None)["keep_gradient"].item() == 0
 
 
 def test_fixed_weight_stays_one():

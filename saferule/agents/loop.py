@@ -17,9 +17,10 @@ from torch import Tensor
 
 from saferule.agents.checkpoint import part_of, take, tensors_of
 from saferule.agents.parts import Noise
-from saferule.agents.population import Algorithm, Population, draw_noise, update
+from saferule.agents.population import Algorithm, Population, draw_noise, look, update
 
 LOG_ROWS = 100  # about so many per agent, if that is not too seldom
+LOOK_EVERY = 5  # logged steps
 LOG_EVERY_AT_MOST = 500  # steps; logging is also when values are checked and states saved
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -86,7 +87,8 @@ def run(
     """Update until ``population.step == steps``.
 
     draw_batch(population, agents) -> batch with a leading P; ``agents``: numbers of the agents still in the population
-    log_every  a step is logged when this divides it; the last one and those in ``log_also`` are logged too
+    log_every  a step is logged when this divides it, and looked into at every fifth of these; the last one and those in
+               ``log_also`` are logged too
     on_log     called after each logged step, to save
     on_stop    called for an agent that leaves the population because a loss or a parameter of it was not finite
     Returns the population of the agents that reached the end, and their numbers.
@@ -99,6 +101,8 @@ def run(
     first_bad: dict[tuple[str, ...], Tensor] = {}
     while population.step < steps and agents:
         batch, noise = inputs(population, algorithm, draw_batch, agents)
+        looks = (population.step + 1) % (LOOK_EVERY * log_every) == 0
+        seen = look(population, algorithm, batch, noise) if looks else {}
         info = update(population, algorithm, batch, noise)
         names = tuple(info)
         finite = torch.stack([value.isfinite() for value in info.values()])  # (quantities, P)
@@ -107,7 +111,7 @@ def run(
         first_bad[names] = torch.where((known == 0) & ~finite, population.step, known)
         if population.step % log_every and population.step != steps and population.step not in log_also:
             continue
-        log.add(agents, population.step, info)
+        log.add(agents, population.step, info | seen)
         bad = _not_finite(population, first_bad)
         if bad:
             for p, (step, quantity) in bad.items():

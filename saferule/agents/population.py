@@ -22,6 +22,7 @@ from saferule.agents.parts import Nets, Noise, Scalars
 Report = tuple[Tensor, dict[str, Tensor], Scalars]  # of a loss: its value, what is logged, changed scalars
 Loss = Callable[..., Report]
 Losses = tuple[tuple[tuple[str, ...], Loss], ...]
+Look = Callable[..., dict[str, Tensor]]  # takes what a loss takes; reports and changes nothing
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Algorithm:
     targets       {target network: network it follows}
     cfg           the backbone's settings (learning rates, tau)
     phase         step, counted from 0 -> the number of the phase that it belongs to
+    looks         for each phase, what is worth looking at now and then beside the losses; empty for nothing
     """
 
     phases: tuple[Losses, ...]
@@ -40,6 +42,7 @@ class Algorithm:
     targets: dict[str, str]
     cfg: Any
     phase: Callable[[int], int] = lambda step: 0
+    looks: tuple[Look, ...] = ()
 
     def at(self, step: int) -> Losses:
         """The losses that are applied in a step."""
@@ -152,6 +155,16 @@ def update(population: Population, algorithm: Algorithm, batch: Any, noise: Nois
         follow(nets, algorithm.targets, algorithm.cfg)
     population.step += 1
     return info
+
+
+@torch.no_grad()
+def look(population: Population, algorithm: Algorithm, batch: Any, noise: Noise) -> dict[str, Tensor]:
+    """What the algorithm looks at before the next step, (P,) each; all agents stay as they are."""
+    if not algorithm.looks:
+        return {}
+    seen = algorithm.looks[algorithm.phase(population.step)]
+    nets = tree_map(torch.detach, population.nets)
+    return vmap(lambda n, s, b, z: seen(n, s, b, z, algorithm.cfg))(nets, population.scalars, batch, noise)
 
 
 def follow(nets: Nets, targets: dict[str, str], cfg: Any) -> None:

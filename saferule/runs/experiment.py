@@ -16,7 +16,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from saferule.agents import BACKBONES
-from saferule.attack.poison import ATTACKS, rollouts_needed
+from saferule.attack.poison import ATTACKS, poison_count, rollouts_needed
 from saferule.errors import SettingsError
 from saferule.paper import ATTACK, TABLE7, default_readings
 from saferule.runs.spec import (
@@ -26,6 +26,7 @@ from saferule.runs.spec import (
     ForgetRun,
     Frozen,
     PolicyRun,
+    RandomPart,
     Run,
     TimingRun,
     config,
@@ -78,7 +79,7 @@ class Profile:
             value = getattr(self, f.name)
             for number in value if isinstance(value, tuple) else (value,):
                 _check(f.name, number)
-            if isinstance(value, tuple) and f.name != "attacks" and not f.name.startswith(("config", "adversary")):
+            if isinstance(value, tuple) and not f.name.startswith(("config", "adversary")):
                 if not value or len(set(value)) < len(value):
                     raise SettingsError(f"{f.name} = {value}, expected one or more different values: give each once")
 
@@ -204,13 +205,17 @@ def _like(usual: Any, value: Any, field: str) -> Any:
     return value
 
 
-def ablated(profile: Profile, run: PolicyRun) -> bool:
-    """Whether a policy is of the condition of the ablations: as in the paper Max Cost at the lowest ratio.
+def ablated_condition(profile: Profile) -> tuple[str, float]:
+    """Attack and ratio of the ablations: as in the paper Max Cost at the lowest ratio.
 
     Of a profile without Max Cost, its first attack.
     """
-    attack = "max_cost" if "max_cost" in profile.attacks else next(iter(profile.attacks), None)
-    return (run.attack, run.ratio) == (attack, min(profile.ratios))
+    return "max_cost" if "max_cost" in profile.attacks else profile.attacks[0], min(profile.ratios)
+
+
+def ablated(profile: Profile, run: PolicyRun) -> bool:
+    """Whether a policy is of the condition of the ablations."""
+    return (run.attack, run.ratio) == ablated_condition(profile)
 
 
 class Data(NamedTuple):
@@ -265,69 +270,60 @@ def plan(profile: Profile, data: Mapping[str, Data]) -> dict[str, list[Run]]:
 def _policies(
     profile: Profile, data: Data, task: str, backbone: str, replicate: int
 ) -> Iterator[tuple[str, PolicyRun]]:
-    """The policies of one task, backbone and replicate, each with its part."""
+    """The policies of one task, backbone and replicate, each with its part; what is built on before what builds on it.
+
+    Those that need no forget set are yielded once for every condition.
+    """
     changes = frozen(**dict(profile.config), cost_limit=profile.cost_limit)
-    clean = PolicyRun(
-        task,
-        backbone,
-        data.digest,
-        None,
-        "clean",
-        profile.training_steps,
-        replicate,
-        None,
-        (),
-        changes,
-        profile.snapshots,
-    )
-    yield METHODS["clean"].part, clean
+    nothing = PolicyRun(task, backbone, data.digest, None, "", 0, replicate, config=changes)
+    declared = [m for m in METHODS.values() if supported(m.name, backbone)]
+    declared.sort(key=lambda m: ("fresh", "clean", "poisoned", "every policy").index(m.start))
     for attack, ratio in product(profile.attacks, profile.ratios):
         forget = forget_run(profile, data, task, attack, ratio, replicate)
-        poisoned = replace(clean, forget=forget, method="poisoned")
-        starts = {"clean": [clean], "poisoned": [poisoned], "every policy": [clean]}
-        for method in sorted(METHODS.values(), key=lambda m: m.start == "every policy"):  # when there are all
-            if not _wanted(profile, method, poisoned):
+        samples = poison_count(data.transitions, ratio, dict(forget.readings)["poison_count"])
+        given = {"attack": forget, "random": RandomPart(attack, ratio, samples), "none": None}
+        made: dict[str, PolicyRun] = {}  # those of part main
+        for method in declared:
+            if not _wanted(profile, method, attack, ratio):
                 continue
-            for start in starts.get(method.start, [None]):
-                run = poisoned if start is None else _from(profile, method, start, forget)
+            starts = {"fresh": [None], "every policy": list(made.values())}
+            for start in starts.get(method.start) or [made[method.start]]:
+                run = _made(profile, replace(nothing, forget=given[method.forget], start=start), method)
                 yield method.part, run
                 if method.part == "main":
-                    starts["every policy"].append(run)
-        if ablated(profile, poisoned) and (task, replicate) == (profile.tasks[0], profile.replicates[0]):
-            repair = replace(_from(profile, METHODS["safe-rule"], poisoned, forget), snapshots=0)
-            for reading in applicable(backbone, config(clean)):
-                yield "readings", replace(repair, readings=frozen(**reading))
+                    made[method.name] = run
+        first = (task, replicate) == (profile.tasks[0], profile.replicates[0])
+        if first and (attack, ratio) == ablated_condition(profile):
+            usual = replace(made["safe-rule"], snapshots=0)
+            for reading in applicable(backbone, config(usual)):
+                yield "readings", replace(usual, readings=frozen(**reading))
     if len(profile.replicates) == 1:  # what replicates alone make of a clean policy takes two of them
-        yield "forgetting", replace(clean, replicate=replicate + 1)
+        yield "forgetting", _made(profile, replace(nothing, replicate=replicate + 1), METHODS["clean"])
 
 
-def _wanted(profile: Profile, method: Method, poisoned: PolicyRun) -> bool:
-    if method.name == "clean" or not supported(method.name, poisoned.backbone):
-        return False
-    return method.part in ("main", "controls") or ablated(profile, poisoned)
+def _wanted(profile: Profile, method: Method, attack: str, ratio: float) -> bool:
+    """The main methods in every condition, the controls under the ablated attack, the others in that condition."""
+    condition = ablated_condition(profile)
+    return method.part == "main" or (attack, ratio) == condition or (method.part, attack) == ("controls", condition[0])
 
 
-def _from(profile: Profile, method: Method, start: PolicyRun, forget: ForgetRun) -> PolicyRun:
-    """A method applied to a policy."""
-    relearns = method.part == "forgetting"
+def _made(profile: Profile, run: PolicyRun, method: Method) -> PolicyRun:
+    """The run with what the method and the profile say of it."""
+    relearns = method.steps == "relearning"
     return replace(
-        start,
-        forget=forget,
+        run,
         method=method.name,
-        start=start,
         readings=frozen(**method.readings),
-        steps=profile.relearning_steps if relearns else profile.unlearning_steps,
+        steps=getattr(profile, f"{method.steps}_steps"),
         snapshots=profile.relearning_snapshots if relearns else profile.snapshots,
     )
 
 
 def _evaluation(profile: Profile, part: str, policy: PolicyRun) -> EvaluationRun | None:
-    """The evaluation of a policy of a part: few episodes where policies are many or are looked at on the way."""
+    """The evaluation of a policy of a part: few episodes where policies are many and on the way."""
     if part == "forgetting":
         seeds = profile.evaluation_seeds[: profile.relearning_episodes]
         return EvaluationRun(policy, seeds, seeds) if policy.start else None
-    if part == "readings":
-        return EvaluationRun(policy, profile.curve_seeds)
     return EvaluationRun(policy, profile.evaluation_seeds, profile.curve_seeds if policy.snapshots else ())
 
 

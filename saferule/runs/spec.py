@@ -78,6 +78,20 @@ class ForgetRun:
 
 
 @dataclass(frozen=True)
+class RandomPart:
+    """In the place of a forget set: as many random samples of D, in whole trajectories but for the last.
+
+    What is left of D is kept. Which samples is decided by the replicate of the policy.
+    """
+
+    KIND: ClassVar[str] = "random"
+    VERSION: ClassVar[int] = 1
+    attack: str  # of the forget set whose place it takes
+    ratio: float
+    samples: int
+
+
+@dataclass(frozen=True)
 class UserFile:
     """A file that somebody brings, named by its content: a policy to start from, or the trajectories to forget."""
 
@@ -100,7 +114,7 @@ class PolicyRun:
     task: str
     backbone: str
     data: str  # digest of D
-    forget: ForgetRun | UserFile | None  # None: there is nothing but D
+    forget: ForgetRun | RandomPart | UserFile | None  # None: there is nothing but D
     method: str
     steps: int
     replicate: int
@@ -112,18 +126,18 @@ class PolicyRun:
     @property
     def attack(self) -> str:
         """The attack's name, or "clean"."""
-        return self.forget.attack if isinstance(self.forget, ForgetRun) else "clean"
+        return self.forget.attack if isinstance(self.forget, ForgetRun | RandomPart) else "clean"
 
     @property
     def ratio(self) -> float:
         """rho, or 0."""
-        return self.forget.ratio if isinstance(self.forget, ForgetRun) else 0.0
+        return self.forget.ratio if isinstance(self.forget, ForgetRun | RandomPart) else 0.0
 
     @property
     def label(self) -> str:
         """Readable part of the folder's name."""
         before = self.start.method if isinstance(self.start, PolicyRun) else ""
-        condition = [self.attack, f"{self.ratio:g}"] if isinstance(self.forget, ForgetRun) else []
+        condition = [self.attack, f"{self.ratio:g}"] if self.ratio else []
         chain = [self.method] if before in ("", "poisoned") else [before, self.method]
         return "-".join([self.task, self.backbone, *condition, *chain, f"r{self.replicate}"])
 
@@ -175,7 +189,7 @@ class TimingRun:
 Run = AdversaryRun | ForgetRun | PolicyRun | EvaluationRun | TimingRun
 
 
-def in_force(run: Run | UserFile) -> dict[str, Any]:
+def in_force(run: Run | RandomPart | UserFile) -> dict[str, Any]:
     """What the run takes from the code: a change to it is another run."""
     if isinstance(run, AdversaryRun):
         return asdict(adversary_settings(run.task, run.attack, run.choices))
@@ -192,7 +206,7 @@ def in_force(run: Run | UserFile) -> dict[str, Any]:
 
 
 @cache
-def describe(run: Run | UserFile) -> dict[str, Any]:
+def describe(run: Run | RandomPart | UserFile) -> dict[str, Any]:
     """The run as JSON: its fields, the runs it builds on, kinds, code versions, and the settings in force."""
     named = {f.name: _plain(getattr(run, f.name)) for f in fields(run)}
     return {"kind": run.KIND, "version": run.VERSION, "in_force": _plain(in_force(run))} | named

@@ -24,14 +24,14 @@ from saferule.attack.poison import ForgetSet, load_forget_set, poison, save_forg
 from saferule.data.batches import TransitionPool
 from saferule.data.schema import clean_data
 from saferule.runs.interruptible import AGENT, Interruptible, Place
-from saferule.runs.spec import AdversaryRun, EvaluationRun, ForgetRun, PolicyRun, Run, TimingRun, config
+from saferule.runs.spec import AdversaryRun, EvaluationRun, ForgetRun, PolicyRun, RandomPart, Run, TimingRun, config
 from saferule.runs.store import Store
 from saferule.runs.timing import measure
 from saferule.sim import Simulator, get_task, make
 from saferule.sim.ppo import OnlinePolicy
 from saferule.sim.rollout import normalised, roll_out
 from saferule.unlearn import family, unlearning
-from saferule.unlearn.start import Rows, draw_batches, prepare
+from saferule.unlearn.start import Rows, draw_batches, prepare, random_part
 
 Say = Callable[[str], None]
 EPISODES, TIMES, FORGET = "episodes.csv", "times.csv", "forget.hdf5"
@@ -99,11 +99,18 @@ def _forget(workspace: Workspace, runs: Sequence[ForgetRun], say: Say) -> None:
 def _policies(workspace: Workspace, runs: Sequence[PolicyRun], say: Say) -> None:
     """Policies that are trained, repaired or made to relearn together, as one population."""
     store, cfg = workspace.store, config(runs[0])
-    distinct = [forget for forget in dict.fromkeys(run.forget for run in runs) if forget]
-    sets = [forget_data(store, forget).dataset for forget in distinct]
-    pool = TransitionPool([clean_data(workspace.data_folder, runs[0].task), *sets], cfg.reward_scale, workspace.device)
-    nothing, keep = torch.empty(0, dtype=torch.long), pool.rows_of(0)
-    rows = [(keep, pool.rows_of(1 + distinct.index(run.forget)) if run.forget else nothing) for run in runs]
+    data = clean_data(workspace.data_folder, runs[0].task)
+    attacks = [f for f in dict.fromkeys(run.forget for run in runs) if isinstance(f, ForgetRun)]
+    sets = [forget_data(store, forget).dataset for forget in attacks]
+    pool = TransitionPool([data, *sets], cfg.reward_scale, workspace.device)
+
+    def rows_of(run: PolicyRun) -> tuple[torch.Tensor, torch.Tensor]:
+        if isinstance(run.forget, RandomPart):
+            return random_part(data.episodes(), run.forget.samples, run.replicate)
+        forget = pool.rows_of(1 + attacks.index(run.forget)) if run.forget else torch.empty(0, dtype=torch.long)
+        return pool.rows_of(0), forget
+
+    rows = [rows_of(run) for run in runs]
 
     def start() -> Population:
         if runs[0].start is None:

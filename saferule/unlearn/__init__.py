@@ -13,7 +13,7 @@ A method is a family (one loss) plus coefficients; variants of a family share a 
 A family module has
 
     PAIRED        its losses take a `saferule.data.batches.Pair`; False: batches of D and D_f together
-    READINGS      names of the readings that change what its losses compute
+    options       (backbone, readings) -> those readings that change what its losses compute on a backbone
     coefficients  (cfg, readings) -> the scalars that it adds to an agent
     algorithm     (backbone, cfg, steps, readings) -> Algorithm
 
@@ -45,11 +45,12 @@ class Method:
 
     label, colour, style  how it is shown
     family         the name of the module with its loss
-    part           of the experiment: "main", "ablations" or "forgetting"
+    part           of the experiment: "main", "controls", "ablations" or "forgetting"
     coefficients   what it changes in the family's coefficients
     readings       the options that it fixes
-    start          "fresh" networks, the "poisoned" policy, or "every policy"
-    forget         "attack": it is given a forget set; "none": it is not
+    start          "fresh" networks, the "poisoned" or the "clean" policy, or "every policy"
+    forget         "attack": it is given a forget set; "random": a random part of D in its place; "none": only D
+    steps          of "training", "unlearning" or "relearning": how many the profile gives it
     needs_critics  not for backbones without CRITICS
     frozen_copy    its losses look at the networks that it started from
     """
@@ -63,6 +64,7 @@ class Method:
     readings: Mapping[str, str] = field(default_factory=dict)
     start: str = "poisoned"
     forget: str = "attack"
+    steps: str = "unlearning"
     needs_critics: bool = False
     frozen_copy: bool = False
     style: str = "-"
@@ -70,27 +72,63 @@ class Method:
 
 RELEASED = {"frozen_copy": True, "style": "--"}
 PUBLISHED = RELEASED | {"needs_critics": True}
-COST_AWARE = {"lambda_c": 1.0, "anchor_cost": 0.1}  # Eq. 28
+COST_AWARE = {"lambda_c": 1.0}  # Eq. 28
+REWARD_ONLY = {"cost_weight": 0.0}  # Section 5
 FIXED_WEIGHT = {"beta_f": 1.0, "beta_min": 1.0, "beta_max": 1.0}  # Table 2
 NO_CRITIC = {"alpha_k": 0.0, "alpha_f": 0.0}  # Table 5
+NO_FORGET_ACTOR = {"beta_f": 0.0, "beta_min": 0.0, "beta_max": 0.0}
+NOTHING_FORGOTTEN = NO_FORGET_ACTOR | {"alpha_f": 0.0}
+# What the text describes where the equations do something else: the policy leaves the poisoned actions, by a weight
+# that falls as it leaves, and stays close to the behaviour in D_k.
+DESCRIBED = {
+    "forget_actor": "repelling",
+    "gap": "nearness",
+    "regulariser": "kept",
+    "vae": "keep",
+    "likelihood": "bounded",
+}
+TRAINED = {"family": "train_on_all", "start": "fresh"}
 
 # In the order in which methods are listed. The colours are those of Okabe and Ito (2008) and Tol (2021), which people
-# with the common colour vision deficiencies can tell apart.
+# with the common colour vision deficiencies can tell apart; controls are dotted.
 DECLARED = (
-    Method("clean", "clean (retrained)", "#009E73", "train_on_all", "main", start="fresh", forget="none"),
-    Method("poisoned", "poisoned", "#D55E00", "train_on_all", "main", start="fresh"),
+    Method("clean", "clean (retrained)", "#009E73", part="main", forget="none", steps="training", **TRAINED),
+    Method("poisoned", "poisoned", "#D55E00", part="main", steps="training", **TRAINED),
     Method("fine-tuning", "fine-tuning", "#CC79A7", "fine_tune", "main"),
     Method("trajdeleter", "Trajdeleter", "#882255", "trajdeleter", "main", **PUBLISHED),
     Method("trajdeleter-cost", "Trajdeleter, cost-aware", "#332288", "trajdeleter", "main", COST_AWARE, **PUBLISHED),
     Method("trajdeleter-released", "Trajdeleter, released code", "#AA4499", "trajdeleter_released", "main", **RELEASED),
-    Method("reward-only", "reward only", "#E69F00", "safe_rule", "main", {"cost_weight": 0.0}),  # Section 5
+    Method("reward-only", "reward only", "#E69F00", "safe_rule", "main", REWARD_ONLY),
     Method("safe-rule", "Safe-RULE", "#0072B2", "safe_rule", "main"),
-    Method("fixed-weight", "fixed weight", "#56B4E9", "safe_rule", "ablations", FIXED_WEIGHT),
+    Method("safe-rule-described", "Safe-RULE, as described", "#56B4E9", "safe_rule", "main", readings=DESCRIBED),
+    # What happens without D_f, without the actor's forgetting, with the wrong D_f, to the wrong policy; and by itself.
+    Method("keep-only", "D_f unused", "#117733", "safe_rule", "controls", NOTHING_FORGOTTEN, style=":"),
+    Method(
+        *("critic-only", "critics forget alone", "#999933", "safe_rule", "controls", NO_FORGET_ACTOR),
+        needs_critics=True,
+        style=":",
+    ),
+    Method("random-forget", "random D_f", "#661100", "safe_rule", "controls", forget="random", style=":"),
+    Method("on-clean", "Safe-RULE on clean", "#6699CC", "safe_rule", "controls", start="clean", style=":"),
+    Method("short-retraining", "short retraining", "#44AA99", part="controls", forget="none", style=":", **TRAINED),
+    Method("continued", "training goes on", "#AA4466", "train_on_all", "controls", style=":"),
+    Method("fixed-weight", "fixed weight", "#88CCEE", "safe_rule", "ablations", FIXED_WEIGHT),
     Method("no-critic", "no critic unlearning", "#000000", "safe_rule", "ablations", NO_CRITIC),
     Method("percentile-0", "percentile 0", "#8A8A8A", "safe_rule", "ablations", {"percentile": 0.0}),  # Table 6
     Method("percentile-50", "percentile 50", "#8A8A8A", "safe_rule", "ablations", {"percentile": 0.5}),
     Method("percentile-100", "percentile 100", "#8A8A8A", "safe_rule", "ablations", {"percentile": 1.0}),
-    Method("relearn", "relearning", "#444444", "train_on_all", "forgetting", start="every policy"),
+    Method(
+        *("reward-only-ungated", "reward only, ungated", "#DDCC77", "safe_rule", "ablations", REWARD_ONLY),
+        readings={"forget_gate": "open", "gap": "reward"},
+        needs_critics=True,
+    ),
+    Method(
+        *("trajdeleter-anchored", "Trajdeleter, cost-aware, anchored", "#332288", "trajdeleter", "ablations"),
+        coefficients=COST_AWARE,
+        readings={"cost_anchor": "kept"},
+        **(PUBLISHED | {"style": "-."}),
+    ),
+    Method("relearn", "relearning", "#444444", "train_on_all", "forgetting", start="every policy", steps="relearning"),
 )
 METHODS: dict[str, Method] = {method.name: method for method in DECLARED}
 WITHOUT_CRITICS = {"safe_rule": "safe_rule_dice"}  # the family that stands in where a backbone has no critics
@@ -133,13 +171,9 @@ def chosen(method: str, readings: Readings = None) -> dict[str, str]:
 def loss_options(method: str, backbone: str, readings: Readings = None) -> tuple[tuple[str, str], ...]:
     """What the readings change in what a method computes on a backbone, as (reading, option), defaults included.
 
-    Agents share a population only where their families and these are equal. Left out are readings that change nothing:
-    the regulariser of a backbone that has none with a gradient (BCQ-Lag, CPQ, COptiDICE).
+    Agents share a population only where their families and these are equal.
     """
-    options, none = chosen(method, readings), get_backbone(backbone).regulariser is None
-    return tuple(
-        (name, options[name]) for name in family(method, backbone).READINGS if not (name == "regulariser" and none)
-    )
+    return tuple(family(method, backbone).options(get_backbone(backbone), chosen(method, readings)).items())
 
 
 def unlearning(method: str, backbone: ModuleType, cfg: Any, steps: int, readings: Readings = None) -> Algorithm:
@@ -160,8 +194,8 @@ def coefficients(method: str, backbone: str, cfg: Any, readings: Readings = None
 def applicable(backbone: str, cfg: Any) -> list[dict[str, str]]:
     """The readings that make another run of Safe-RULE on this backbone, one option other than the default at a time.
 
-    Left out are options under which neither the coefficients nor the losses differ: they would repeat the same run. In
-    the order of `saferule.paper.UNLEARNING`, each as {reading: option}.
+    Left out are options under which neither the coefficients nor the losses differ: they would repeat the same run, or
+    belong to another method. In the order of `saferule.paper.UNLEARNING`, each as {reading: option}.
     """
 
     def run(readings: Mapping[str, str]) -> tuple[Any, Any]:

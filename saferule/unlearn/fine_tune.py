@@ -11,9 +11,14 @@ from typing import Any
 from saferule.agents.parts import Nets, Noise, Scalars
 from saferule.agents.population import Algorithm, Loss, Report, training
 from saferule.data.batches import Pair
+from saferule.unlearn.inside import inside
 
 PAIRED = True
-READINGS = ()
+
+
+def options(backbone: ModuleType, readings: Mapping[str, str]) -> dict[str, str]:
+    """None."""
+    return {}
 
 
 def coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
@@ -25,7 +30,7 @@ def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str,
     """The training step, given the keep half of each pair."""
     ordinary = training(backbone, cfg)
     losses = tuple((names, partial(on_keep, loss)) for names, loss in backbone.LOSSES)
-    return replace(ordinary, phases=(losses,))
+    return replace(ordinary, phases=(losses,), looks=(inside(backbone, losses),))
 
 
 def on_keep(loss: Loss, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any) -> Report:

@@ -30,19 +30,28 @@ from saferule.agents.population import Algorithm, Report
 from saferule.data.batches import Pair
 from saferule.paper import TABLE7
 from saferule.unlearn.fine_tune import on_keep
+from saferule.unlearn.inside import inside
 
 PAIRED = True
-READINGS = ("reference", "gate", "weight_update", "forget_actor", "regulariser", "vae")
+
+
+def options(backbone: ModuleType, readings: Mapping[str, str]) -> dict[str, str]:
+    """The readings that change what is computed: not the regulariser of a backbone that has none with a gradient."""
+    names = ["reference", "gate", "forget_gate", "gap", "weight_update", "forget_actor", "vae"]
+    return {name: readings[name] for name in names + ["regulariser"] * (backbone.regulariser is not None)}
 
 
 def coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
     """The scalars of the losses below, from Table 7 and the readings.
 
-    dataset_reference is there under reference = dataset alone, and is set by `saferule.unlearn.start.prepare`.
+    dataset_reference is there under reference = dataset alone, and is set by `saferule.unlearn.start.prepare`;
+    reward_reference under gap = reward alone, and is what the critics' step last compared with.
     """
     own = {"alpha_f": TABLE7.alpha_f, "percentile": int(readings["reward_percentile"]) / 100}
     if readings["reference"] == "dataset":
         own["dataset_reference"] = 0.0
+    if readings["gap"] == "reward":
+        own["reward_reference"] = 0.0
     return shared_coefficients(cfg, readings) | own
 
 
@@ -70,11 +79,14 @@ def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str,
     policy = ordinary["policy"]
     shapes = {"target": ordinary["target"], "keep_policy": policy, "forget_policy": policy}
     regularised = readings["regulariser"] == "kept" and backbone.regulariser is not None
-    critics = partial(critics_loss, backbone, over_dataset=readings["reference"] == "dataset")
+    by_reward = readings["gap"] == "reward"
+    critics = partial(critics_loss, backbone, over_dataset=readings["reference"] == "dataset", remembers=by_reward)
     actor = partial(
         actor_loss,
         backbone,
         gate_at_data=readings["gate"] == "data",
+        gated=readings["forget_gate"] == "unsafe",
+        gap=readings["gap"],
         repelling=readings["forget_actor"] == "repelling",
         weight_first=readings["weight_update"] == "before",
         regularised=regularised,
@@ -85,7 +97,7 @@ def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str,
         shapes |= {"vae": ordinary["vae"]}
     if regularised:
         shapes |= {name: ordinary[name] for name in ("behaviour", "match")}
-    return Algorithm((losses,), shapes, backbone.TARGETS, cfg)
+    return Algorithm((losses,), shapes, backbone.TARGETS, cfg, looks=(inside(backbone, losses),))
 
 
 def suppress_reward(q_r: Tensor, reference: Tensor) -> Tensor:
@@ -99,13 +111,22 @@ def raise_cost(q_c: Tensor, target: Tensor) -> Tensor:
 
 
 def critics_loss(
-    backbone: ModuleType, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any, over_dataset: bool = False
+    backbone: ModuleType,
+    nets: Nets,
+    scalars: Scalars,
+    batch: Pair,
+    noise: Noise,
+    cfg: Any,
+    *,
+    over_dataset: bool = False,
+    remembers: bool = False,
 ) -> Report:
     """Eq. 7 and 8: Bellman regression on the keep batch, suppression on the forget batch.
 
     scalars  alpha_k, alpha_f (weights of keeping and forgetting), cost_weight (1, or 0 for reward-only),
              percentile (of y_r on the keep batch, 0..1), kappa, sigma
     over_dataset  the reward reference is the scalar dataset_reference, the percentile of y_r over D_k
+    remembers     the scalar reward_reference becomes the reference of this step
     """
     keep, forget = batch
     with torch.no_grad():
@@ -130,7 +151,7 @@ def critics_loss(
         "forget_cost_residual": forget_c.mean(),
         "forget_q_cost_data": q_c.amin(0).mean(),
     }
-    return loss_r + loss_c, info, {}
+    return loss_r + loss_c, info, {"reward_reference": reference} if remembers else {}
 
 
 def keep_actor_loss(q_r: Tensor, q_c: Tensor, kappa: Tensor, gate: Tensor) -> Tensor:
@@ -149,15 +170,16 @@ def forget_actor_loss(
     cost_weight: Tensor,
     gate: Tensor,
     repelling: bool = False,
+    gated: bool = True,
 ) -> Tensor:
     """Eq. 10: mean(I[Q_c >= kappa] Q_r) + mean softplus(kappa + sigma - Q_c); all inputs (B,), Q at the policy's
     actions.
 
     As printed the second term moves the policy towards actions that its critic calls unsafe. In the repelling reading
-    it is softplus(Q_c - kappa): the policy moves away from them.
+    it is softplus(Q_c - kappa): the policy moves away from them. Not gated, Q_r is lowered in every state of D_f.
     """
     cost_term = F.softplus(q_c - kappa).mean() if repelling else raise_cost(q_c, kappa + sigma)
-    return ((gate >= kappa) * q_r).mean() + cost_weight * cost_term
+    return ((gate >= kappa) * q_r if gated else q_r).mean() + cost_weight * cost_term
 
 
 def next_weight(beta_f: Tensor, gap: Tensor, scalars: Scalars) -> Tensor:
@@ -174,6 +196,8 @@ def actor_loss(
     cfg: Any,
     *,
     gate_at_data: bool = False,
+    gated: bool = True,
+    gap: str = "policy",
     repelling: bool = False,
     weight_first: bool = True,
     regularised: bool = False,
@@ -182,6 +206,10 @@ def actor_loss(
 
     scalars  kappa, sigma, cost_weight, beta_f and its bounds and step
     gate_at_data  the indicators look at the data's action, not at pi(s)
+    gated         the indicator of Eq. 10 is there
+    gap           what moves beta_f: "policy", kappa + sigma - Q_c(s, pi(s)) on D_f (line 14); "data", the same at the
+                  poisoned actions; "nearness", Q_c(s, pi(s)) - kappa, which falls as a policy that is repelled leaves;
+                  "reward", Q_r(s, pi(s)) - the reward reference
     repelling     the sign of Eq. 10's cost term, `forget_actor_loss`
     weight_first  beta_f moves before the actor's step
     regularised   the backbone's own regulariser on the keep batch is added to Eq. 9
@@ -193,28 +221,38 @@ def actor_loss(
         actions = backbone.policy(nets, part.observations, draws, cfg)
         q_r = backbone.q_reward(nets, part.observations, actions).amin(0)
         q_c = backbone.q_cost(nets, part.observations, actions).amin(0)
-        at = backbone.q_cost(nets, part.observations, part.actions).amin(0) if gate_at_data else q_c
-        return q_r, q_c, at.detach()
+        at_data = gate_at_data or gap == "data"
+        return q_r, q_c, backbone.q_cost(nets, part.observations, part.actions).amin(0) if at_data else q_c
 
-    q_r, q_c, gate = values(keep, noise["keep_policy"])
-    keep_loss = keep_actor_loss(q_r, q_c, kappa, gate)  # line 12
-    q_r, q_c, gate = values(forget, noise["forget_policy"])
-    forget_loss = forget_actor_loss(q_r, q_c, kappa, sigma, scalars["cost_weight"], gate, repelling)  # line 13
-    gap = (kappa + sigma - q_c.mean()).detach()  # line 14
-    beta_next = next_weight(scalars["beta_f"], gap, scalars)  # line 15
+    q_r, q_c, at_data = values(keep, noise["keep_policy"])
+    keep_gate = (at_data if gate_at_data else q_c).detach()
+    keep_loss = keep_actor_loss(q_r, q_c, kappa, keep_gate)  # line 12
+    q_r, q_c, at_data = values(forget, noise["forget_policy"])
+    forget_gate = (at_data if gate_at_data else q_c).detach()
+    forget_loss = forget_actor_loss(
+        q_r, q_c, kappa, sigma, scalars["cost_weight"], forget_gate, repelling, gated
+    )  # line 13
+    gaps = {
+        "policy": lambda: kappa + sigma - q_c.mean(),  # line 14
+        "data": lambda: kappa + sigma - at_data.mean(),
+        "nearness": lambda: q_c.mean() - kappa,
+        "reward": lambda: q_r.mean() - scalars["reward_reference"],
+    }
+    distance = gaps[gap]().detach()
+    beta_next = next_weight(scalars["beta_f"], distance, scalars)  # line 15
     beta_f = beta_next if weight_first else scalars["beta_f"]
-    loss = keep_loss + beta_f * forget_loss  # line 16, Eq. 11
     info = {
-        "keep_actor_loss": keep_loss,
         "forget_actor_loss": forget_loss,
-        "gap": gap,
+        "gap": distance,
         "beta_f": beta_f,
         "forget_q_cost_policy": q_c.mean(),
+        "keep_gates_open": (keep_gate <= kappa).to(keep_loss.dtype).mean(),
+        "forget_gates_open": (forget_gate >= kappa).to(keep_loss.dtype).mean(),
     }
     moved = {"beta_f": beta_next}
     if regularised:
         ties, reported, changed = backbone.regulariser(
             nets, scalars, keep, noise | {"policy": noise["keep_policy"]}, cfg
         )
-        loss, info, moved = loss + ties, info | reported, moved | changed
-    return loss, info, moved
+        keep_loss, info, moved = keep_loss + ties, info | reported, moved | changed
+    return keep_loss + beta_f * forget_loss, {"actor_loss": keep_loss} | info, moved  # line 16, Eq. 11

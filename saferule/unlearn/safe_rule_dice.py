@@ -7,7 +7,7 @@ actions. There is no critic forgetting, so Eq. 5-8, the reward reference and Lem
 C.2 gives no formula for the forget weight. Here it is w_f (1 + cost_weight * chi'), where w_f is COptiDICE's correction
 on the forget batch (from nu, relabelled rewards and costs) and chi' is chi scaled to [0, 1] over the batch: with
 cost_weight 0, the reward-only variant, nu alone decides. The log-likelihood has no lower bound; nothing in C.2 stops
-it.
+it, unless the reading likelihood = bounded does.
 """
 
 from __future__ import annotations
@@ -18,17 +18,26 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Normal
 
-from saferule.agents.networks import Network, gaussian
+from saferule.agents.networks import Network, gaussian, quantile
 from saferule.agents.parts import Nets, Noise, Scalars
 from saferule.agents.population import Algorithm, Report
 from saferule.data.batches import Batch, Pair
+from saferule.unlearn.inside import inside
 from saferule.unlearn.safe_rule import next_weight, shared_coefficients
 
 PAIRED = True
-READINGS = ("weight_update", "chi_gap")
+LOW = 0.05  # quantile of the log-likelihood of D_k's actions: what is less likely counts as forgotten
+VALUES = 0.5  # share of the steps in which only values are updated, under dice_phases = two
+
+
+def options(backbone: ModuleType, readings: Mapping[str, str]) -> dict[str, str]:
+    """The readings that change what is computed. chi knows no action: of the gaps only nearness is another one."""
+    own = {name: readings[name] for name in ("weight_update", "chi_gap", "likelihood", "dice_phases")}
+    return own | {"gap": "nearness" if readings["gap"] == "nearness" else "policy"}
 
 
 def coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
@@ -37,16 +46,24 @@ def coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
 
 
 def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str, str]) -> Algorithm:
-    """Values on the keep batch, then the actor on both."""
+    """Values on the keep batch, then the actor on both; under dice_phases = two one after the other for half the steps
+    each.
+    """
     (values, _), _ = backbone.LOSSES
     actor = partial(
         actor_loss,
         backbone,
         normalised=readings["chi_gap"] == "normalised",
         weight_first=readings["weight_update"] == "before",
+        bounded=readings["likelihood"] == "bounded",
+        nearness=readings["gap"] == "nearness",
     )
-    losses = ((values, partial(values_loss, backbone)), (("actor",), actor))
-    return Algorithm((losses,), backbone.noise_shapes(cfg, cfg.batch_size), backbone.TARGETS, cfg)
+    parts = ((values, partial(values_loss, backbone)), (("actor",), actor))
+    two, switch = readings["dice_phases"] == "two", round(VALUES * steps)
+    phases = tuple((part,) for part in parts) if two else (parts,)
+    looks = tuple(inside(backbone, losses) for losses in phases)
+    shapes = backbone.noise_shapes(cfg, cfg.batch_size)
+    return Algorithm(phases, shapes, backbone.TARGETS, cfg, lambda step: int(two and step >= switch), looks)
 
 
 def values_loss(backbone: ModuleType, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any) -> Report:
@@ -77,11 +94,16 @@ def actor_loss(
     *,
     normalised: bool = False,
     weight_first: bool = True,
+    bounded: bool = False,
+    nearness: bool = False,
 ) -> Report:
     """Keep: COptiDICE's actor loss. Forget: the weighted log-likelihood itself, times beta_f, which follows the gap.
 
-    The gap is kappa + sigma minus the mean of chi on the forget batch, raw or scaled to [0, 1] (``normalised``).
-    With ``weight_first`` beta_f moves before the actor's step.
+    normalised    the gap is kappa + sigma minus the mean over the forget batch of chi scaled to [0, 1], not of chi
+    weight_first  beta_f moves before the actor's step
+    bounded       the softplus of the log-likelihood above a floor, a low quantile of that of D_k's actions, is what is
+                  lowered: an action that is less likely than those of D_k is let go
+    nearness      the gap is how much more likely than that floor the poisoned actions are, in the mean
     """
     keep_loss, _, _ = backbone.actor_loss(nets, scalars, batch.keep, noise, cfg)
     with torch.no_grad():
@@ -89,17 +111,22 @@ def actor_loss(
         chi, _ = backbone.state_values(nets["chi"], batch.forget)
         scaled = to_unit_range(chi)
         weight = w * (1 + scalars["cost_weight"] * scaled)
+        floor = quantile(log_likelihood(nets["actor"], batch.keep), LOW)
+    likelihood = log_likelihood(nets["actor"], batch.forget)
+    with torch.no_grad():
         level = (scaled if normalised else chi).mean()
-        gap = scalars["kappa"] + scalars["sigma"] - level
+        gap = likelihood.mean() - floor if nearness else scalars["kappa"] + scalars["sigma"] - level
         beta_next = next_weight(scalars["beta_f"], gap, scalars)
     beta_f = beta_next if weight_first else scalars["beta_f"]
-    forget_loss = (weight * log_likelihood(nets["actor"], batch.forget)).mean()
+    forget_loss = (weight * (F.softplus(likelihood - floor) if bounded else likelihood)).mean()
     info = {
-        "keep_actor_loss": keep_loss,
+        "actor_loss": keep_loss,
         "forget_actor_loss": forget_loss,
         "gap": gap,
         "beta_f": beta_f,
         "forget_chi": chi.mean(),
         "forget_weight": weight.mean(),
+        "forget_likelihood": likelihood.mean(),
+        "likelihood_floor": floor,
     }
     return keep_loss + beta_f * forget_loss, info, {"beta_f": beta_next}

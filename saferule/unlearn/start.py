@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +54,14 @@ def prepare(
         population.nets |= originals(population.nets)
     population.step = 0
     reset_optimisers(population, algorithm)
+
+
+def random_part(episodes: Sequence[slice], samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Row numbers of (the rest, a random part) of a data set: whole trajectories, the last one cut to the count."""
+    order = np.random.default_rng(seed).permutation(len(episodes))
+    rows = np.concatenate([np.arange(episodes[i].start, episodes[i].stop) for i in order])
+    part, rest = np.sort(rows[:samples]), np.sort(rows[samples:])
+    return torch.from_numpy(rest), torch.from_numpy(part)
 
 
 def statistics(backbone: ModuleType, pool: TransitionPool, rows: Tensor) -> Scalars:

@@ -9,7 +9,11 @@ from typing import Any
 from saferule.agents.population import Algorithm, training
 
 PAIRED = False
-READINGS = ()
+
+
+def options(backbone: ModuleType, readings: Mapping[str, str]) -> dict[str, str]:
+    """None."""
+    return {}
 
 
 def coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:

@@ -8,7 +8,8 @@ Trajdeleter knows no cost, so this is a port to safe backbones. No source settle
 - V(s) is the mean value of n actions of the current policy, without gradient: the gradient of A_r(s, pi(s)) is that of
   Q_r(s, pi(s)). With a gradient through V the actor would move the wrong way.
 - beta_f = 1, lambda_c = 1 and a cost-advantage target of 0: an action of average cost does not count as forgotten.
-- The anchor has weight 0.1, as in the released code; the cost critic has it in the cost-aware version only.
+- The anchor has weight 0.1, as in the released code. Neither Eq. 28-29 nor the released code has one on a cost critic:
+  it has none, unless the reading cost_anchor = kept gives it the same.
 
 Not inherited from the released code: its behaviour model is trained on D_f too; its BEAR and PLAS restart their warm-up
 when an agent is loaded and never reach their actor's update. `trajdeleter_released.py` is the released procedure.
@@ -30,16 +31,23 @@ from saferule.agents.parts import Nets, Noise, Scalars, original_nets
 from saferule.agents.population import Algorithm, Report
 from saferule.data.batches import Batch, Pair
 from saferule.unlearn.fine_tune import on_keep
+from saferule.unlearn.inside import inside
 
 PAIRED = True
-READINGS = ()
+ANCHOR = 0.1
 FORGETTING = 0.8  # share of the steps: 8,000 of the released code's 10,000
 CRITIC_NETWORKS = ("critic", "cost_critic")
 
 
+def options(backbone: ModuleType, readings: Mapping[str, str]) -> dict[str, str]:
+    """None: what they change are coefficients."""
+    return {}
+
+
 def coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
-    """Those of the published method; the cost-aware one changes ``lambda_c`` and ``anchor_cost``."""
-    return {"beta_f": 1.0, "lambda_c": 0.0, "cost_advantage_target": 0.0, "anchor": 0.1, "anchor_cost": 0.0}
+    """Those of the published method; the cost-aware one changes ``lambda_c``."""
+    weights = {"beta_f": 1.0, "lambda_c": 0.0, "cost_advantage_target": 0.0, "anchor": ANCHOR}
+    return weights | {"anchor_cost": ANCHOR if readings["cost_anchor"] == "kept" else 0.0}
 
 
 def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str, str]) -> Algorithm:
@@ -51,8 +59,8 @@ def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str,
     forgetting = losses | {("actor",): partial(actor_loss, backbone)}
     convergence = losses | {CRITIC_NETWORKS: partial(anchored_critics_loss, backbone)}
     phases = tuple(tuple(part.items()) for part in (forgetting, convergence))
-    switch = round(FORGETTING * steps)
-    return Algorithm(phases, shapes, backbone.TARGETS, cfg, lambda step: int(step >= switch))
+    switch, looks = round(FORGETTING * steps), tuple(inside(backbone, losses) for losses in phases)
+    return Algorithm(phases, shapes, backbone.TARGETS, cfg, lambda step: int(step >= switch), looks)
 
 
 def advantage(

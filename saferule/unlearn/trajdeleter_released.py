@@ -21,16 +21,21 @@ from saferule.agents.parts import Nets, Noise, Scalars
 from saferule.agents.population import Algorithm, Loss, Report
 from saferule.data.batches import Pair
 from saferule.unlearn.fine_tune import on_keep
-from saferule.unlearn.trajdeleter import CRITIC_NETWORKS, FORGETTING, anchored_critics_loss
+from saferule.unlearn.inside import inside
+from saferule.unlearn.trajdeleter import ANCHOR, CRITIC_NETWORKS, FORGETTING, anchored_critics_loss
 
 PAIRED = True
-READINGS = ()
 ROUNDS = 4  # pairs of blocks in the forgetting phase
+
+
+def options(backbone: ModuleType, readings: Mapping[str, str]) -> dict[str, str]:
+    """None."""
+    return {}
 
 
 def coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
     """Weights of the anchors of the convergence phase."""
-    return {"anchor": 0.1, "anchor_cost": 0.0}
+    return {"anchor": ANCHOR, "anchor_cost": 0.0}
 
 
 def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str, str]) -> Algorithm:
@@ -49,7 +54,8 @@ def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str,
     def phase(step: int) -> int:
         return 2 if step >= switch else (step * blocks // switch) % 2
 
-    return Algorithm(phases, shapes, backbone.TARGETS, cfg, phase)
+    looks = tuple(inside(backbone, losses, forgets=losses is phases[1]) for losses in phases)
+    return Algorithm(phases, shapes, backbone.TARGETS, cfg, phase, looks)
 
 
 def on_negated_forget(loss: Loss, nets: Nets, scalars: Scalars, batch: Pair, noise: Noise, cfg: Any) -> Report:
