@@ -45,13 +45,13 @@ from saferule.data.schema import Dataset, load
 from saferule.data.schema import check as check_data
 from saferule.errors import CheckpointError, DataError, RunError, SettingsError
 from saferule.files import sha256, write_folder
-from saferule.paper import TABLE7, UNLEARNING, check
+from saferule.paper import TABLE7, UNLEARNING
 from saferule.runs.interruptible import AGENT, LOG
 from saferule.runs.spec import PolicyRun, UserFile, frozen, key
 from saferule.runs.store import seal
 from saferule.runs.work import together, train
 from saferule.sim import get_task
-from saferule.unlearn import chosen, family
+from saferule.unlearn import chosen, loss_options
 
 MODEL, RECORD = "model.pt", "repair.json"
 Say = Callable[[str], None]
@@ -157,7 +157,7 @@ def repair_files(
         config=_changes(agent),
     )
     options = chosen(method, readings)
-    in_force = {r.name: options[r.name] for r in UNLEARNING} if family(method, name).READINGS else {}
+    in_force = {r.name: options[r.name] for r in UNLEARNING} if loss_options(method, name) else {}
     about = {
         "assumed": assumed,
         "readings": in_force,
@@ -283,9 +283,9 @@ def _changes(agent: Agent) -> tuple:
 
 def _check_method(method: str, backbone: str, readings: Mapping[str, str] | None, steps: int, seed: int) -> None:
     """SettingsError for an unknown method, for readings that it does not have, and for impossible numbers."""
-    module, known = family(method, backbone), [reading.name for reading in UNLEARNING]
-    check(readings)
-    foreign = [name for name in readings or {} if name not in known or not module.READINGS]
+    known = [reading.name for reading in UNLEARNING]
+    has_some = bool(loss_options(method, backbone, readings))
+    foreign = [name for name in readings or {} if name not in known or not has_some]
     if foreign:
         raise SettingsError(
             f"{method} has no reading {foreign[0]!r}, expected one of {', '.join(known)} with a variant of safe-rule: "
