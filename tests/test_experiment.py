@@ -123,6 +123,15 @@ def test_evaluations_have_few_episodes_where_policies_are_many_or_on_the_way():
     assert (of[parts["forgetting"][0]].seeds, of[parts["forgetting"][0]].snapshot_seeds) == (seeds[:2], seeds[:2])
 
 
+def test_policies_are_evaluated_both_ways_where_osrl_draws():
+    parts = plan(SMOKE, DATA)
+    drawn = {run.policy: run for run in parts["drawn evaluations"]}
+    assert set(drawn) == {run for run in parts["main"] if run.backbone == "bcq-lag"}
+    for evaluation in parts["evaluations"]:
+        if other := drawn.get(evaluation.policy):
+            assert evaluation.deterministic and not other.deterministic and evaluation.seeds == other.seeds
+
+
 def test_a_method_of_one_entry_is_planned(monkeypatch):
     toy = Method("toy", "Toy", "#123456", "fine_tune", part="main")
     monkeypatch.setitem(METHODS, "toy", toy)

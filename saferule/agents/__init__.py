@@ -6,6 +6,7 @@ Every backbone module has the same names:
     Config                osrl-lib's settings as a frozen dataclass
     CRITICS               whether the value interface below is here
     ACTING                {network: prefix of the parameters, or None for all}: exactly what `act` reads
+    DRAWS                 whether osrl-lib draws when it evaluates, where `act` without noise takes the mode
     init                  (cfg, generator) -> networks, scalars
     noise_shapes          (cfg, B) -> the standard normal draws of one step, by name; "policy" is what `act` takes
     LOSSES                ((networks, loss), ...) in the order in which they are applied;

@@ -26,6 +26,7 @@ __all__ = ["TARGETS", "q_cost", "q_reward"]  # shared parts of the interface
 NAME, LABEL = "bcq-lag", "BCQ-Lag"
 CRITICS = True
 ACTING = {"actor": None, "vae": "d_"}
+DRAWS = True
 statistics = regulariser = None
 
 

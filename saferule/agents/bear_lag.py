@@ -35,6 +35,7 @@ __all__ = ["TARGETS", "act", "policy", "q_cost", "q_reward"]  # shared parts of 
 NAME, LABEL = "bear-lag", "BEAR-Lag"
 CRITICS = True
 ACTING = {"actor": None}
+DRAWS = False
 statistics = None
 LOG_ALPHA_MIN, LOG_ALPHA_MAX = -5.0, 5.0
 KERNELS = ("gaussian", "laplacian")

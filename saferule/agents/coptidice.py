@@ -39,6 +39,7 @@ __all__ = ["act", "policy"]  # of the squashed Gaussian, part of this backbone's
 NAME, LABEL = "coptidice", "COptiDICE"
 CRITICS = False
 ACTING = {"actor": None}
+DRAWS = False
 regulariser = None
 TARGETS: dict[str, str] = {}
 SMOOTHING = 0.1  # noise on the actor's observations and actions, in units of the data's standard deviation

@@ -31,6 +31,7 @@ __all__ = ["TARGETS", "act", "policy", "q_cost", "q_reward"]  # shared parts of 
 NAME, LABEL = "cpq", "CPQ"
 CRITICS = True
 ACTING = {"actor": None}
+DRAWS = False
 statistics = regulariser = None
 LOG_ALPHA_MIN, LOG_ALPHA_MAX = -5.0, 5.0
 

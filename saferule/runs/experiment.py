@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any, NamedTuple
 
-from saferule.agents import BACKBONES
+from saferule.agents import BACKBONES, get_backbone
 from saferule.attack.poison import ATTACKS, poison_count, rollouts_needed
 from saferule.errors import SettingsError
 from saferule.paper import ATTACK, TABLE7, default_readings
@@ -37,7 +37,7 @@ from saferule.unlearn import METHODS, Method, applicable, supported
 
 PARTS = (
     *("adversaries", "forget sets", "main", "controls", "ablations", "readings", "forgetting", "timing"),
-    "evaluations",
+    *("evaluations", "drawn evaluations"),
 )
 NAMES = {"tasks": tuple(TASKS), "backbones": BACKBONES, "attacks": ATTACKS, "data": ("local", "dsrl")}
 FIRST_EVALUATION_SEED = 10_000
@@ -141,13 +141,14 @@ PROFILES: dict[str, Profile] = {
             # Where the attacks are far from learned by then; AntVelocity takes Table 7's steps.
             adversary_steps_by_task=frozen(AntVelocity=TABLE7.adversary_steps, PointPush=500_000),
             training_steps=20_000,
-            unlearning_steps=1_000,
+            # Table 7's own number: learning rates are the paper's, so a repair moves as far in a step as there.
+            unlearning_steps=TABLE7.unlearning_steps,
             relearning_steps=2_000,
             relearning_snapshots=3,
             relearning_episodes=5,
-            episodes=20,
+            episodes=30,
             snapshots=4,
-            curve_episodes=5,
+            curve_episodes=10,
             config=SMALL,
         ),
         Profile(
@@ -262,6 +263,8 @@ def plan(profile: Profile, data: Mapping[str, Data]) -> dict[str, list[Run]]:
                     parts["forget sets"][policy.forget] = None
                 if evaluated := _evaluation(profile, part, policy):
                     parts["evaluations"][evaluated] = None
+                if part == "main" and get_backbone(backbone).DRAWS:
+                    parts["drawn evaluations"][EvaluationRun(policy, profile.evaluation_seeds, (), False)] = None
     for task, backbone in product(tasks, profile.backbones):
         parts["timing"][_timing(profile, data[task], task, backbone)] = None
     return {part: list(runs) for part, runs in parts.items()}
