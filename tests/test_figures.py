@@ -137,6 +137,23 @@ def test_inside_safe_rule_draws_the_target():
     panel = by_title[figures.UNLEARNING_LOG["forget_q_cost_policy"]]
     assert list(panel.lines[-1].get_ydata()) == [10.5, 10.5]  # kappa + sigma
 
+    other = log.assign(gap=[-8.0, 0.0])  # nearness, Q_c - kappa: it says nothing of kappa + sigma
+    panels = drawn("unlearning-inside", other.assign(**CELL, replicate=0, method="safe-rule-described")).axes
+    named = {panel.get_title("left"): panel for panel in panels}
+    assert not any(10.5 in line.get_ydata() for line in named[figures.UNLEARNING_LOG["forget_q_cost_policy"]].lines)
+
+
+def test_why_a_repair_moves_has_a_line_for_each_method_at_the_steps_that_were_looked_at():
+    log = pd.DataFrame(
+        {"step": [1, 2, 3], "forget_gradient": [np.nan, 0.5, np.nan], "keep_gates_open": [1.0, 0.5, 0.0]}
+    )
+    frames = [log.assign(**CELL, replicate=0, method=m) for m in ("safe-rule", "fine-tuning")]
+    frames[1]["keep_gates_open"] = np.nan
+    figure = drawn("unlearning-why", pd.concat(frames))
+    gradient, gates = figure.axes
+    assert [line.get_xdata().tolist() for line in gradient.lines] == [[2], [2]]
+    assert [line.get_ydata().tolist() for line in gates.lines if len(line.get_xdata())] == [[1.0, 0.5, 0.0]]
+
 
 def test_the_warm_up_of_an_adversary_is_hollow_and_in_the_legend():
     curves = pd.DataFrame({"attack": ["max_cost"] * 3 + ["max_reward"], "steps": [1000, 2000, 3000, 1000]})

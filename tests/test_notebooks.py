@@ -71,7 +71,7 @@ def test_every_part_and_every_figure_is_shown_in_some_notebook():
     tables = {*called("table"), *ast.literal_eval("('table2', 'table5', 'table6')")}  # in a loop
     assert tables | {"table4"} == set(TABLES)  # whose numbers stand in Table 1
     assert called("figure") == set(FIGURES)
-    assert called("part") | {"adversaries", "forget sets", "controls", "timing", "evaluations"} == set(PARTS)
+    assert called("part") | {"adversaries", "forget sets", "timing", "evaluations", "drawn evaluations"} == set(PARTS)
 
 
 def test_no_notebook_lists_methods():
@@ -160,16 +160,16 @@ def test_parts_are_made_with_their_evaluations(study, monkeypatch):
     assert [run.method for run in fresh] == ["clean", "poisoned"] * 2 and len(made) == 8
     assert {run.policy for run in made[4:]} == set(fresh)
     repairs = study.part("main", family="safe_rule")
-    assert [run.method for run in repairs] == ["reward-only", "safe-rule"] * 2
+    assert [run.method for run in repairs] == ["reward-only", "safe-rule", "safe-rule-described"] * 2
     assert study.ablated(repairs) == repairs
 
 
 def test_policies_beside_others_share_their_data_and_replicate(study, monkeypatch):
     monkeypatch.setattr(study, "make", lambda runs: None)
     variants = study.part("ablations")
-    beside = study.beside([run for run in variants if run.backbone == "cpq"])
-    assert {run.backbone for run in beside} == {"cpq"}
     parts = ("main", "ablations")
+    beside = study.beside([run for run in variants if run.backbone == "cpq"], *parts)
+    assert {run.backbone for run in beside} == {"cpq"}
     assert [run.method for run in beside] == [name for name, method in METHODS.items() if method.part in parts]
 
 
@@ -181,7 +181,9 @@ def test_curves_begin_with_the_policy_that_a_repair_started_from(study, monkeypa
     def rows(store, evaluations):
         """Cost 1 at the end, 9 on the way, which only the first two evaluation seeds have."""
         frames = [
-            pd.DataFrame({"seed": range(3), "cost": 1.0, "step": 100, "final": True}).assign(**identity(e.policy))
+            pd.DataFrame({"seed": range(3), "cost": 1.0, "return": 5.0, "step": 100, "final": True}).assign(
+                **identity(e.policy)
+            )
             for e in evaluations
         ]
         early = [frame[:2].assign(step=50, final=False, cost=9.0) for frame in frames]

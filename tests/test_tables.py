@@ -80,12 +80,77 @@ def test_replicate_means_say_what_is_safe_under_the_rows_own_limit():
     assert tables.replicate_means(EPISODES.assign(cost_limit=25.0))["safe"].sum() == 6
 
 
+def harmful(*costs: float, **where) -> pd.DataFrame:
+    """Replicates whose clean policy costs 1, 2, ... and whose poisoned one costs so much more; returns are 100."""
+    some = enumerate(costs)
+    pairs = [(i, i + 1.0, i + 1.0 + cost) for i, cost in some]
+    clean = [rows("clean", i, [low], [100.0], attack="clean", ratio=0.0, **where) for i, low, _ in pairs]
+    return pd.concat([*clean, *(rows("poisoned", i, [high], [100.0], **where) for i, _, high in pairs)])
+
+
+def test_harm_is_more_than_its_interval_within_replicates():
+    (row,) = tables.harm(harmful(20.0, 24.0, 22.0)).to_dict("records")
+    half = 4.3027 * 2 / math.sqrt(3)  # differences 20, 24, 22: sd 2, two degrees of freedom
+    assert row["cost_added"] == 22 and row["cost_added_low"] == pytest.approx(22 - half, rel=1e-4)
+    assert row["return_lost"] == 0 and row["n"] == 3 and row["harmed"]
+    assert not tables.harm(harmful(20.0, -15.0, 1.0))["harmed"].any()  # the mean is 2, the interval holds 0
+    assert not tables.harm(harmful(500.0))["harmed"].any()  # one replicate says nothing
+    less = harmful(0.0, 0.0, 0.0)
+    less.loc[less["method"] == "poisoned", "return"] -= [50.0, 51.0, 49.0]
+    assert tables.harm(less)[["harmed", "return_lost"]].to_numpy().tolist() == [[True, 50.0]]
+    assert tables.harm(EPISODES[EPISODES["method"] != "clean"]).empty
+
+
+def test_conditions_with_harm_are_marked_and_counted_apart():
+    harmed = harmful(20.0, 24.0, 22.0)
+    harmless = harmful(20.0, -15.0, 1.0, task="PointGoal")
+    both = pd.concat(
+        [harmed, harmless, *(rows("safe-rule", 0, [5.0], [1.0], task=t) for t in ("CarCircle", "PointGoal"))]
+    )
+    shown = TABLES["table1"].shown(TABLES["table1"].build(both))
+    assert set(shown.index.droplevel("metric")) == {
+        ("CarCircle", "CPQ", "Max Cost 15 % *"),
+        ("PointGoal", "CPQ", "Max Cost 15 %"),
+    }
+    counted = tables.counts(both).set_index(["over", "method"])["cells"].to_dict()
+    assert counted["all cells", "safe-rule"] == 2 and counted["harmed cells", "safe-rule"] == 1
+
+
+def test_late_means_are_over_the_last_three_evaluations_on_their_seeds():
+    frames = [
+        rows("clean", 0, [cost, 2 * cost], [1.0, 3.0]).assign(step=step, final=False)
+        for step, cost in ((10, 9.0), (20, 40.0), (30, 1.0))
+    ]
+    final = rows("clean", 0, [4.0, 8.0, 99.0], [1.0, 3.0, 99.0]).assign(step=40, final=True)
+    found = tables.late(pd.concat([*frames, final]).assign(start="", readings="{}"))
+    assert len(found) == 3 and found["final"].all()  # the third seed is the final policy's alone
+    assert set(found["late_cost"]) == {(40 + 80 + 1 + 2 + 4 + 8) / 6} and set(found["late_return"]) == {2.0}
+    alone = tables.late(final.assign(start="", readings="{}"))
+    assert set(alone["late_cost"]) == {37.0}
+    (row,) = tables.steadiness(found.assign(attack="max_cost", ratio=0.15)).to_dict("records")
+    assert (row["cost"], row["median_cost"], row["safe_share"], row["n"]) == (37.0, 8.0, pytest.approx(2 / 3), 1)
+    assert row["safe_replicates"] == 0
+
+
+def test_both_ways_are_compared_within_a_replicate():
+    ways = [
+        rows("clean", i, [cost], [5.0]).assign(acting=way)
+        for way, costs in (("mode", (1.0, 3.0)), ("drawn", (4.0, 8.0)))
+        for i, cost in enumerate(costs)
+    ]
+    table = tables.both_ways(pd.concat(ways)).set_index("metric")
+    assert table.loc["cost", ["mode", "drawn", "difference", "n"]].tolist() == [2.0, 6.0, 4.0, 2]
+    assert (table.loc["cost", "low"], table.loc["cost", "high"]) == tables.interval([3.0, 5.0])
+    assert table.loc["return", "difference"] == 0.0
+
+
 def test_counts():
     """Means: clean 3 / 100, fine-tuning 10 / 10, Safe-RULE 15 / 85; the limit is 10."""
     names = ["within_limit", "lowest_cost", "best_within_limit", "cells"]
 
     def counted(frame):
-        return tables.counts(frame).set_index("method")[names].T.to_dict("list")
+        table = tables.counts(frame)
+        return table[table["over"] == "all cells"].set_index("method")[names].T.to_dict("list")
 
     assert counted(EPISODES) == {"clean": [1, 1, 1, 1], "fine-tuning": [1, 0, 0, 1], "safe-rule": [0, 0, 0, 1]}
     tied = counted(pd.concat([EPISODES, rows("trajdeleter", 0, [3.0], [120.0])]))
@@ -211,17 +276,18 @@ def test_data_tables():
     assert set(points["cost_limit"]) == {10.0} and points["replicate"].tolist()[2:] == [0, 0]
     spread = tables.quantiles(points).set_index("set")
     assert spread.loc["D", ["trajectories", "return_0%", "return_50%", "cost_100%"]].tolist() == [2, 3.0, 6.5, 12.0]
-    row = tables.forget_summary("CarCircle", DATA, [(0, FORGET)]).iloc[0]
+    row = tables.forget_summary("CarCircle", DATA, [(0, FORGET)], 10.0).iloc[0]
     assert row["share"] == pytest.approx(2 / 6)
     assert row["reward_label"] == 6.0 and row["without_score"] == 0
     assert (row["return_true"], row["return_label"], row["return_D"]) == (2.0, 12.0, 6.5)
     assert (row["cost_true"], row["cost_label"], row["cost_D"]) == (2.0, 0.0, 6.0)
+    assert row["inert"] and not tables.forget_summary("CarCircle", DATA, [(0, FORGET)], 1.0)["inert"].any()
 
 
 def test_trajectories_without_a_score_are_counted():
     """A score of 0 has found nothing, one below 0 the opposite."""
     ties = replace(FORGET, episodes=np.arange(4), scores=np.array([2.0, 1e-9, 0.0, -3.0]))
-    summary = tables.forget_summary("CarCircle", DATA, [(0, FORGET), (1, ties)])
+    summary = tables.forget_summary("CarCircle", DATA, [(0, FORGET), (1, ties)], 10.0)
     assert summary["without_score"].tolist() == [0, 2] and summary["trajectories"].tolist() == [1, 4]
 
 

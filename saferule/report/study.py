@@ -18,7 +18,7 @@ from saferule.files import write_bytes
 from saferule.paper import TABLE7
 from saferule.report.figures import FIGURES
 from saferule.report.style import ATTACKS, png
-from saferule.report.tables import TABLES, Table, data_points, provenance, readable
+from saferule.report.tables import TABLES, Table, data_points, late, provenance, readable
 from saferule.report.timing import table3
 from saferule.runs import results
 from saferule.runs.engine import make
@@ -29,8 +29,6 @@ from saferule.runs.spec import PolicyRun, Run, identity
 from saferule.runs.work import forget_data
 from saferule.sim.film import Job, as_html, film_adversaries
 from saferule.unlearn import METHODS
-
-COMPARED = ("main", "ablations")  # parts of which policies stand beside those of any other
 
 
 class Study:
@@ -95,14 +93,14 @@ class Study:
         """The policies whose methods are declared so, such as start="fresh" or family="safe_rule"."""
         return [run for run in policies if which.items() <= vars(METHODS[run.method]).items()]
 
-    def beside(self, policies: Sequence[PolicyRun]) -> list[PolicyRun]:
-        """The policies of parts main and ablations that share data and replicate with any of these, and their clean."""
+    def beside(self, policies: Sequence[PolicyRun], *parts: str) -> list[PolicyRun]:
+        """The policies of these parts that share data and replicate with any of the given, and their clean ones."""
 
         def where(run: PolicyRun, forget: Any) -> tuple:
             return run.task, run.backbone, run.replicate, forget
 
         known = {where(run, forget) for run in policies for forget in (run.forget, None)}
-        compared = [run for part in COMPARED for run in self.plan[part]]
+        compared = [run for part in parts for run in self.plan[part]]
         return self._evaluated([run for run in compared if where(run, run.forget) in known])
 
     def _evaluated(self, policies: Sequence[PolicyRun]) -> list[PolicyRun]:
@@ -145,9 +143,18 @@ class Study:
         return pd.concat(points, ignore_index=True)
 
     def episodes(self, policies: Sequence[PolicyRun]) -> pd.DataFrame:
-        """The final evaluation: one row per episode."""
-        rows = results.episodes(self.store, self._evaluations(policies))
-        return rows[rows["final"]].reset_index(drop=True)
+        """The final evaluation, one row per episode, with its last snapshots (`saferule.report.tables.late`)."""
+        return late(results.episodes(self.store, self._evaluations(policies)))
+
+    def acting(self, policies: Sequence[PolicyRun]) -> pd.DataFrame:
+        """The final evaluation both ways, at the mode and as osrl-lib draws, of the policies that have both.
+
+        One row per episode, column acting.
+        """
+        runs = [run for run in self.plan["drawn evaluations"] if run.policy in set(policies)]
+        self.make(runs)
+        ways = {"drawn": results.episodes(self.store, runs), "mode": self.episodes([run.policy for run in runs])}
+        return pd.concat([rows.assign(acting=way) for way, rows in ways.items()], ignore_index=True)
 
     def curves(self, policies: Sequence[PolicyRun]) -> pd.DataFrame:
         """Episodes on the way and at the end, on the same seeds; step 0 is the policy that one started from."""

@@ -30,6 +30,7 @@ POLICY = [*CELL, "replicate"]
 OURS, AGAIN = "safe-rule", "percentile-50"  # the paper's method, and the same once more as another agent
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 FEWEST = 3  # replicates, for the bootstrap across cells
+LAST = 3  # evaluations of one policy on its way, the final one among them
 RESAMPLES = 2_000
 ROUNDING = 1e-6  # mean distance of actions that is rounding in any case; what long training makes of it can be more
 
@@ -77,12 +78,15 @@ def quantiles(points: pd.DataFrame) -> pd.DataFrame:
     return spread.assign(trajectories=groups.size(), replicates=groups["replicate"].nunique()).reset_index()
 
 
-def forget_summary(task: str, data: Dataset, forget_sets: Sequence[tuple[int, ForgetSet]]) -> pd.DataFrame:
+def forget_summary(
+    task: str, data: Dataset, forget_sets: Sequence[tuple[int, ForgetSet]], cost_limit: float
+) -> pd.DataFrame:
     """One row per forget set: its size, its share of the poisoned set, and true against poisoned labels.
 
     return and cost are means per trajectory, also over the last one, which is cut to the count; reward_label is the
     constant reward per step that D_f claims (r_high or r_low). without_score counts the trajectories whose S_z is not
-    above 0, with which the selection was filled. Columns with _D are those of the clean data.
+    above 0, with which the selection was filled. Columns with _D are those of the clean data. inert: the true cost is
+    within the limit, so that what the poison teaches is no violation.
     """
     rows = []
     for replicate, forget in forget_sets:
@@ -92,7 +96,7 @@ def forget_summary(task: str, data: Dataset, forget_sets: Sequence[tuple[int, Fo
         row |= {"reward_label": forget.dataset.rewards.mean()}
         for name, dataset in (("true", forget.true_dataset()), ("label", forget.dataset), ("D", data)):
             row |= {f"return_{name}": dataset.episode_returns().mean(), f"cost_{name}": dataset.episode_costs().mean()}
-        rows.append(row)
+        rows.append(row | {"cost_limit": cost_limit, "inert": row["cost_true"] <= cost_limit})
     return pd.DataFrame(rows)
 
 
@@ -126,14 +130,53 @@ def with_clean(episodes: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([others, repeated[episodes.columns]], ignore_index=True)
 
 
+def late(episodes: pd.DataFrame) -> pd.DataFrame:
+    """The final episodes, with columns late_cost and late_return: means of a policy's last three evaluations.
+
+    A last checkpoint is a draw from a path that swings. The means are over the seeds that snapshots have; without
+    snapshots, over the final episodes.
+    """
+    names = [*POLICY, "method", "start", "readings"]
+    on_the_way = set(episodes.loc[~episodes["final"], "seed"]) or set(episodes["seed"])
+    ranks = episodes.groupby(names)["step"].rank("dense", ascending=False)
+    last = episodes[(ranks <= LAST) & episodes["seed"].isin(on_the_way)]
+    means = last.groupby(names)[list(METRICS)].mean().add_prefix("late_").reset_index()
+    return episodes[episodes["final"]].merge(means, on=names, how="left")
+
+
 def replicate_means(episodes: pd.DataFrame) -> pd.DataFrame:
     """One row per cell, method and replicate: mean cost and return over its episodes, with their number and the limit.
 
-    safe says whether the mean cost is within the limit.
+    safe says whether the mean cost is within the limit, safe_share in how many of the episodes the cost is. Beside the
+    means stand the medians over episodes, and where the episodes have them the means of the last snapshots (`late`).
     """
+    episodes = episodes.assign(safe_share=episodes["cost"] <= episodes["cost_limit"])
     grouped = episodes.groupby([*CELL, "method", "replicate"], sort=False)
-    means = grouped[[*METRICS, "cost_limit"]].mean().assign(episodes=grouped.size()).reset_index()
+    averaged = [name for name in (*METRICS, "safe_share", "late_cost", "late_return", "cost_limit") if name in episodes]
+    means = grouped[averaged].mean().join(grouped[list(METRICS)].median().add_prefix("median_"))
+    means = means.assign(episodes=grouped.size()).reset_index()
     return in_reading_order(means.assign(safe=means["cost"] <= means["cost_limit"]))
+
+
+def harm(episodes: pd.DataFrame) -> pd.DataFrame:
+    """What the poison does: how much more the poisoned policies cost, and less return, than the clean ones.
+
+    One row per cell: cost_added and return_lost, means of the differences within a replicate, with low, high and n as
+    `over_replicates`; harmed says whether one of them is above 0 by more than its interval. With a single replicate
+    nothing can be said, and no cell counts as harmed.
+    """
+    means = replicate_means(with_clean(episodes)).set_index([*POLICY, "method"])[list(METRICS)].unstack("method")
+    means = means.reindex(columns=pd.MultiIndex.from_product([METRICS, ["clean", "poisoned"]])).dropna()
+    added = means.xs("poisoned", axis=1, level=1) - means.xs("clean", axis=1, level=1)
+    rows = []
+    for cell, own in added.groupby(CELL, sort=False):
+        row = dict(zip(CELL, cell, strict=True)) | {"n": len(own), "harmed": False}
+        for name, values in (("cost_added", own["cost"]), ("return_lost", -own["return"])):
+            low, high = interval(values)
+            row |= {name: values.mean(), f"{name}_low": low, f"{name}_high": high}
+            row["harmed"] |= low > 0
+        rows.append(row)
+    return in_reading_order(pd.DataFrame(rows, columns=None if rows else [*CELL, "n", "harmed"]))
 
 
 def over_replicates(means: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
@@ -152,6 +195,34 @@ def over_replicates(means: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
         rows.append(row | {name: group[name].min() for name in kept})
     columns = [*CELL, "method", "metric", "mean", "low", "high", "n", "replicates", *kept]
     return in_reading_order(pd.DataFrame(rows, columns=columns))
+
+
+def steadiness(episodes: pd.DataFrame) -> pd.DataFrame:
+    """How far the final policy's mean is to be trusted: one row per cell and method, averaged over n replicates.
+
+    Beside cost and return: their means over the last snapshots (late), their medians over episodes, the share of
+    episodes within the limit, and the number of replicates whose mean cost is.
+    """
+    means = replicate_means(with_clean(episodes))
+    beside = [f"{what}{metric}" for metric in METRICS for what in ("", "late_", "median_")]
+    groups = means.groupby([*CELL, "method"], sort=False)
+    table = groups[[*beside, "safe_share"]].mean()
+    return in_reading_order(table.assign(safe_replicates=groups["safe"].sum(), n=groups.size()).reset_index())
+
+
+def both_ways(episodes: pd.DataFrame) -> pd.DataFrame:
+    """Cost and return of policies that act at their mode, and of the same as osrl-lib evaluates them, drawing.
+
+    episodes  with the column acting, "mode" or "drawn"
+    One row per cell, method and metric: mode, drawn, and their difference with its interval over replicates.
+    """
+    names = [*POLICY, "method"]
+    means = episodes.groupby([*names, "acting"])[list(METRICS)].mean().unstack("acting")
+    parts = [means[m].assign(metric=m, **{m: means[m]["drawn"] - means[m]["mode"]}).reset_index() for m in METRICS]
+    differences = pd.concat([over_replicates(part, [m]) for part, m in zip(parts, METRICS, strict=True)])
+    levels = pd.concat(parts).groupby([*CELL, "method", "metric"])[["mode", "drawn"]].mean().reset_index()
+    table = levels.merge(differences.rename(columns={"mean": "difference"}).drop(columns="replicates"))
+    return in_reading_order(table)
 
 
 @dataclass(frozen=True)
@@ -174,17 +245,20 @@ class Table:
         rows = with_clean(episodes)
         ours = over_replicates(replicate_means(rows[rows["method"].isin(shown)]), list(METRICS))
         theirs = theirs.rename(columns={"value": "paper"}).drop(columns="table")
-        return in_reading_order(ours.merge(theirs, on=[*CELL, "method", "metric"], how="left"))
+        table = in_reading_order(ours.merge(theirs, on=[*CELL, "method", "metric"], how="left"))
+        return table.merge(harm(episodes)[[*CELL, "harmed"]], on=CELL, how="left")
 
     def shown(self, table: pd.DataFrame) -> pd.DataFrame:
         """For the notebook: a row per cell and metric, a column per method, then the paper's, "45.0 ± 3.1" each.
 
-        n is the number of replicates, the smallest to the largest where methods differ in it.
+        n is the number of replicates, the smallest to the largest where methods differ in it. A star is at conditions
+        in which the attack does harm (`harm`): only there is something to repair.
         """
         half = (table["high"] - table["mean"]).map("{:.1f}".format)
         text = table["mean"].map("{:.1f}".format) + np.where(table["n"] > 1, " ± " + half, "")
         index = ["task", "backbone", "condition", "metric"]
-        conditions = [condition(*where) for where in table[["attack", "ratio"]].itertuples(index=False)]
+        where = table[["attack", "ratio", "harmed"]].itertuples(index=False)
+        conditions = [condition(attack, ratio) + " *" * (harmed is True) for attack, ratio, harmed in where]
         tall = table.assign(text=text, condition=conditions)
         columns = {"n": tall.groupby(index)["n"].agg(lambda n: "-".join(map(str, sorted({n.min(), n.max()}))))}
 
@@ -215,7 +289,8 @@ def improvement(episodes: pd.DataFrame) -> pd.DataFrame:
 def counts(episodes: pd.DataFrame) -> pd.DataFrame:
     """In how many cells a method keeps the limit, has the lowest mean cost, or the highest return within the limit.
 
-    One row per backbone and method, of the repairs and retraining (the clean policy); ties count for all that tie.
+    One row per backbone and method, of the repairs and retraining (the clean policy); ties count for all that tie. Once
+    over all cells, and once (column over) over those in which the attack does harm.
     """
     table = over_replicates(replicate_means(with_clean(episodes)), list(METRICS))
     table = table[table["method"] != "poisoned"]
@@ -224,9 +299,12 @@ def counts(episodes: pd.DataFrame) -> pd.DataFrame:
     wide["lowest_cost"] = wide["cost"] == wide.groupby(CELL)["cost"].transform("min")
     safe = wide["return"].where(wide["within_limit"])
     wide["best_within_limit"] = safe.eq(safe.groupby([wide[name] for name in CELL]).transform("max"))
-    grouped = wide.groupby(["backbone", "method"], sort=False)
+    wide = wide.merge(harm(episodes)[[*CELL, "harmed"]], on=CELL, how="left")
+    wide = pd.concat([wide.assign(over="all cells"), wide[wide["harmed"].eq(True)].assign(over="harmed cells")])
+    grouped = wide.groupby(["over", "backbone", "method"], sort=False)
     table = grouped[["within_limit", "lowest_cost", "best_within_limit"]].sum()
-    return in_reading_order(table.assign(cells=grouped.size()).reset_index())
+    table = in_reading_order(table.assign(cells=grouped.size()).reset_index())
+    return table.sort_values("over", kind="stable", ignore_index=True)
 
 
 # Across cells
@@ -388,7 +466,11 @@ TABLES: dict[str, Table | Callable[[pd.DataFrame], pd.DataFrame]] = {
     "table4": Table("Trajdeleter, as published and cost-aware", (4,)),
     "table5": Table("With and without critic unlearning", (5,)),
     "table6": Table("The percentile of the reward reference", (6,)),
+    "controls": Table("Safe-RULE beside its controls", (), ("main", "controls")),
     "replicates": replicate_means,
+    "steadiness": steadiness,
+    "harm": harm,
+    "both-ways": both_ways,
     "improvement": improvement,
     "counts": counts,
 }
