@@ -51,7 +51,6 @@ def quietly(path: Path, backbone: str | None = None, **options: Any) -> Any:
 def resumed(backbone: str, path: Path, cfg: Any) -> Any:
     """osrl-lib's trainer after loading a checkpoint as its evaluation scripts do."""
     trainer = quiet_trainer(backbone, cfg, "cpu", NEUTRAL)
-    trainer.logger = osrl_peer.Recorder()
     trainer.model.load_state_dict(torch.load(path, weights_only=True)["model_state"], strict=True)
     return trainer
 
