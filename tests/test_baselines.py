@@ -18,7 +18,6 @@ from saferule.unlearn.trajdeleter import actor_loss, advantage, anchored_critics
 
 DICE = get_backbone("coptidice")
 CFG = DICE.Config(observation_dim=1, action_dim=1, episode_len=300, alpha=0.5, gamma=0.5)
-TWO_PI = math.log(2 * math.pi)
 
 
 # Safe-RULE on COptiDICE. One observation, one action, networks of one layer: nu(s) = 1, chi(s) = 2 s for two members,
@@ -66,8 +65,9 @@ def dice(mean: float = 0.0, options=(), **changes: float):
     return loss.item(), info, moved, nets["actor"]["b0"].grad[0].item()
 
 
-def log_density(action: float, mean: float = 0.0) -> float:
-    return -((action - mean) ** 2) / 2 - TWO_PI / 2
+def log_density(action: float) -> float:
+    """Of the standard normal distribution."""
+    return -(action**2) / 2 - math.log(2 * math.pi) / 2
 
 
 @pytest.mark.parametrize(("cost_weight", "weights"), [(1.0, (5.0, 2.0)), (0.0, (5.0, 1.0)), (3.0, (5.0, 4.0))])

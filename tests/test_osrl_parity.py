@@ -54,14 +54,19 @@ def states(peers: osrl_peer.Peers) -> tuple[dict[str, Tensor], dict[str, Tensor]
     return ours | {name: scalars[name] for name in theirs.keys() - ours.keys()}, theirs
 
 
-def assert_same_state(peers: osrl_peer.Peers) -> None:
-    """Every number by itself, in float64."""
-    torch.testing.assert_close(*states(peers), rtol=1e-7, atol=1e-10)
-
-
 def assert_same_log(peers: osrl_peer.Peers, info: dict[str, Tensor], tolerance: float) -> None:
     for ours, theirs in (SHARED | LOGGED[peers.name]).items():
         assert info[ours].item() == pytest.approx(peers.logged[f"loss/{theirs}"], rel=tolerance, abs=tolerance), ours
+
+
+def ten_steps(peers: osrl_peer.Peers) -> list[dict[str, Tensor]]:
+    """In float64, where both must agree in every number by itself; what each step of ours reported."""
+    infos = []
+    for _ in range(STEPS):
+        infos.append(peers.step())
+        assert_same_log(peers, infos[-1], 1e-9)
+    torch.testing.assert_close(*states(peers), rtol=1e-7, atol=1e-10)
+    return infos
 
 
 def assert_constraint_active(peers: osrl_peer.Peers, infos: list[dict[str, Tensor]]) -> None:
@@ -78,12 +83,7 @@ def assert_constraint_active(peers: osrl_peer.Peers, infos: list[dict[str, Tenso
 def test_ten_steps_in_float64(backbone):
     peers = osrl_peer.Peers(backbone, 64, torch.float64, **SIZES)
     before = {name: value.clone() for name, value in peers.model.state_dict().items()}
-    infos = []
-    for _ in range(STEPS):
-        infos.append(peers.step())
-        assert_same_log(peers, infos[-1], 1e-9)
-    assert_same_state(peers)
-    assert_constraint_active(peers, infos)
+    assert_constraint_active(peers, ten_steps(peers))
     assert all(not torch.equal(value, before[name]) for name, value in peers.model.state_dict().items())
 
 
@@ -120,7 +120,4 @@ def test_steps_in_float32(backbone, batch_size, steps):
 )
 def test_a_batch_of_one_and_other_settings(backbone, option):
     given = {"batch_size": 16} | SMALL | option
-    peers = osrl_peer.Peers(backbone, dtype=torch.float64, **given)
-    for _ in range(STEPS):
-        assert_same_log(peers, peers.step(), 1e-9)
-    assert_same_state(peers)
+    ten_steps(osrl_peer.Peers(backbone, dtype=torch.float64, **given))

@@ -103,11 +103,9 @@ def test_the_build_context_has_what_git_has_and_neither_history_nor_environment(
     for path in (".git", ".venv/bin/python", "saferule.egg-info/PKG-INFO", "artifacts/smoke/tables/table1.csv"):
         assert ignored(path), path
     assert ignored("saferule/agents/__pycache__/cpq.cpython-311.pyc")
-    listed = (
-        subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True) if shutil.which("git") else None
-    )
-    if listed is None or listed.returncode:
-        pytest.skip("not a git checkout")
+    listed = subprocess.run("git ls-files", shell=True, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout, or no git")
     assert [path for path in listed.stdout.splitlines() if ignored(path)] == []
 
 
