@@ -40,11 +40,8 @@ class Poisoned(Sampled):
 
     def __call__(self, population, agents):
         batch = super().__call__(population, agents)
-        rewards = batch.rewards.clone()
-        for p, agent in enumerate(agents):
-            if self.bad.get(agent) == population.step + 1:
-                rewards[p] = math.nan
-        return batch._replace(rewards=rewards)
+        now = torch.tensor([self.bad.get(agent) == population.step + 1 for agent in agents])
+        return batch._replace(rewards=batch.rewards.masked_fill(now.unsqueeze(1), math.nan))
 
 
 def test_logged_steps():
@@ -125,14 +122,13 @@ def test_all_agents_bad_ends_cleanly():
 
 
 def test_numbers_of_the_agents_of_a_continued_population():
-    seen = []
+    seen, poisoned = [], Poisoned({7: 2})
 
-    class Numbers(Poisoned):
-        def __call__(self, population, agents):
-            seen.append(list(agents))
-            return super().__call__(population, agents)
+    def draw(population, agents):
+        seen.append(list(agents))
+        return poisoned(population, agents)
 
-    _, agents, log, _ = train(draw=Numbers({7: 2}), agents=[3, 7, 9], steps=6, log_every=3)
+    _, agents, log, _ = train(draw=draw, agents=[3, 7, 9], steps=6, log_every=3)
     assert agents == [3, 9] and seen == [[3, 7, 9]] * 3 + [[3, 9]] * 3
     assert [row["agent"] for row in log.rows] == [3, 7, 9, 3, 9]
 
