@@ -29,8 +29,8 @@ def workspace():
     shutil.rmtree(folder)
 
 
-def start(workspace, *command, user=None, mounted=True, **environment):
-    """The entrypoint with these arguments; as another user (root only), with or without a mounted folder."""
+def start(workspace, *command, script="docker/entrypoint.sh", user=None, mounted=True, **environment):
+    """The entrypoint or another script with these arguments; as another user (root only), with or without a mount."""
     given = {
         "PATH": os.environ["PATH"],
         "HOME": "/",
@@ -39,15 +39,9 @@ def start(workspace, *command, user=None, mounted=True, **environment):
         **({"SAFERULE_DISCARD": "1"} if mounted else {}),  # what nothing is mounted at is not complained about then
         **environment,
     }
-    return bash(workspace / "docker" / "entrypoint.sh", *command, user=user, env=given)
-
-
-def bash(*command, user=None, **options):
-    """A script, as another user (root only)."""
     become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
-    return subprocess.run(
-        [*become, "bash", *command], capture_output=True, text=True, stdin=subprocess.DEVNULL, **options
-    )
+    line = [*become, "bash", workspace / script, *command]
+    return subprocess.run(line, env=given, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
 def assert_one_sentence(done, code, *words):
@@ -151,6 +145,6 @@ def test_run_all_names_a_folder_that_it_cannot_write(workspace, part):
     (workspace / "artifacts" / "smoke").mkdir()
     for folder in ("artifacts", "artifacts/smoke"):
         os.chown(workspace / folder, *((0, 0) if folder == part else (NOBODY, NOBODY)))
-    done = bash(workspace / "run_all.sh", user=NOBODY)
+    done = start(workspace, script="run_all.sh", user=NOBODY)
     assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
     assert f"{workspace / part} cannot be written by user {NOBODY}" in done.stderr and "owner 0:0" in done.stderr
