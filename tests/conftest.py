@@ -5,6 +5,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # subprocesses too: the same sums in the same order
 os.environ.setdefault("OPENBLAS_CORETYPE", "Haswell")  # as saferule does, before numpy is imported here
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,27 +13,22 @@ import pytest
 import torch
 
 from saferule.attack.poison import ForgetSet, poison
-from saferule.data.schema import Dataset, save
-from saferule.sim import get_task, make
+from saferule.data.schema import Dataset, from_episodes, save
+from saferule.sim import get_task
+from saferule.sim.rollout import roll_out
 
 torch.set_num_threads(1)
 
 
 def random_episodes(task_name: str, episodes: int, steps: int, seed: int) -> Dataset:
     """Uniformly random actions in the real simulator, cut after ``steps``."""
-    simulator, generator, rows = make(task_name), np.random.default_rng(seed), []
-    for episode in range(episodes):
-        observation = simulator.reset(seed + episode)
-        for t in range(steps):
-            action = generator.uniform(-1, 1, simulator.task.action_dim)
-            step = simulator.step(action)
-            end = step.terminated, step.truncated or t == steps - 1
-            rows.append((observation, step.observation, action, step.reward, step.cost, *end))
-            observation = step.observation
-            if any(end):
-                break
-    simulator.close()
-    return Dataset(*(np.array(column) for column in zip(*rows, strict=True)))
+    task, generator = replace(get_task(task_name), horizon=steps), np.random.default_rng(seed)
+
+    def act(observations, t):
+        return generator.uniform(-1, 1, (1, task.action_dim))
+
+    played = [roll_out(task, act, [seed + episode], record=True) for episode in range(episodes)]
+    return from_episodes([each.trajectories[0] for each in played])
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """Rows of episodes as `saferule.runs.results.episodes` gives them, made by hand."""
 
-import json
-
 import numpy as np
 import pandas as pd
 
@@ -20,21 +18,20 @@ def rows(method, replicate, costs, returns, step=100, **told):
     return frame.assign(**where, method=method, replicate=replicate, step=step)
 
 
-def two_replicates():
-    """Two replicates, the first with cost 20 and 40 before, the second with 60."""
-    return pd.concat(
-        [
-            rows("clean", 0, [4.0, 8.0], [90.0, 110.0], start=""),
-            rows("clean", 1, [0.0, 0.0], [100.0, 100.0], start=""),
-            rows("poisoned", 0, [20.0, 40.0], [100.0, 200.0], start=""),
-            rows("poisoned", 1, [60.0, 60.0], [50.0, 50.0], start=""),
-            rows("safe-rule", 0, [5.0, 5.0], [100.0, 120.0]),
-            rows("safe-rule", 1, [20.0, 30.0], [70.0, 50.0]),
-            rows("fine-tuning", 0, [10.0, 10.0], [10.0, 10.0]),
-            rows("fine-tuning", 1, [10.0, 10.0], [10.0, 10.0]),
-        ],
-        ignore_index=True,
-    )
+# Two replicates, the first with cost 20 and 40 before, the second with 60.
+EPISODES = pd.concat(
+    [
+        rows("clean", 0, [4.0, 8.0], [90.0, 110.0], start=""),
+        rows("clean", 1, [0.0, 0.0], [100.0, 100.0], start=""),
+        rows("poisoned", 0, [20.0, 40.0], [100.0, 200.0], start=""),
+        rows("poisoned", 1, [60.0, 60.0], [50.0, 50.0], start=""),
+        rows("safe-rule", 0, [5.0, 5.0], [100.0, 120.0]),
+        rows("safe-rule", 1, [20.0, 30.0], [70.0, 50.0]),
+        rows("fine-tuning", 0, [10.0, 10.0], [10.0, 10.0]),
+        rows("fine-tuning", 1, [10.0, 10.0], [10.0, 10.0]),
+    ],
+    ignore_index=True,
+)
 
 
 def many(replicates=4, cells=(0.05, 0.15)):
@@ -48,23 +45,18 @@ def many(replicates=4, cells=(0.05, 0.15)):
     return pd.concat(parts, ignore_index=True)
 
 
-def other_readings():
-    """Episodes 0 and 1 under the default (costs 10, 30), again as percentile 50, and under three readings."""
-
-    def read_as(costs, returns, **chosen):
-        return rows("safe-rule", 0, costs, returns, readings=json.dumps(chosen))
-
-    return pd.concat(
-        [
-            read_as([12.0, 30.0], [50.0, 50.0], gate="data"),
-            read_as([30.0, 10.0], [40.0, 20.0], forget_actor="repelling"),
-            read_as([11.0, 31.0], [50.0, 90.0], kappa="per_step"),
-            rows("percentile-50", 0, [10.0, 31.0, 99.0], [50.0, 50.0, 99.0]),
-            rows("safe-rule", 0, [10.0, 30.0, 99.0], [50.0, 50.0, 99.0]),
-            rows("no-critic", 0, [1.0], [1.0]),
-        ],
-        ignore_index=True,
-    )
+# Episodes 0 and 1 under the default (costs 10, 30), again as percentile 50, and under three readings.
+OTHER_READINGS = pd.concat(
+    [
+        rows("safe-rule", 0, [12.0, 30.0], [50.0, 50.0], readings='{"gate": "data"}'),
+        rows("safe-rule", 0, [30.0, 10.0], [40.0, 20.0], readings='{"forget_actor": "repelling"}'),
+        rows("safe-rule", 0, [11.0, 31.0], [50.0, 90.0], readings='{"kappa": "per_step"}'),
+        rows("percentile-50", 0, [10.0, 31.0, 99.0], [50.0, 50.0, 99.0]),
+        rows("safe-rule", 0, [10.0, 30.0, 99.0], [50.0, 50.0, 99.0]),
+        rows("no-critic", 0, [1.0], [1.0]),
+    ],
+    ignore_index=True,
+)
 
 
 def distances_of(episodes):
@@ -79,16 +71,10 @@ def dataset(rewards, costs, ends):
     return Dataset(*still, rewards, costs, np.zeros(n, bool), flags, {"made_by": "hand"})
 
 
-def data():
-    """Two trajectories: return 3 at cost 0, return 10 at cost 12."""
-    return dataset([1.0, 2.0, 4.0, 6.0], [0.0, 0.0, 5.0, 7.0], [1, 3])
+# Two trajectories: return 3 at cost 0, return 10 at cost 12.
+DATA = dataset([1.0, 2.0, 4.0, 6.0], [0.0, 0.0, 5.0, 7.0], [1, 3])
 
-
-def forget():
-    """One poisoned trajectory: truly return 2 at cost 2, labelled return 12 at cost 0."""
-    ones = np.array([1.0, 1.0], np.float32)
-    relabelled = dataset([6.0, 6.0], [0.0, 0.0], [1])
-    return ForgetSet(relabelled, ones, ones, np.array([0]), np.array([2.0]), "max_cost", 0.5, 4)
-
-
-EPISODES, OTHER_READINGS, DATA, FORGET = two_replicates(), other_readings(), data(), forget()
+# One poisoned trajectory: truly return 2 at cost 2, labelled return 12 at cost 0.
+ONES = np.ones(2, np.float32)
+RELABELLED = dataset([6.0, 6.0], [0.0, 0.0], [1])
+FORGET = ForgetSet(RELABELLED, ONES, ONES, np.array([0]), np.array([2.0]), "max_cost", 0.5, 4)

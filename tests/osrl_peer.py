@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.distributions import Normal, normal
+from torch.utils._pytree import tree_map
 
 from benchmarks.osrl_lib import quiet_trainer
 from saferule.agents import get_backbone
 from saferule.agents.osrl import networks_of
 from saferule.agents.parts import Noise
-from saferule.agents.population import Population, create, draw_noise, training, update
+from saferule.agents.population import create, draw_noise, member, stack, training, update
 from saferule.data.batches import Batch
 
 INIT_PROPORTION = 0.25
@@ -56,18 +56,18 @@ def osrl_draws(backbone: str, noise: Noise) -> list[Tensor]:
         """(n, B, d) to (B * n, d): osrl-lib repeats each state n times."""
         return draw.transpose(0, 1).flatten(0, 1)
 
-    if backbone == "bcq-lag":
-        target = rows(noise["target"])
-        return [noise["vae"], target, target, noise["policy"]]
-    if backbone == "bear-lag":
-        target = rows(noise["target"])
-        samples = torch.cat((noise["policy"].unsqueeze(0), noise["match"]))
-        return [noise["vae"], target, target, noise["behaviour"].transpose(0, 1), rows(samples)]
+    if backbone == "coptidice":
+        return [noise["observation"], noise["action"], torch.zeros_like(noise["action"])]
+    vae, target = noise["vae"], noise["target"]
     if backbone == "cpq":
-        target, ood = noise["target"], noise["ood"]
-        unused = [torch.zeros_like(target), torch.zeros(ood.shape[0] * ood.shape[1], noise["vae"].shape[1])]
-        return [noise["vae"], target, target, unused[0], ood, unused[1], noise["policy"]]
-    return [noise["observation"], noise["action"], torch.zeros_like(noise["action"])]
+        ood = noise["ood"]
+        unused = [torch.zeros_like(target), torch.zeros(ood.shape[0] * ood.shape[1], vae.shape[1])]
+        return [vae, target, target, unused[0], ood, unused[1], noise["policy"]]
+    draws = [vae, rows(target), rows(target)]
+    if backbone == "bcq-lag":
+        return [*draws, noise["policy"]]
+    samples = torch.cat((noise["policy"].unsqueeze(0), noise["match"]))
+    return [*draws, noise["behaviour"].transpose(0, 1), rows(samples)]
 
 
 @contextmanager
@@ -91,46 +91,35 @@ class Peers:
     """osrl-lib's trainer and a population of one of ours, from the same weights.
 
     dtype, reference  the precision of ours and of osrl-lib
+    model, logged     osrl-lib's model and what it reported of its last step
     """
 
     def __init__(
-        self,
-        backbone: str,
-        batch_size: int,
-        dtype: torch.dtype,
-        reference: torch.dtype | None = None,
-        seed: int = 0,
-        **settings: Any,
+        self, backbone: str, batch_size: int, dtype: torch.dtype, reference: torch.dtype | None = None, **settings: Any
     ) -> None:
-        self.name, self.module = backbone, get_backbone(backbone)
-        self.cfg = self.module.Config(**settings, batch_size=batch_size)
+        self.name, module = backbone, get_backbone(backbone)
+        self.cfg = module.Config(**settings, batch_size=batch_size)
         self.dtype, self.reference = dtype, reference or dtype
-        self.random = torch.Generator().manual_seed(seed)
+        self.random = torch.Generator().manual_seed(0)
         std = 0.5 + torch.rand(self.cfg.observation_dim + self.cfg.action_dim, generator=self.random, dtype=dtype)
         parts = [part.unsqueeze(0) for part in std.split((self.cfg.observation_dim, self.cfg.action_dim))]
         with default_dtype(self.reference):
-            torch.manual_seed(seed)
+            torch.manual_seed(0)
             statistics = (INIT_PROPORTION, *(part.to(self.reference).numpy() for part in parts))
             self.trainer = quiet_trainer(backbone, self.cfg, "cpu", statistics)
-        self.trainer.logger = Recorder()
+        self.model, self.logged = self.trainer.model, Recorder()
+        self.trainer.logger = self.logged
         state = {name: value.to(dtype) for name, value in self.model.state_dict().items()}
         self.model.load_state_dict(state)
-        with default_dtype(dtype):
-            self.ours = population_of(self.module, self.cfg, state)
-            if self.module.statistics is not None:
-                names = ("init_proportion", "observation_std", "action_std")
-                self.ours.scalars |= dict(zip(names, (torch.tensor([INIT_PROPORTION]), *parts), strict=True))
-        self.algorithm = training(self.module, self.cfg)
-
-    @property
-    def model(self) -> torch.nn.Module:
-        """osrl-lib's model."""
-        return self.trainer.model
-
-    @property
-    def logged(self) -> dict[str, float]:
-        """What osrl-lib reported of its last step."""
-        return self.trainer.logger
+        with default_dtype(dtype), torch.no_grad():
+            self.ours = create(module, self.cfg, [0])
+            for net, leaves in networks_of(state, backbone, self.cfg).items():
+                for k, value in leaves.items():
+                    self.ours.nets[net][k].copy_(value.unsqueeze(0))
+        if module.statistics is not None:
+            names = ("init_proportion", "observation_std", "action_std")
+            self.ours.scalars |= dict(zip(names, (torch.tensor([INIT_PROPORTION], dtype=dtype), *parts), strict=True))
+        self.algorithm = training(module, self.cfg)
 
     def batch(self) -> Batch:
         """Random transitions (B, ...); some end an episode, some start one, some cost."""
@@ -150,10 +139,9 @@ class Peers:
         """One training step of both on the same batch and noise; what ours reports."""
         batch, noise = self.batch(), draw_noise(self.ours, self.algorithm.noise_shapes, self.dtype)
         with default_dtype(self.reference):
-            theirs = Batch(*(part.to(self.reference) for part in batch))
-            osrl_step(self.name, self.trainer, theirs, {k: draw[0].to(self.reference) for k, draw in noise.items()})
-        one = Batch(*(part.unsqueeze(0) for part in batch))
-        return update(self.ours, self.algorithm, one, noise)
+            theirs = tree_map(lambda part: part.to(self.reference), (batch, member(noise, 0)))
+            osrl_step(self.name, self.trainer, *theirs)
+        return update(self.ours, self.algorithm, stack([batch]), noise)
 
 
 def osrl_step(backbone: str, trainer: Any, batch: Batch, noise: Noise) -> None:
@@ -163,13 +151,3 @@ def osrl_step(backbone: str, trainer: Any, batch: Batch, noise: Noise) -> None:
             trainer.train_one_step(list(batch))
         else:
             trainer.train_one_step(*batch[:-1])
-
-
-def population_of(module: ModuleType, cfg: Any, state: dict[str, Tensor]) -> Population:
-    """A fresh population of one with the networks of an osrl-lib state."""
-    population = create(module, cfg, [0])
-    with torch.no_grad():
-        for net, leaves in networks_of(state, module.NAME, cfg).items():
-            for k, value in leaves.items():
-                population.nets[net][k].copy_(value.unsqueeze(0))
-    return population

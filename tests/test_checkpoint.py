@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from saferule.agents import BACKBONES, checkpoint, get_backbone
 from saferule.agents.parts import originals
-from saferule.agents.population import create, training
+from saferule.agents.population import create, member, training
 from saferule.errors import CheckpointError
 
 
@@ -62,16 +62,14 @@ def test_agent_files(name, tmp_path):
     assert_same_state(expected, frozen(agent.population))
     assert agent.population.step == 3
     assert alone.population is None and alone.meta == agent.meta and alone.cfg == cfg
-    assert set(alone.nets) == set(agent.nets)
-    assert all(torch.equal(alone.nets[n][k], leaf) for n, net in agent.nets.items() for k, leaf in net.items())
+    assert_same_state(alone.nets, agent.nets)
     checkpoint.save_networks(population, 1, path, "CarCircle", name, cfg)
     snapshot = checkpoint.load_agent(path)
     assert snapshot.population is None and snapshot.meta["step"] == 3
     assert (snapshot.task, snapshot.backbone, snapshot.cfg) == ("CarCircle", backbone, cfg)
     assert set(snapshot.nets) == {network for networks, _ in backbone.LOSSES for network in networks}
-    for net, leaves in snapshot.nets.items():
-        for k, leaf in leaves.items():
-            assert torch.equal(leaf, population.nets[net][k][1]) and not leaf.requires_grad
+    assert_same_state(snapshot.nets, {net: member(population.nets[net], 1) for net in snapshot.nets})
+    assert not any(leaf.requires_grad for leaves in snapshot.nets.values() for leaf in leaves.values())
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -85,7 +83,7 @@ def test_acting_networks_are_exactly_what_act_reads(name, tmp_path):
 
     observations = torch.randn(4, cfg.observation_dim)
     latent = torch.randn(backbone.noise_shapes(cfg, 4)["policy"])
-    whole = {net: {k: v[1].detach() for k, v in leaves.items()} for net, leaves in population.nets.items()}
+    whole = member(population.nets, 1)
     for noise in (None, latent):
         actions = backbone.act(acting.nets, observations, noise, cfg)
         assert actions.shape == (4, cfg.action_dim) and actions.abs().max() <= 1

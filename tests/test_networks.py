@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.distributions import Normal, kl_divergence
 from torch.func import vmap
 
 from saferule.agents import networks as ours
 from saferule.agents.parts import discounted_limit, init_pid, pid_multiplier
-from saferule.agents.population import stack
+from saferule.agents.population import member, stack
 
 S, A, OUT, H = 3, 2, 4, 8
 
@@ -37,11 +38,8 @@ def sequential(network: dict, activation: type[nn.Module] = nn.ReLU) -> nn.Seque
 
 def reference(network: dict, state: torch.Tensor, action: torch.Tensor, ensemble: int | None) -> torch.Tensor:
     """The same as `mlp` with the state repeated for each sample, by nn.Linear, member by member."""
-    if action.dim() == 3 and state.dim() == 2:
-        state = state.expand(action.shape[0], *state.shape)
-    if state.dim() == 3 and action.dim() == 2:
-        action = action.expand(state.shape[0], *action.shape)
-    both = torch.cat((state, action), dim=-1)
+    shape = torch.broadcast_shapes(state.shape[:-1], action.shape[:-1])
+    both = torch.cat((state.expand(*shape, -1), action.expand(*shape, -1)), dim=-1)
     if ensemble is None:
         return sequential(network)(both)
     return torch.stack([sequential(of(network, e))(both) for e in range(ensemble)])
@@ -126,21 +124,13 @@ def test_gaussian_clamps_the_log_deviation():
     torch.testing.assert_close(std, torch.tensor([[math.exp(-20), math.exp(2)]]))
 
 
-class ReferenceVAE(nn.Module):
-    """The conditional VAE of BCQ as a plain module."""
-
-    def __init__(self, vae: dict) -> None:
-        super().__init__()
-        self.encoder = sequential({k[2:]: v for k, v in vae.items() if k.startswith("e_")})
-        self.decoder = sequential({k[2:]: v for k, v in vae.items() if k.startswith("d_")})
-
-    def loss(self, state, action, noise, beta):
-        mean, log_std = self.encoder(torch.cat((state, action), 1)).chunk(2, 1)
-        std = log_std.clamp(-4, 15).exp()
-        decoded = torch.tanh(self.decoder(torch.cat((state, mean + std * noise), 1)))
-        normal = torch.distributions.Normal
-        kl = torch.distributions.kl_divergence(normal(mean, std), normal(torch.zeros_like(mean), 1.0)).mean()
-        return F.mse_loss(decoded, action) + beta * kl
+def reference_vae_loss(encoder, decoder, state, action, noise, beta):
+    """That of BCQ's conditional VAE, by plain modules."""
+    mean, log_std = encoder(torch.cat((state, action), 1)).chunk(2, 1)
+    std = log_std.clamp(-4, 15).exp()
+    decoded = torch.tanh(decoder(torch.cat((state, mean + std * noise), 1)))
+    kl = kl_divergence(Normal(mean, std), Normal(torch.zeros_like(mean), 1.0)).mean()
+    return F.mse_loss(decoded, action) + beta * kl
 
 
 @pytest.mark.parametrize("batch", [6, 1])
@@ -155,12 +145,13 @@ def test_vae_loss_and_gradient_equal_a_torch_nn_reference(batch):
     losses = vmap(lambda v, s, a, z: ours.vae_loss(v, s, a, z, 0.5))(vaes, state, action, noise)
     gradients = dict(zip(vaes, torch.autograd.grad(losses.sum(), list(vaes.values())), strict=True))
     for p in range(agents):
-        module = ReferenceVAE({k: v[p].detach() for k, v in vaes.items()})
-        loss = module.loss(state[p], action[p], noise[p], 0.5)
+        own = member(vaes, p)
+        encoder, decoder = (sequential({k[2:]: v for k, v in own.items() if k[:2] == part}) for part in ("e_", "d_"))
+        loss = reference_vae_loss(encoder, decoder, state[p], action[p], noise[p], 0.5)
         loss.backward()
         torch.testing.assert_close(losses[p], loss)
-        torch.testing.assert_close(gradients["e_w0"][p], module.encoder[0].weight.grad.t())
-        torch.testing.assert_close(gradients["d_b2"][p], module.decoder[4].bias.grad)
+        torch.testing.assert_close(gradients["e_w0"][p], encoder[0].weight.grad.t())
+        torch.testing.assert_close(gradients["d_b2"][p], decoder[4].bias.grad)
 
 
 def test_vae_decodes_samples_and_clips_latents():

@@ -11,6 +11,7 @@ import osrl_peer
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from saferule.agents import BACKBONES
 from saferule.agents.osrl import state_of
@@ -34,37 +35,38 @@ LOGGED = {
 }
 
 
-def state_pairs(peers: osrl_peer.Peers) -> dict[str, tuple[Tensor, Tensor]]:
-    """Everything that both hold after a step, by name: (ours, osrl-lib's)."""
-    theirs = {name: value.detach() for name, value in peers.model.state_dict().items()}
-    ours = state_of(member(peers.ours.nets, 0), peers.name, peers.cfg)
+def states(peers: osrl_peer.Peers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Everything that both hold after a step, by name: ours and osrl-lib's."""
+    nets, scalars, model = (*(member(tree, 0) for tree in (peers.ours.nets, peers.ours.scalars)), peers.model)
+    ours, theirs = state_of(nets, peers.name, peers.cfg), dict(model.state_dict())
     assert ours.keys() == theirs.keys()
-    pairs = {name: (ours[name], theirs[name]) for name in theirs}
-    scalars = {name: value[0] for name, value in peers.ours.scalars.items()}
-    model = peers.model
     if peers.name in ("bcq-lag", "bear-lag"):
-        pairs["pid_error"] = scalars["pid_error"], torch.as_tensor(model.controller.error_old)
-        pairs["pid_integral"] = scalars["pid_integral"], torch.as_tensor(model.controller.error_integral)
+        theirs["pid_error"] = torch.as_tensor(model.controller.error_old)
+        theirs["pid_integral"] = torch.as_tensor(model.controller.error_integral)
     if peers.name in ("bear-lag", "cpq"):
-        pairs["log_alpha"] = scalars["log_alpha"], model.log_alpha
+        theirs["log_alpha"] = model.log_alpha
     if peers.name == "bear-lag":
-        pairs["n_train_steps"] = scalars["n_train_steps"].double(), torch.tensor(float(model.n_train_steps)).double()
+        theirs["n_train_steps"] = torch.tensor(model.n_train_steps).to(scalars["n_train_steps"])
     if peers.name == "coptidice":
         for name in ("tau", "lmbda"):
-            pairs[name] = peers.ours.nets[name]["raw"][0].detach(), getattr(model, name).detach()
-        pairs["multiplier"] = scalars["multiplier"], model._lmbda.detach()[0]
-    return pairs
-
-
-def assert_same_state(peers: osrl_peer.Peers) -> None:
-    """Every number by itself, in float64."""
-    for name, (ours, theirs) in state_pairs(peers).items():
-        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+            ours[name], theirs[name] = nets[name]["raw"], getattr(model, name)
+        theirs["multiplier"] = model._lmbda[0]
+    return ours | {name: scalars[name] for name in theirs.keys() - ours.keys()}, theirs
 
 
 def assert_same_log(peers: osrl_peer.Peers, info: dict[str, Tensor], tolerance: float) -> None:
     for ours, theirs in (SHARED | LOGGED[peers.name]).items():
         assert info[ours].item() == pytest.approx(peers.logged[f"loss/{theirs}"], rel=tolerance, abs=tolerance), ours
+
+
+def ten_steps(peers: osrl_peer.Peers) -> list[dict[str, Tensor]]:
+    """In float64, where both must agree in every number by itself; what each step of ours reported."""
+    infos = []
+    for _ in range(STEPS):
+        infos.append(peers.step())
+        assert_same_log(peers, infos[-1], 1e-9)
+    torch.testing.assert_close(*states(peers), rtol=1e-7, atol=1e-10)
+    return infos
 
 
 def assert_constraint_active(peers: osrl_peer.Peers, infos: list[dict[str, Tensor]]) -> None:
@@ -81,12 +83,7 @@ def assert_constraint_active(peers: osrl_peer.Peers, infos: list[dict[str, Tenso
 def test_ten_steps_in_float64(backbone):
     peers = osrl_peer.Peers(backbone, 64, torch.float64, **SIZES)
     before = {name: value.clone() for name, value in peers.model.state_dict().items()}
-    infos = []
-    for _ in range(STEPS):
-        infos.append(peers.step())
-        assert_same_log(peers, infos[-1], 1e-9)
-    assert_same_state(peers)
-    assert_constraint_active(peers, infos)
+    assert_constraint_active(peers, ten_steps(peers))
     assert all(not torch.equal(value, before[name]) for name, value in peers.model.state_dict().items())
 
 
@@ -102,10 +99,11 @@ def test_steps_in_float32(backbone, batch_size, steps):
     # its sign decides. That may happen to one parameter in five thousand; all others agree to 1e-5 of their tensor's
     # root mean square.
     off = total = 0
-    for name, (ours, theirs) in state_pairs(peers).items():
-        difference = (ours - theirs).abs()
-        off += (difference > 1e-5 * theirs.norm() / theirs.numel() ** 0.5 + 1e-7).sum().item()
-        total += theirs.numel()
+    ours, theirs = tree_map(Tensor.double, states(peers))
+    for name, value in theirs.items():
+        difference = (ours[name] - value).abs()
+        off += (difference > 1e-5 * value.norm() / value.numel() ** 0.5 + 1e-7).sum().item()
+        total += value.numel()
         assert difference.max() <= 2 * steps * FASTEST_RATE, name
     assert off <= total / 5000
 
@@ -122,7 +120,4 @@ def test_steps_in_float32(backbone, batch_size, steps):
 )
 def test_a_batch_of_one_and_other_settings(backbone, option):
     given = {"batch_size": 16} | SMALL | option
-    peers = osrl_peer.Peers(backbone, given.pop("batch_size"), torch.float64, **given)
-    for _ in range(STEPS):
-        assert_same_log(peers, peers.step(), 1e-9)
-    assert_same_state(peers)
+    ten_steps(osrl_peer.Peers(backbone, dtype=torch.float64, **given))

@@ -48,12 +48,11 @@ def test_there_are_seven_tables():
     ],
 )
 def test_cells_read_by_eye(number, backbone, attack, task, ratio, expected):
-    rows = printed()
-    cell = {"table": number, "backbone": backbone, "attack": attack, "task": task, "ratio": ratio}
-    for name, value in cell.items():
-        rows = rows[rows[name] == value]
-    found = rows.pivot(index="method", columns="metric", values="value")
-    assert {name: (row["cost"], row["return"]) for name, row in found.iterrows()} == expected
+    cells = printed().pivot(
+        index=["table", "backbone", "attack", "task", "ratio", "method"], columns="metric", values="value"
+    )
+    found = cells.loc[number, backbone, attack, task, ratio]
+    assert dict(zip(found.index, found[["cost", "return"]].itertuples(index=False, name=None), strict=True)) == expected
 
 
 def test_the_long_form_holds_every_number_once():

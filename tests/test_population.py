@@ -31,13 +31,12 @@ def test_three_agents_together_equal_three_alone(name):
 def test_an_agent_depends_on_its_seed_alone(name):
     backbone, cfg = get_backbone(name), tiny(name)
     pair, single = create(backbone, cfg, [8, 9]), create(backbone, cfg, [9])
-    for net, leaves in member(pair.nets, 1).items():
-        for k, leaf in leaves.items():
-            assert torch.equal(leaf, single.nets[net][k][0])
-            if leaf.numel() > 1:
-                assert not torch.equal(leaf, pair.nets[net][k][0].detach())
+    first, second = (member(pair.nets, p) for p in (0, 1))
+    assert_same_state(second, member(single.nets, 0))
+    for net, leaves in second.items():
+        assert not any(torch.equal(leaf, first[net][k]) for k, leaf in leaves.items() if leaf.numel() > 1)
     for target, source in backbone.TARGETS.items():
-        assert all(torch.equal(pair.nets[target][k], pair.nets[source][k]) for k in pair.nets[source])
+        assert_same_state(pair.nets[target], pair.nets[source])
     shapes = {"a": (3, 2), "b": (4,)}
     for _ in range(2):
         two, one = (draw_noise(p, shapes, torch.float32) for p in (pair, single))

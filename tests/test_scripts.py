@@ -4,44 +4,29 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("install.sh", "run_all.sh", ".ci/run")
-TOOLS = (
-    "bash",
-    "basename",
-    "cat",
-    "cut",
-    "dirname",
-    "grep",
-    "ls",
-    "mkdir",
-    "mv",
-    "realpath",
-    "rm",
-    "sha256sum",
-    "tail",
-)
+TOOLS = "bash basename cat cut dirname grep ls mkdir mv realpath rm sha256sum tail".split()  # of install.sh
 
 
 def run(*command: str | Path, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(c) for c in command], capture_output=True, text=True, stdin=subprocess.DEVNULL, **options
-    )
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, **options)
 
 
 @pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """The files an installation reads, in a folder with a space in its name."""
+def copy(tmp_path: Path) -> Iterator[Path]:
+    """The files an installation reads, in a folder with a space in its name, where nothing may be installed."""
     folder = tmp_path / "a copy"
     folder.mkdir()
     for name in ("install.sh", "run_all.sh", "pyproject.toml", "requirements.lock", "requirements-cuda.lock"):
         shutil.copy2(ROOT / name, folder / name)
-    return folder
+    yield folder
+    assert not (folder / ".venv").exists()
 
 
 @pytest.fixture
@@ -54,17 +39,10 @@ def without_python(tmp_path: Path) -> dict[str, str]:
     return {"PATH": str(folder), "HOME": str(tmp_path)}
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_script_parses_and_is_executable(script):
-    assert run("bash", "-n", ROOT / script).returncode == 0
-    assert os.access(ROOT / script, os.X_OK)
-
-
 def test_help_names_the_profiles_and_installs_nothing(copy):
     done = run(copy / "run_all.sh", "--help")
     assert done.returncode == 0 and done.stderr == ""
     assert "--profile smoke|cpu|paper" in done.stdout
-    assert not (copy / ".venv").exists()
 
 
 @pytest.mark.parametrize(
@@ -81,7 +59,6 @@ def test_bad_options_print_the_usage_and_exit_2(copy, arguments, complaint):
     done = run(copy / "run_all.sh", *arguments)
     assert done.returncode == 2 and done.stdout == ""
     assert complaint in done.stderr and "Usage: ./run_all.sh" in done.stderr
-    assert not (copy / ".venv").exists()
 
 
 @pytest.mark.parametrize("script", ["install.sh", "run_all.sh"])
@@ -89,13 +66,11 @@ def test_missing_python_is_one_clear_error(copy, without_python, script):
     done = run("bash", copy / script, env=without_python)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and "Python 3.11" in done.stderr and "python3.11-venv" in done.stderr
-    assert not (copy / ".venv").exists()
 
 
 def test_install_refuses_an_option_it_does_not_know(copy):
     done = run(copy / "install.sh", "--lock")
     assert done.returncode == 1 and done.stderr == "install: unknown option: --lock, expected --lock-only or nothing.\n"
-    assert not (copy / ".venv").exists()
 
 
 def test_another_python_is_not_taken_for_3_11(copy, without_python):

@@ -17,13 +17,18 @@ BACKBONE = get_backbone("bcq-lag")
 ORDINARY = training(BACKBONE, CFG)
 
 
-def train(seeds=SEEDS, steps=20, draw=None, algorithm=ORDINARY, **options):
+def train(seeds=SEEDS, steps=20, draw=None, algorithm=ORDINARY, start=None, **options):
     """Population, left agents, log and {agent: Diverged} of a run."""
     log, stopped = Log(), {}
     options = {"log_every": 5, "log": log, "on_stop": stopped.__setitem__} | options
-    population = create(BACKBONE, CFG, seeds)
-    population, agents = run(population, algorithm, draw or Sampled(CFG), steps, **options)
+    start = start or create(BACKBONE, CFG, seeds)
+    population, agents = run(start, algorithm, draw or Sampled(CFG), steps, **options)
     return population, agents, log, stopped
+
+
+def assert_as_alone(population, *seeds):
+    """What is left of a population is what the agents of these seeds become without the others."""
+    assert_same_state(frozen(train(seeds=seeds)[0]), frozen(population), 1e-5)
 
 
 class Poisoned(Sampled):
@@ -35,11 +40,8 @@ class Poisoned(Sampled):
 
     def __call__(self, population, agents):
         batch = super().__call__(population, agents)
-        rewards = batch.rewards.clone()
-        for p, agent in enumerate(agents):
-            if self.bad.get(agent) == population.step + 1:
-                rewards[p] = math.nan
-        return batch._replace(rewards=rewards)
+        now = torch.tensor([self.bad.get(agent) == population.step + 1 for agent in agents])
+        return batch._replace(rewards=batch.rewards.masked_fill(now.unsqueeze(1), math.nan))
 
 
 def test_logged_steps():
@@ -72,8 +74,7 @@ def test_nan_in_the_batch_of_one_agent_stops_that_agent_only():
     assert "critic_loss" in sentence and "step 8" in sentence and "step 5" in sentence and "CarCircle" in sentence
     at_five, *_ = train(steps=5)  # the last good state
     assert_same_state(frozen(at_five, [1]), end.tensors)
-    without, *_ = train(seeds=[SEEDS[0], SEEDS[2]])
-    assert_same_state(frozen(without), frozen(population), 1e-5)
+    assert_as_alone(population, SEEDS[0], SEEDS[2])
     steps = [row["step"] for row in log.rows if row["agent"] == 1]
     assert steps == [5, 10]  # the bad values are in the log, then nothing
     assert math.isnan(log.rows[4]["critic_loss"]) and math.isfinite(log.rows[3]["critic_loss"])
@@ -97,23 +98,20 @@ def test_nan_in_a_parameter_mid_run():
     population, agents, _, stopped = train(on_log=spoil("actor", (0, 0, 0), math.nan))
     assert agents == [1, 2] and (stopped[0].step, stopped[0].good_step) == (11, 10)
     assert all(value.isfinite().all() for name, value in stopped[0].tensors.items() if name != "generators")
-    without, *_ = train(seeds=SEEDS[1:])
-    assert_same_state(frozen(without), frozen(population), 1e-5)
+    assert_as_alone(population, *SEEDS[1:])
 
 
 def test_a_parameter_that_no_loss_shows_is_found_too():
     population = create(BACKBONE, CFG, SEEDS)
     population.nets["spare"] = {"w0": torch.zeros(3, 2)}  # only the check of the parameters sees an unused network
-    options, stopped = {"log_every": 5, "on_log": spoil("spare", 2, math.inf)}, {}
-    _, agents = run(population, ORDINARY, Sampled(CFG), 20, on_stop=stopped.__setitem__, **options)
+    _, agents, _, stopped = train(start=population, on_log=spoil("spare", 2, math.inf))
     assert agents == [0, 1] and (stopped[2].step, stopped[2].quantity) == (15, "a parameter of spare")
 
 
 def test_agents_that_stop_at_different_steps_and_in_the_last_one():
     population, agents, _, stopped = train(draw=Poisoned({2: 3, 0: 20}))
     assert agents == [1] and {a: (s.step, s.good_step) for a, s in stopped.items()} == {2: (3, 0), 0: (20, 15)}
-    alone, *_ = train(seeds=[SEEDS[1]])
-    assert_same_state(frozen(alone), frozen(population), 1e-5)
+    assert_as_alone(population, SEEDS[1])
 
 
 def test_all_agents_bad_ends_cleanly():
@@ -124,14 +122,13 @@ def test_all_agents_bad_ends_cleanly():
 
 
 def test_numbers_of_the_agents_of_a_continued_population():
-    seen = []
+    seen, poisoned = [], Poisoned({7: 2})
 
-    class Numbers(Poisoned):
-        def __call__(self, population, agents):
-            seen.append(list(agents))
-            return super().__call__(population, agents)
+    def draw(population, agents):
+        seen.append(list(agents))
+        return poisoned(population, agents)
 
-    _, agents, log, _ = train(draw=Numbers({7: 2}), agents=[3, 7, 9], steps=6, log_every=3)
+    _, agents, log, _ = train(draw=draw, agents=[3, 7, 9], steps=6, log_every=3)
     assert agents == [3, 9] and seen == [[3, 7, 9]] * 3 + [[3, 9]] * 3
     assert [row["agent"] for row in log.rows] == [3, 7, 9, 3, 9]
 
