@@ -315,7 +315,7 @@ def test_python_form_checks_its_arguments(folder, poisoned, car_data):
     unsafe = Dataset(**{k: getattr(forget, k) for k in KEYS} | {"costs": -np.ones(len(forget))})
     for part, message in (
         (empty, "forget set is empty"),
-        (narrow, "8 observations and 1 actions, the agent 8 and 2"),
+        (narrow, "the forget set: key 'actions' has 1 columns, expected 2 for CarCircle"),
         (unsafe, "the forget set: key 'costs'"),
     ):
         with pytest.raises(DataError, match=message):

@@ -15,7 +15,7 @@ import torch
 
 from saferule.agents import get_backbone
 from saferule.agents.checkpoint import agent_policy, load_agent, load_networks
-from saferule.agents.loop import Log, keep_freed_memory, log_every
+from saferule.agents.loop import keep_freed_memory, log_every
 from saferule.agents.loop import run as loop
 from saferule.agents.parts import ORIGINAL
 from saferule.agents.population import Population, create
@@ -23,7 +23,7 @@ from saferule.attack.adversary import leading, roll_out_adversary, train_adversa
 from saferule.attack.poison import ForgetSet, load_forget_set, poison, save_forget_set
 from saferule.data.batches import TransitionPool
 from saferule.data.schema import clean_data
-from saferule.runs.interruptible import AGENT, Interruptible, Place
+from saferule.runs.interruptible import AGENT, Interruptible
 from saferule.runs.spec import AdversaryRun, EvaluationRun, ForgetRun, PolicyRun, Run, TimingRun, config
 from saferule.runs.store import Store
 from saferule.runs.timing import measure
@@ -112,7 +112,7 @@ def _policies(workspace: Workspace, runs: Sequence[PolicyRun], say: Say) -> None
         states = [load_agent(store.folder(run.start) / AGENT, workspace.device).population for run in runs]
         return together(states, runs, cfg, workspace.device)
 
-    train(store, store.partial(runs), runs, cfg, pool, rows, start, workspace.device, say)
+    train(store, runs, cfg, pool, rows, start, workspace.device, say)
 
 
 def together(states: Sequence[Population], runs: Sequence[PolicyRun], cfg: Any, device: str) -> Population:
@@ -132,8 +132,7 @@ def together(states: Sequence[Population], runs: Sequence[PolicyRun], cfg: Any, 
 
 
 def train(
-    store: Place,
-    folder: Path,
+    store: Store,
     runs: Sequence[PolicyRun],
     cfg: Any,
     pool: TransitionPool,
@@ -142,7 +141,7 @@ def train(
     device: str,
     say: Say,
 ) -> None:
-    """Run a population to its end, keep its state in ``folder`` on the way, write each agent's folder to the store.
+    """Run a population to its end, keep its state on the way, write each agent's folder to the store.
 
     rows   for each run, of its keep and of its forget set in the pool
     start  the population as it is before the method begins; not called where there is a state to continue
@@ -151,13 +150,13 @@ def train(
     first, backbone = runs[0], get_backbone(runs[0].backbone)
     methods, readings = [run.method for run in runs], [dict(run.readings) for run in runs]
     algorithm = unlearning(first.method, backbone, cfg, first.steps, readings[0])
-    state = Interruptible(store, folder, runs, cfg, say)
+    state = Interruptible(store, runs, cfg, say)
     resumed = state.resume(device)
     if resumed is None:
-        population, agents, log = start(), list(range(len(runs))), Log()
+        population, agents = start(), list(range(len(runs)))
         prepare(population, algorithm, backbone, methods, readings, pool, rows)
     else:
-        population, agents, log = resumed
+        population, agents = resumed
     began, first_step = time.monotonic(), population.step
     population, agents = loop(
         population,
@@ -165,14 +164,14 @@ def train(
         draw_batches(first.method, backbone, pool, rows, cfg.batch_size),
         first.steps,
         agents=agents,
-        log=log,
+        log=state.log,
         log_every=log_every(first.steps),
         log_also=state.snapshot_steps,
-        on_log=lambda now, left: state.keep(now, left, log),
-        on_stop=lambda agent, diverged: state.stop(agent, diverged, log),
+        on_log=state.keep,
+        on_stop=state.stop,
     )
     took, steps = time.monotonic() - began, population.step - first_step
-    state.finish(population, agents, log)
+    state.finish(population, agents)
     others = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
     say(f"{first.label}{others}: {steps} steps in {took:.0f} s, {steps / max(took, 1e-9):.1f} steps/s")
 
