@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from episodes_by_hand import EPISODES
+from jupyter_client.kernelspec import KernelSpec
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from saferule.errors import RunError
@@ -129,10 +130,8 @@ def test_a_kernel_that_dies_is_reported(tmp_path):
 
 
 def test_another_interpreters_kernel_is_refused(monkeypatch):
-    class Spec:
-        argv = ["/somewhere/else/bin/python", "-m", "ipykernel_launcher"]
-
-    monkeypatch.setattr("jupyter_client.kernelspec.KernelSpecManager.get_kernel_spec", lambda self, name: Spec)
+    spec = KernelSpec(argv=["/somewhere/else/bin/python", "-m", "ipykernel_launcher"])
+    monkeypatch.setattr("jupyter_client.kernelspec.KernelSpecManager.get_kernel_spec", lambda self, name: spec)
     with pytest.raises(RunError, match="starts /somewhere/else/bin/python, expected "):
         notebooks.kernel()
 
