@@ -24,7 +24,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -48,12 +48,11 @@ from saferule.paper import TABLE7, UNLEARNING, check
 from saferule.runs.interruptible import AGENT, LOG
 from saferule.runs.spec import PolicyRun, UserFile, frozen, key
 from saferule.runs.store import Store, write_sums
-from saferule.runs.work import together, train
+from saferule.runs.work import Say, together, train
 from saferule.sim import get_task
 from saferule.unlearn import Readings, chosen, family
 
 MODEL, RECORD = "model.pt", "repair.json"
-Say = Callable[[str], None]
 
 
 def repair(

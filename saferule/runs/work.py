@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,12 +11,12 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch.utils._pytree import tree_map
 
 from saferule.agents import get_backbone
 from saferule.agents.checkpoint import agent_policy, load_agent, load_networks
 from saferule.agents.loop import keep_freed_memory, log_every
 from saferule.agents.loop import run as loop
-from saferule.agents.parts import ORIGINAL
 from saferule.agents.population import Population, create
 from saferule.attack.adversary import leading, roll_out_adversary, train_adversary
 from saferule.attack.poison import ForgetSet, load_forget_set, poison, save_forget_set
@@ -49,23 +48,20 @@ class Workspace:
     device: str
 
 
+def name(runs: Sequence[Run]) -> str:
+    """What runs that are made together are called in messages."""
+    return runs[0].label + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
+
+
 def work(workspace: Workspace, runs: Sequence[Run], say: Say | None = None) -> list[str]:
     """Make the runs of one job; what there is to say goes to ``say``, or without one is returned."""
-    said: list[str] = []
-    with _threads(1):
-        WORK[runs[0].KIND](workspace, runs, say or said.append)
-    return said
-
-
-@contextmanager
-def _threads(count: int):
-    """Torch with so many threads, and afterwards with as many as before: sums depend on it in their last digits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    said, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)  # sums depend on it in their last digits
     try:
-        yield
+        WORK[runs[0].KIND](workspace, runs, say or said.append)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+    return said
 
 
 def forget_data(store: Store, run: ForgetRun) -> ForgetSet:
@@ -123,10 +119,8 @@ def together(states: Sequence[Population], runs: Sequence[PolicyRun], cfg: Any, 
     """
     seeds = REPAIR if family(runs[0].method, runs[0].backbone).PAIRED else FURTHER_TRAINING
     _, ordinary = get_backbone(runs[0].backbone).init(cfg, torch.Generator())
-    names = {net: list(leaves) for net, leaves in states[0].nets.items() if not net.startswith(ORIGINAL)}
-    nets = {n: {k: torch.cat([s.nets[n][k].detach() for s in states]) for k in keys} for n, keys in names.items()}
-    nets = {n: {k: leaf.to(device) for k, leaf in net.items()} for n, net in nets.items()}
-    scalars = {k: torch.cat([s.scalars[k] for s in states]).to(device) for k in ordinary}
+    trees = [(state.nets, {name: state.scalars[name] for name in ordinary}) for state in states]
+    nets, scalars = tree_map(lambda *leaves: torch.cat([leaf.detach() for leaf in leaves]).to(device), *trees)
     generators = [torch.Generator().manual_seed(seeds + run.replicate) for run in runs]
     return Population(nets, scalars, {}, generators)
 
@@ -172,8 +166,7 @@ def train(
     )
     took, steps = time.monotonic() - began, population.step - first_step
     state.finish(population, agents)
-    others = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
-    say(f"{first.label}{others}: {steps} steps in {took:.0f} s, {steps / max(took, 1e-9):.1f} steps/s")
+    say(f"{name(runs)}: {steps} steps in {took:.0f} s, {steps / max(took, 1e-9):.1f} steps/s")
 
 
 def snapshot(store: Store, run: PolicyRun, step: int) -> Path:
@@ -216,7 +209,7 @@ def _timing(workspace: Workspace, runs: Sequence[TimingRun], say: Say) -> None:
     for run in runs:
         data = clean_data(workspace.data_folder, run.task)
         with workspace.store.write(run, threads=1) as folder:
-            pd.DataFrame(measure(run, data, workspace.device)).to_csv(folder / TIMES, index=False)
+            measure(run, data, workspace.device).to_csv(folder / TIMES, index=False)
         say(f"timing {run.label}: done")
 
 
