@@ -262,11 +262,6 @@ def data_collect(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Train behaviour policies in the simulator and select episodes from all that they did while they learned."""
-    from saferule.sim.tasks import get_task
-
-    get_task(task)
-    limits = _different_numbers(float, cost_limits, "--cost-limits")
-    numbers = _different_numbers(int, seeds, "--seeds")
     from saferule.data.collect import collect
 
     out = out or _committed(task)
@@ -275,8 +270,8 @@ def data_collect(
         task,
         out,
         steps=steps,
-        cost_limits=limits,
-        seeds=numbers,
+        cost_limits=_different_numbers(float, cost_limits, "--cost-limits"),
+        seeds=_different_numbers(int, seeds, "--seeds"),
         episodes=episodes,
         processes=processes,
         command=f"{command} --episodes {episodes}",
@@ -329,10 +324,8 @@ def _named_values(texts: Sequence[str] | None, option: str) -> dict[str, Any]:
     """The same with plain values: numbers, true and false, lists with commas; what is none of these is text."""
 
     def value(text: str) -> Any:
-        if text in ("true", "false"):
-            return text == "true"
         try:
-            return literal_eval(text)
+            return literal_eval({"true": "True", "false": "False"}.get(text, text))
         except (ValueError, SyntaxError):
             return text
 
@@ -345,15 +338,15 @@ def _different_numbers(kind: type, text: str, option: str) -> list[Any]:
 
     SettingsError that names the option for anything else.
     """
-    values: list[Any] = []
-    for part in (part.strip() for part in text.split(",") if part.strip()):
-        try:
-            values.append(None if part == "none" and kind is float else kind(part))
-        except ValueError:
-            raise SettingsError(f"{option}: {part!r} is no {kind.__name__}, expected numbers: give 0,1") from None
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        values = [None if part == "none" and kind is float else kind(part) for part in parts]
+    except ValueError:
+        values = []
     given = [value for value in values if value is not None]
     if not values or len(set(values)) < len(values) or not all(math.isfinite(v) and v >= 0 for v in given):
-        raise SettingsError(f"{option}: {text!r}, expected one or more different finite numbers of 0 or more: give 0,1")
+        what = f"one or more different finite numbers ({kind.__name__}) of 0 or more"
+        raise SettingsError(f"{option}: {text!r}, expected {what}: give 0,1")
     return values
 
 

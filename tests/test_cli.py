@@ -74,7 +74,10 @@ def test_help_lists_the_commands_without_heavy_imports():
         (["run", "--output", __file__], __file__),  # a file where a folder is needed
         (["status", "--profile", "huge"], "unknown profile 'huge'"),
         (["data", "collect", "--task", "Moon"], "Unknown task 'Moon': choose one of PointGoal"),
-        (["data", "collect", "--task", "CarCircle", "--seeds", "x"], "--seeds: 'x' is no int"),
+        (
+            ["data", "collect", "--task", "CarCircle", "--seeds", "x"],
+            "--seeds: 'x', expected one or more different finite numbers (int)",
+        ),
         (["data", "collect", "--task", "CarCircle", "--seeds", "-1"], "--seeds: '-1', expected one or more different"),
         (
             ["data", "collect", "--task", "CarCircle", "--seeds", "0,0"],
