@@ -91,10 +91,8 @@ def divide(runs: Sequence[Run], store: Store, device: str) -> list[Job]:
 
 def _together(run: Run) -> tuple:
     """Runs for which this is equal are made together; the first two parts are equal for what can run side by side."""
-    if isinstance(run, ForgetRun):
-        return run.KIND, 0, run.adversary
     if not isinstance(run, PolicyRun):
-        return run.KIND, 0, run
+        return run.KIND, 0, run.adversary if isinstance(run, ForgetRun) else run
     losses = loss_options(run.method, run.backbone, dict(run.readings))
     algorithm = family(run.method, run.backbone).__name__, losses, run.start is None
     return run.KIND, algorithm[2], algorithm, run.task, run.backbone, run.data, run.config, run.steps, run.snapshots

@@ -1,15 +1,14 @@
 """How long training and every method take (Table 3), side by side in one process; and measuring in alternating blocks.
 
-Timed is one step end to end, by the code of the training loop: drawing the batches, drawing the noise, the update of
-one agent. All steps of a backbone, training and every method, are measured in alternating blocks, warm; the median
-over the blocks counts, their range says how far it is to be trusted. A method with phases is timed phase by phase and
-weighted by their shares of its steps. What a method does once is given beside its total (``start_s``: frozen copies of
-the corrupted networks, cold Adam, statistics of the data). Evaluation, reading the data, the log with its checks and
-saving are not in these times.
+Timed is one step end to end, by the code of the training loop: drawing the batches and the noise, the update of one
+agent. All steps of a backbone are measured in alternating blocks, warm; the median over the blocks counts, their range
+says how far it is to be trusted. A method with phases is timed phase by phase and weighted by their shares of its
+steps. What a method does once (frozen copies, cold Adam, statistics of the data) is beside its total as ``start_s``.
+Evaluation, reading the data, the log with its checks and saving are not in these times.
 
-Time does not depend on the values, so the agents are freshly initialised, and the last trajectories of D stand in for
-D_f. The ablations of Safe-RULE are other coefficients of the same computation and take as long; so does reward-only
-here, whose cost terms are computed and multiplied by zero.
+Time does not depend on the values: the agents are fresh, and the last trajectories of D stand in for D_f. The ablations
+of Safe-RULE are other coefficients of the same computation and take as long; so does reward-only here, whose cost terms
+are computed and multiplied by zero.
 """
 
 from __future__ import annotations
