@@ -208,14 +208,11 @@ def read_agent(
             warnings.simplefilter("ignore", UserWarning)
             return import_osrl(checkpoint, task, backbone, dataset=dataset, **settings)
     agent = load_agent(checkpoint)
-    for what, found, expected in (("backbone", agent.backbone.NAME, backbone), ("task", agent.task, task)):
-        if found != expected:
+    held = {"backbone": agent.backbone.NAME, "task": agent.task, "cost limit": agent.cfg.cost_limit}
+    asked = {"backbone": backbone, "task": task} | ({} if cost_limit is None else {"cost limit": cost_limit})
+    for what, expected in asked.items():
+        if (found := held[what]) != expected:
             raise CheckpointError(f"{checkpoint}: its {what} is {found}, expected {expected}: name the {what} it holds")
-    if cost_limit not in (None, agent.cfg.cost_limit):
-        raise SettingsError(
-            f"{checkpoint}: its cost limit is {agent.cfg.cost_limit:g}, expected {cost_limit:g}: leave the cost limit "
-            "out, the file knows its own"
-        )
     return agent
 
 
