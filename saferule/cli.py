@@ -152,9 +152,7 @@ def status(
 
 
 @app.command()
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object.")] = False,
-) -> None:
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object.")] = False) -> None:
     """Check this machine: device, simulators, rendering, data, kernel; exit 1 when something needed does not work."""
     import json
 
@@ -192,9 +190,8 @@ def attack(
     from saferule.attack.pipeline import attack_file
     from saferule.sim.tasks import get_task
 
-    chosen = get_task(task)
     forget = attack_file(
-        chosen,
+        get_task(task),
         attack,
         ratio,
         data or _committed(task),
@@ -283,9 +280,7 @@ def data_collect(
 @data_app.command("fetch")
 def data_fetch(
     task: TaskOption,
-    folder: Annotated[
-        Path | None, typer.Option(help="Where it is kept [DSRL_DATASET_DIR, or ~/.dsrl/datasets].")
-    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where it lies [DSRL_DATASET_DIR, or ~/.dsrl/datasets].")] = None,
     endpoint: Annotated[str | None, typer.Option(help="A mirror of the Hugging Face hub [HF_ENDPOINT, or it].")] = None,
 ) -> None:
     """Download DSRL's dataset of a task; an interrupted download begins again, a present one is checked by hash."""
@@ -301,8 +296,7 @@ def data_check(file: Annotated[Path, typer.Argument(help="A file in the DSRL sch
     from saferule.data.schema import load
     from saferule.sim.tasks import get_task
 
-    chosen = get_task(task)
-    for line in describe(load(file, chosen)):
+    for line in describe(load(file, get_task(task))):
         typer.echo(line)
 
 

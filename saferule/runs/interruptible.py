@@ -27,7 +27,7 @@ from saferule.agents.loop import Diverged, Log
 from saferule.agents.population import Population
 from saferule.errors import CheckpointError
 from saferule.files import write_bytes
-from saferule.runs.spec import PolicyRun, key
+from saferule.runs.spec import PolicyRun, config, key
 from saferule.runs.store import Store
 
 AGENT, LOG, STATE, PROGRESS = "agent.safetensors", "log.csv", "state.safetensors", "step"
@@ -40,10 +40,10 @@ class Interruptible:
     The state holds the log and the seconds so far too, so that a continued run ends as an uninterrupted one.
     """
 
-    def __init__(self, store: Store, runs: Sequence[PolicyRun], cfg: Any, say: Callable[[str], None]) -> None:
+    def __init__(self, store: Store, runs: Sequence[PolicyRun], say: Callable[[str], None]) -> None:
         self.store, self.folder, self.runs, self.say, self.log = store, store.partial(runs), list(runs), say, Log()
         first = runs[0]
-        self.made_for = (first.task, first.backbone, cfg)
+        self.made_for = (first.task, first.backbone, config(first))
         self.save_snapshot = save_networks if first.start else save_acting  # the inside of repairs is looked at
         self.snapshot_steps = set(first.snapshot_steps)
         self.began = self.saved_at = time.monotonic()

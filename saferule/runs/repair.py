@@ -190,8 +190,8 @@ def _make(
     if not store.done(run):
         pool = TransitionPool([keep, forget], agent.cfg.reward_scale, device)
         rows = [(pool.rows_of(0), pool.rows_of(1))]
-        start = partial(together, [agent.population], [run], agent.cfg, device)
-        train(store, [run], agent.cfg, pool, rows, start, device, say)
+        start = partial(together, [agent.population], [run], device)
+        train(store, [run], pool, rows, start, device, say)
     if stopped := store.meta(run).get("stopped"):
         shutil.rmtree(store.root)
         raise RunError(f"{stopped}, or take fewer steps or another method")

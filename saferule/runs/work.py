@@ -106,19 +106,19 @@ def _policies(workspace: Workspace, runs: Sequence[PolicyRun], say: Say) -> None
             seeds = [FIRST_TRAINING + run.replicate for run in runs]
             return create(get_backbone(runs[0].backbone), cfg, seeds, workspace.device)
         states = [load_agent(store.folder(run.start) / AGENT, workspace.device).population for run in runs]
-        return together(states, runs, cfg, workspace.device)
+        return together(states, runs, workspace.device)
 
-    train(store, runs, cfg, pool, rows, start, workspace.device, say)
+    train(store, runs, pool, rows, start, workspace.device, say)
 
 
-def together(states: Sequence[Population], runs: Sequence[PolicyRun], cfg: Any, device: str) -> Population:
+def together(states: Sequence[Population], runs: Sequence[PolicyRun], device: str) -> Population:
     """Complete agents as one population to start the runs from: without optimisers and what methods had added.
 
     The generator depends on the replicate alone: agents of the same replicate see the same batches and noise, whatever
     was done to them, as long as their losses draw equally much noise (those of one family do).
     """
     seeds = REPAIR if family(runs[0].method, runs[0].backbone).PAIRED else FURTHER_TRAINING
-    _, ordinary = get_backbone(runs[0].backbone).init(cfg, torch.Generator())
+    _, ordinary = get_backbone(runs[0].backbone).init(config(runs[0]), torch.Generator())
     trees = [(state.nets, {name: state.scalars[name] for name in ordinary}) for state in states]
     nets, scalars = tree_map(lambda *leaves: torch.cat([leaf.detach() for leaf in leaves]).to(device), *trees)
     generators = [torch.Generator().manual_seed(seeds + run.replicate) for run in runs]
@@ -128,7 +128,6 @@ def together(states: Sequence[Population], runs: Sequence[PolicyRun], cfg: Any, 
 def train(
     store: Store,
     runs: Sequence[PolicyRun],
-    cfg: Any,
     pool: TransitionPool,
     rows: Rows,
     start: Callable[[], Population],
@@ -141,10 +140,10 @@ def train(
     start  the population as it is before the method begins; not called where there is a state to continue
     """
     keep_freed_memory()
-    first, backbone = runs[0], get_backbone(runs[0].backbone)
+    first, backbone, cfg = runs[0], get_backbone(runs[0].backbone), config(runs[0])
     methods, readings = [run.method for run in runs], [dict(run.readings) for run in runs]
     algorithm = unlearning(first.method, backbone, cfg, first.steps, readings[0])
-    state = Interruptible(store, runs, cfg, say)
+    state = Interruptible(store, runs, say)
     resumed = state.resume(device)
     if resumed is None:
         population, agents = start(), list(range(len(runs)))
