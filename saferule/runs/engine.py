@@ -21,7 +21,7 @@ from saferule.runs.execute import InProcess, cores, local_pool, stop
 from saferule.runs.interruptible import SAVE_SECONDS, progress
 from saferule.runs.spec import ForgetRun, PolicyRun, Run, TimingRun, lineage, parents
 from saferule.runs.store import Store
-from saferule.runs.work import Say, Workspace, name, work
+from saferule.runs.work import Say, Workspace, named, work
 from saferule.unlearn import family, loss_options
 
 POPULATION_LIMIT = 32  # agents trained together
@@ -37,7 +37,7 @@ class Job:
     @property
     def name(self) -> str:
         """What they are called in messages."""
-        return f"{self.runs[0].KIND} {name(self.runs)}"
+        return f"{self.runs[0].KIND} {named(self.runs)}"
 
 
 def make(runs: Sequence[Run], workspace: Workspace, executor: Executor | None = None, say: Say = print) -> None:

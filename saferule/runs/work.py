@@ -48,7 +48,7 @@ class Workspace:
     device: str
 
 
-def name(runs: Sequence[Run]) -> str:
+def named(runs: Sequence[Run]) -> str:
     """What runs that are made together are called in messages."""
     return runs[0].label + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
 
@@ -165,7 +165,7 @@ def train(
     )
     took, steps = time.monotonic() - began, population.step - first_step
     state.finish(population, agents)
-    say(f"{name(runs)}: {steps} steps in {took:.0f} s, {steps / max(took, 1e-9):.1f} steps/s")
+    say(f"{named(runs)}: {steps} steps in {took:.0f} s, {steps / max(took, 1e-9):.1f} steps/s")
 
 
 def snapshot(store: Store, run: PolicyRun, step: int) -> Path:
