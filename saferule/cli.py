@@ -139,7 +139,7 @@ def status(
     for part, runs in plan(chosen, known).items():
         done = {run: None for run in runs if store.done(run)}
         total = [total[0] + len(done), total[1] + len(runs)]
-        typer.echo(f"{part:12} {len(done):6} of {len(runs):6} done")
+        typer.echo(f"{part:17} {len(done):6} of {len(runs):6} done")
         damaged += [sentence for run in (done if verify else ()) for sentence in store.verify(run)]
         for run in runs if missing else ():
             if run not in done:
@@ -152,9 +152,7 @@ def status(
 
 
 @app.command()
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object.")] = False,
-) -> None:
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object.")] = False) -> None:
     """Check this machine: device, simulators, rendering, data, kernel; exit 1 when something needed does not work."""
     import json
 
@@ -192,9 +190,8 @@ def attack(
     from saferule.attack.pipeline import attack_file
     from saferule.sim.tasks import get_task
 
-    chosen = get_task(task)
     forget = attack_file(
-        chosen,
+        get_task(task),
         attack,
         ratio,
         data or _committed(task),
@@ -262,11 +259,6 @@ def data_collect(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Train behaviour policies in the simulator and select episodes from all that they did while they learned."""
-    from saferule.sim.tasks import get_task
-
-    get_task(task)
-    limits = _different_numbers(float, cost_limits, "--cost-limits")
-    numbers = _different_numbers(int, seeds, "--seeds")
     from saferule.data.collect import collect
 
     out = out or _committed(task)
@@ -275,8 +267,8 @@ def data_collect(
         task,
         out,
         steps=steps,
-        cost_limits=limits,
-        seeds=numbers,
+        cost_limits=_different_numbers(float, cost_limits, "--cost-limits"),
+        seeds=_different_numbers(int, seeds, "--seeds"),
         episodes=episodes,
         processes=processes,
         command=f"{command} --episodes {episodes}",
@@ -288,9 +280,7 @@ def data_collect(
 @data_app.command("fetch")
 def data_fetch(
     task: TaskOption,
-    folder: Annotated[
-        Path | None, typer.Option(help="Where it is kept [DSRL_DATASET_DIR, or ~/.dsrl/datasets].")
-    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where it lies [DSRL_DATASET_DIR, or ~/.dsrl/datasets].")] = None,
     endpoint: Annotated[str | None, typer.Option(help="A mirror of the Hugging Face hub [HF_ENDPOINT, or it].")] = None,
 ) -> None:
     """Download DSRL's dataset of a task; an interrupted download begins again, a present one is checked by hash."""
@@ -306,8 +296,7 @@ def data_check(file: Annotated[Path, typer.Argument(help="A file in the DSRL sch
     from saferule.data.schema import load
     from saferule.sim.tasks import get_task
 
-    chosen = get_task(task)
-    for line in describe(load(file, chosen)):
+    for line in describe(load(file, get_task(task))):
         typer.echo(line)
 
 
@@ -329,10 +318,8 @@ def _named_values(texts: Sequence[str] | None, option: str) -> dict[str, Any]:
     """The same with plain values: numbers, true and false, lists with commas; what is none of these is text."""
 
     def value(text: str) -> Any:
-        if text in ("true", "false"):
-            return text == "true"
         try:
-            return literal_eval(text)
+            return literal_eval({"true": "True", "false": "False"}.get(text, text))
         except (ValueError, SyntaxError):
             return text
 
@@ -345,15 +332,15 @@ def _different_numbers(kind: type, text: str, option: str) -> list[Any]:
 
     SettingsError that names the option for anything else.
     """
-    values: list[Any] = []
-    for part in (part.strip() for part in text.split(",") if part.strip()):
-        try:
-            values.append(None if part == "none" and kind is float else kind(part))
-        except ValueError:
-            raise SettingsError(f"{option}: {part!r} is no {kind.__name__}, expected numbers: give 0,1") from None
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        values = [None if part == "none" and kind is float else kind(part) for part in parts]
+    except ValueError:
+        values = []
     given = [value for value in values if value is not None]
     if not values or len(set(values)) < len(values) or not all(math.isfinite(v) and v >= 0 for v in given):
-        raise SettingsError(f"{option}: {text!r}, expected one or more different finite numbers of 0 or more: give 0,1")
+        what = f"one or more different finite numbers ({kind.__name__}) of 0 or more"
+        raise SettingsError(f"{option}: {text!r}, expected {what}: give 0,1")
     return values
 
 

@@ -22,6 +22,9 @@ from saferule.unlearn.start import draw_batches, prepare
 
 ACTOR_CRITIC = [name for name in BACKBONES if get_backbone(name).CRITICS]
 
+# What is looked at in every fifth logged step of a repair.
+LOOKS = {f"{side}_{what}" for side in ("keep", "forget") for what in ("gradient", "distance", "saturated")}
+
 SMALL = {
     "observation_dim": 3,
     "action_dim": 2,

@@ -17,6 +17,7 @@ from saferule.sim import get_task
 from saferule.sim.ppo import OnlinePolicy
 
 RUNNER = CliRunner()
+COLLECT, NOTEBOOKS = ["data", "collect", "--task", "CarCircle"], ["--notebooks", "attack"]
 
 
 def run(*arguments):
@@ -60,10 +61,7 @@ def test_help_lists_the_commands_without_heavy_imports():
     ("arguments", "sentence"),
     [
         (["run", "--profile", "huge"], "unknown profile 'huge': choose one of smoke, cpu, paper"),
-        (
-            ["run", "--notebooks", "attack", "--notebooks", "trane"],
-            "unknown notebook 'trane': choose among attack, train",
-        ),
+        (["run", *NOTEBOOKS, "--notebooks", "trane"], "unknown notebook 'trane': choose among attack, train"),
         (["run", "--set", "speed=9"], "unknown setting 'speed' of a profile: choose a name among tasks"),
         (["run", "--set", "episodes"], "--set: 'episodes', expected NAME=VALUE"),
         (["run", "--set", "episodes=many"], "episodes = 'many', expected int: write episodes=6"),
@@ -74,18 +72,13 @@ def test_help_lists_the_commands_without_heavy_imports():
         (["run", "--output", __file__], __file__),  # a file where a folder is needed
         (["status", "--profile", "huge"], "unknown profile 'huge'"),
         (["data", "collect", "--task", "Moon"], "Unknown task 'Moon': choose one of PointGoal"),
-        (["data", "collect", "--task", "CarCircle", "--seeds", "x"], "--seeds: 'x' is no int"),
-        (["data", "collect", "--task", "CarCircle", "--seeds", "-1"], "--seeds: '-1', expected one or more different"),
-        (
-            ["data", "collect", "--task", "CarCircle", "--seeds", "0,0"],
-            "--seeds: '0,0', expected one or more different",
+        *(
+            ([*COLLECT, option, value], f"{option}: {value!r}, expected one or more different")
+            for option, values in (("--seeds", ("x", "-1", "0,0", "")), ("--cost-limits", ("", "-5", "nan")))
+            for value in values
         ),
-        (["data", "collect", "--task", "CarCircle", "--seeds", ""], "--seeds: '', expected one or more different"),
-        (["data", "collect", "--task", "CarCircle", "--cost-limits", ""], "--cost-limits: ''"),
-        (["data", "collect", "--task", "CarCircle", "--cost-limits", "-5"], "--cost-limits: '-5'"),
-        (["data", "collect", "--task", "CarCircle", "--cost-limits", "nan"], "--cost-limits: 'nan'"),
-        (["data", "collect", "--task", "CarCircle", "--processes", "-1"], "--processes: -1, expected 1 or more"),
-        (["data", "collect", "--task", "CarCircle"], "CarCircle.hdf5 exists and would be replaced"),
+        ([*COLLECT, "--processes", "-1"], "--processes: -1, expected 1 or more"),
+        (COLLECT, "CarCircle.hdf5 exists and would be replaced"),
         (["data", "check", "nothing.hdf5", "--task", "Moon"], "Unknown task 'Moon'"),
         (["data", "check", "nothing.hdf5", "--task", "CarCircle"], "nothing.hdf5"),
     ],
@@ -117,7 +110,9 @@ def test_data_check_describes_a_good_file(good):
     assert lines["digest"] == [load(good, get_task("CarCircle")).digest()]
 
 
-def test_data_check_rejects_a_broken_file(good):
+def test_data_check_rejects_a_broken_file_and_one_of_another_task(good):
+    other = run("data", "check", good, "--task", "PointGoal")
+    assert other.exit_code == 2 and "has 8 columns, expected 60 for PointGoal" in other.stderr
     with h5py.File(good, "r+") as file:
         file["rewards"][4] = np.nan
     result = run("data", "check", good, "--task", "CarCircle")
@@ -125,32 +120,32 @@ def test_data_check_rejects_a_broken_file(good):
     assert "good.hdf5" in result.stderr and "'rewards'" in result.stderr and "row 4" in result.stderr
 
 
-def test_data_check_rejects_a_file_of_another_task(good):
-    result = run("data", "check", good, "--task", "PointGoal")
-    assert result.exit_code == 2 and "has 8 columns, expected 60 for PointGoal" in result.stderr
+def attack(good, out, *options, name="max_cost"):
+    """Half as many poisoned samples as there are in one's own file."""
+    known = ["--task", "CarCircle", "--attack", name, "--ratio", "0.5", "--data", good, "--out", out]
+    return run("attack", *known, *options)
 
 
 def test_attack_on_ones_own_file(good, tmp_path):
     out, joined = tmp_path / "forget.hdf5", tmp_path / "poisoned.hdf5"
-    common = ["attack", "--task", "CarCircle", "--attack", "max_cost", "--ratio", "0.5", "--data", good, "--out", out]
-    result = run(*common, "--steps", "512", "--poisoned", joined)
+    result = attack(good, out, "--steps", "512", "--poisoned", joined)
     assert result.exit_code == 0, result.output
     task = get_task("CarCircle")
     forget = load(out, task)
     assert len(forget) == 3  # ceil(0.5 * 6)
     assert (forget.costs == 0).all() and (forget.rewards == 4.0).all()  # the 95 % quantile of D's rewards
     assert len(load(joined, task)) == 9
-    again = run(*common, "--adversary", out.with_suffix(".adversary"))
+    again = attack(good, out, "--adversary", out.with_suffix(".adversary"))
     assert again.exit_code == 0 and load(out, task).digest() == forget.digest()
     assert OnlinePolicy.load(out.with_suffix(".adversary")).settings["attack"] == "max_cost"
-    other = run(*common[:4], "max_reward", *common[5:], "--adversary", out.with_suffix(".adversary"))
+    other = attack(good, out, "--adversary", out.with_suffix(".adversary"), name="max_reward")
     assert other.exit_code == 2 and "CarCircle max_cost, expected CarCircle max_reward" in other.stderr
 
 
 def test_attack_under_other_readings(good, tmp_path):
     out = tmp_path / "forget.hdf5"
-    common = ["attack", "--task", "CarCircle", "--attack", "max_cost", "--ratio", "0.5", "--data", good, "--out", out]
-    result = run(*common, "--steps", "512", "--reading", "poison_count=poisoned", "--reading", "r_high=1.0")
+    options = ["--reading", "poison_count=poisoned", "--reading", "r_high=1.0"]
+    result = attack(good, out, "--steps", "512", *options)
     assert result.exit_code == 0, result.output
     forget = load(out, get_task("CarCircle"))
     assert len(forget) == 6 and (forget.rewards == load(good, get_task("CarCircle")).rewards.max()).all()
@@ -169,8 +164,7 @@ def test_attack_under_other_readings(good, tmp_path):
 def test_attack_says_what_is_wrong_before_it_trains(good, tmp_path, options, told):
     before = good.read_bytes()
     places = {"OUT": tmp_path / "forget.hdf5", "DATA": good}
-    common = ["attack", "--task", "CarCircle", "--attack", "max_cost", "--ratio", "0.5", "--data", good]
-    result = run(*common, "--out", places["OUT"], *(places.get(option, option) for option in options))
+    result = attack(good, places["OUT"], *(places.get(option, option) for option in options))
     assert result.exit_code == 2 and told in result.stderr
     assert good.read_bytes() == before and sorted(tmp_path.iterdir()) == [good]
 
@@ -181,10 +175,10 @@ def test_status_lists_what_is_missing(good, tmp_path):
     result = run(*common, tmp_path, "--backbones", "cpq", "--missing")
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    counts = {line[:12].strip(): int(line.split()[-2]) for line in lines if line.endswith(" done")}
-    assert list(counts) == list(PARTS) and counts["main"] == 8 and counts["readings"] == 7
+    counts = {line[:17].strip(): int(line.split()[-2]) for line in lines if line.endswith(" done")}
+    assert list(counts) == list(PARTS) and counts["main"] == 9 and counts["readings"] == 11
     assert sum(line.startswith("    missing") for line in lines) == sum(counts.values())
-    assert sum(" missing policy CarCircle-cpq-" in line for line in lines) == 8 + 5 + 7 + 9
+    assert sum(" missing policy CarCircle-cpq-" in line for line in lines) == 9 + 6 + 7 + 11 + 10
     assert lines[-1].startswith(f"0 of {sum(counts.values())} runs of profile smoke are done")
     without = run(*common, tmp_path / "nowhere")
     assert "the runs of CarCircle have no names yet" in without.stdout
@@ -200,9 +194,8 @@ def test_choices_and_changes_reach_the_notebooks(monkeypatch):
     given = {}
     monkeypatch.setattr("saferule.runs.notebooks.run_all", lambda *a: given.update(zip("pnok", a, strict=True)))
     monkeypatch.setattr("saferule.runs.engine.make", lambda runs, place: given.update(runs=runs))
-    result = run(
-        "run", "--replicates", 0, "--replicates", 2, "--ratios", 0.15, "--set", "episodes=9", "--set", "videos=false"
-    )
+    chosen = ["--replicates", 0, "--replicates", 2, "--ratios", 0.15]
+    result = run("run", *chosen, "--set", "episodes=9", "--set", "videos=false")
     assert result.exit_code == 0, result.output
     assert given["k"] == {"ratios": [0.15], "replicates": [0, 2], "changes": {"episodes": 9, "videos": False}}
     assert given["p"] == "smoke" and result.stdout.startswith("profile smoke on ")

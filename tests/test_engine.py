@@ -4,22 +4,23 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from helpers import assert_same_state
+from helpers import LOOKS, assert_same_state
+from test_store import fresh_interpreter
 
 from saferule.agents import BACKBONES, get_backbone, loop
 from saferule.agents.checkpoint import load_agent, read
+from saferule.agents.loop import LOOK_EVERY
 from saferule.attack.poison import save_forget_set
 from saferule.errors import RunError
 from saferule.runs import engine, execute, interruptible, results
@@ -27,7 +28,7 @@ from saferule.runs.interruptible import AGENT, Interruptible
 from saferule.runs.spec import AdversaryRun, EvaluationRun, ForgetRun, PolicyRun, TimingRun, frozen
 from saferule.runs.store import Store
 from saferule.runs.work import FORGET, TIMES, Workspace, snapshot
-from saferule.unlearn import METHODS
+from saferule.unlearn import METHODS, start
 
 TRIED = ("cpq", "bcq-lag")
 CONFIG = frozen(hidden=(8, 8), vae_hidden=8, batch_size=8, samples=3)
@@ -64,34 +65,61 @@ def _log_often(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def empty_store(tmp_path_factory, car_data, car_forget) -> Path:
+def empty_store(tmp_path_factory, digest, car_forget) -> Path:
     """A store that has the forget set, without the adversary that it came from."""
     store = Store(tmp_path_factory.mktemp("empty"))
-    with store.write(trainings(car_data.digest(), "cpq")[1].forget) as folder:
+    with store.write(trainings(digest, "cpq")[1].forget) as folder:
         save_forget_set(car_forget, folder / FORGET)
     return store.root
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory, empty_store, data_folder, car_data) -> Path:
+def reference(tmp_path_factory, empty_store, make, digest) -> Path:
     """A store with all policies, made without interruption, one population at a time in this process."""
-    root, digest = tmp_path_factory.mktemp("reference") / "store", car_data.digest()
+    root = tmp_path_factory.mktemp("reference") / "store"
     shutil.copytree(empty_store, root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "LOG_ROWS", STEPS // LOG_EVERY)
         for backbone in TRIED:
-            make([*trainings(digest, backbone), *repairs(digest, backbone)], root, data_folder)
+            make([*trainings(digest, backbone), *repairs(digest, backbone)], root)
     return root
 
 
-def make(runs, root: Path, data_folder: Path, say=lambda line: None, executor=None) -> Store:
-    workspace = Workspace(Store(root), Path(data_folder), "cpu")
+@pytest.fixture
+def fresh(empty_store, tmp_path) -> Path:
+    """A copy of the store that has the forget set."""
+    return Path(shutil.copytree(empty_store, tmp_path / "store"))
+
+
+@pytest.fixture
+def made(reference, tmp_path) -> Path:
+    """A copy of the store that has all policies."""
+    return Path(shutil.copytree(reference, tmp_path / "store"))
+
+
+@pytest.fixture(scope="module")
+def digest(car_data) -> str:
+    return car_data.digest()
+
+
+@pytest.fixture(scope="module")
+def make(data_folder):
+    return partial(make_from, data_folder)
+
+
+def make_from(data_folder: Path, runs, root: Path, say=lambda line: None, executor=None) -> Store:
+    workspace = Workspace(Store(root), data_folder, "cpu")
     engine.make(runs, workspace, executor or execute.InProcess(), say)
     return workspace.store
 
 
 def agent_of(root: Path, run: PolicyRun):
     return load_agent(Store(root).folder(run) / AGENT)
+
+
+def moved(before, after) -> set[str]:
+    """Names of the networks of which a parameter differs."""
+    return {net for net in {*before, *after} if any(not torch.equal(before[net][k], after[net][k]) for k in after[net])}
 
 
 def files(root: Path) -> dict[Path, int]:
@@ -115,9 +143,9 @@ def assert_same_results(run, root: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("backbone", TRIED)
-def test_what_a_run_leaves(reference, car_data, backbone):
+def test_what_a_run_leaves(reference, digest, backbone):
     store = Store(reference)
-    for run in trainings(car_data.digest(), backbone) + repairs(car_data.digest(), backbone):
+    for run in trainings(digest, backbone) + repairs(digest, backbone):
         agent, meta = agent_of(reference, run), store.meta(run)
         assert agent.population.step == STEPS and agent.meta["backbone"] == backbone
         assert agent.cfg.hidden == (8, 8) and agent.cfg.observation_dim == 8
@@ -128,48 +156,38 @@ def test_what_a_run_leaves(reference, car_data, backbone):
         assert ("critic" in half.nets) == (run.start is not None)
         assert not torch.equal(half.nets["actor"]["w0"], agent.nets["actor"]["w0"])
         log = pd.read_csv(store.folder(run) / "log.csv")
-        assert log["step"].tolist() == LOGGED and log.notna().all().all()
+        assert log["step"].tolist() == LOGGED and log[[n for n in log if n not in LOOKS]].notna().all().all()
         assert "agent" not in log and store.verify(run) == []
-    one, two, three = (agent_of(reference, r).nets["critic"]["w0"] for r in trainings(car_data.digest(), backbone))
+    one, two, three = (agent_of(reference, r).nets["critic"]["w0"] for r in trainings(digest, backbone))
     assert not torch.equal(one, two) and not torch.equal(two, three)
     assert not list(store.root.glob("partial/*"))
 
 
 @pytest.mark.parametrize("backbone", TRIED)
-def test_unlearning_starts_from_the_poisoned_policy(reference, car_data, backbone):
-    for run in repairs(car_data.digest(), backbone):
+def test_unlearning_starts_from_the_poisoned_policy(reference, digest, backbone):
+    for run in repairs(digest, backbone):
         before, after = (agent_of(reference, r).nets for r in (run.start, run))
-        moved = {net for net in before if any(not torch.equal(before[net][k], after[net][k]) for k in before[net])}
-        targets = {"actor_target", "critic_target", "cost_critic_target"}
-        assert moved == targets | ({"actor"} if run.method == "no-critic" else {"actor", "critic", "cost_critic"})
+        targets, critics = {"actor_target", "critic_target", "cost_critic_target"}, {"critic", "cost_critic"}
+        assert moved(before, after) == targets | {"actor"} | (set() if run.method == "no-critic" else critics)
 
 
-def test_agents_of_one_population_equal_agents_alone(reference, empty_store, data_folder, car_data, tmp_path):
+def test_agents_of_one_population_equal_agents_alone(reference, fresh, make, digest):
     """The replicate and the data make an agent, not the others that it was trained with."""
-    shutil.copytree(empty_store, tmp_path / "alone")
-    run = trainings(car_data.digest(), "cpq")[2]
-    make([run], tmp_path / "alone", data_folder)
-    one, two = (read(Store(root).folder(run) / AGENT)[0] for root in (reference, tmp_path / "alone"))
+    run = trainings(digest, "cpq")[2]
+    make([run], fresh)
+    one, two = (read(Store(root).folder(run) / AGENT)[0] for root in (reference, fresh))
     assert_same_state(one, two, 1e-5)
 
 
-def test_all_stages_in_worker_processes_and_again_for_nothing(
-    reference, empty_store, data_folder, car_data, tmp_path, monkeypatch
-):
+def test_all_stages_in_worker_processes_and_again_for_nothing(reference, fresh, make, digest, monkeypatch):
     """Two backbones are two populations, which run side by side; evaluations start when their policy is there."""
-    root, digest = tmp_path / "store", car_data.digest()
-    shutil.copytree(empty_store, root)
     runs = [run for backbone in TRIED for run in trainings(digest, backbone)]
     repaired = [applied(m, runs[1 + 3 * i]) for i in range(2) for m in ("safe-rule", "fine-tuning")]
-    evaluations = [
-        EvaluationRun(runs[1], tuple(range(100, 106)), (100, 101)),
-        EvaluationRun(repaired[0], (100, 101)),
-    ]
+    evaluations = [EvaluationRun(runs[1], tuple(range(100, 106)), (100, 101)), EvaluationRun(repaired[0], (100, 101))]
     everything, said, pool = [*evaluations, *runs, *repaired], [], execute.process_pool(2)
-    store = make(everything, root, data_folder, said.append, pool)
+    store = make(everything, fresh, said.append, pool)
     for run in runs:
-        one, two = (read(Store(r).folder(run) / AGENT)[0] for r in (root, reference))
-        assert_same_state(one, two)
+        assert_same_state(*(read(Store(root).folder(run) / AGENT)[0] for root in (fresh, reference)))
     rows = results.episodes(store, evaluations)
     assert rows["seed"].tolist() == [100, 101, *range(100, 106), 100, 101] and (rows["length"] == 300).all()
     assert rows["step"].tolist() == [SNAPSHOT] * 2 + [STEPS] * 8 and rows["final"].tolist() == [False] * 2 + [True] * 8
@@ -181,17 +199,16 @@ def test_all_stages_in_worker_processes_and_again_for_nothing(
     assert sum("steps/s" in line for line in said) == 8
     pool.shutdown()
 
-    before, said = files(root), []
+    before, said = files(fresh), []
     monkeypatch.setattr(engine, "work", lambda *_: pytest.fail("a job was started"))
-    make(everything, root, data_folder, said.append)
-    assert files(root) == before and said == []
+    make(everything, fresh, said.append)
+    assert files(fresh) == before and said == []
 
 
-def test_the_cost_limit_of_the_training_is_that_of_the_rows(empty_store, data_folder, car_data, tmp_path):
-    shutil.copytree(empty_store, tmp_path / "store")
-    run = replace(trainings(car_data.digest(), "cpq")[0], config=frozen(**dict(CONFIG), cost_limit=25.0))
-    store = make([EvaluationRun(run, (3,))], tmp_path / "store", data_folder)
-    (row,) = results.episodes(store, [EvaluationRun(run, (3,))]).to_dict("records")
+def test_the_cost_limit_of_the_training_is_that_of_the_rows(fresh, make, digest):
+    run = replace(trainings(digest, "cpq")[0], config=frozen(**dict(CONFIG), cost_limit=25.0))
+    evaluations = [EvaluationRun(run, (3,))]
+    (row,) = results.episodes(make(evaluations, fresh), evaluations).to_dict("records")
     assert row["cost_limit"] == 25 and row["normalised_cost"] == row["cost"] / 25
 
 
@@ -203,29 +220,23 @@ def make_until_killed(root: str, data_folder: str, digest: str, kind: str, backb
 
     Before a death in a step the state is saved at every logged step, else only when all steps are made.
     """
+    die, update, write = partial(os.kill, os.getpid(), signal.SIGKILL), loop.update, Interruptible._write
 
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def dying_update(population, *arguments):
+        if population.step == KILLED_IN - 1:
+            die()
+        return update(population, *arguments)
+
+    def dying_write(self, *arguments, **options):
+        write(self, *arguments, **options)
+        die()  # between the folders of the first and the second agent
 
     if when == "step":
-        update = loop.update
-
-        def dying_update(population, *arguments):
-            if population.step == KILLED_IN - 1:
-                die()
-            return update(population, *arguments)
-
         loop.update = dying_update
-    else:  # between the folders of the first and the second agent
-        write = Interruptible._write
-
-        def dying_write(self, *arguments, **options):
-            write(self, *arguments, **options)
-            die()
-
+    else:
         Interruptible._write = dying_write
     loop.LOG_ROWS, interruptible.SAVE_SECONDS = STEPS // LOG_EVERY, -1.0 if when == "step" else math.inf
-    make(RUNS[kind](digest, backbone), Path(root), Path(data_folder))
+    make_from(Path(data_folder), RUNS[kind](digest, backbone), Path(root))
 
 
 RUNS = {"train": trainings, "unlearn": repairs, "relearn": relearnings}
@@ -236,19 +247,15 @@ RUNS = {"train": trainings, "unlearn": repairs, "relearn": relearnings}
     [("train", "bcq-lag", "step"), ("train", "cpq", "folder"), ("unlearn", "cpq", "step"), ("relearn", "cpq", "step")],
 )
 def test_a_killed_run_ends_as_if_it_had_not_been_killed(
-    reference, data_folder, car_data, tmp_path, kind, backbone, when
+    made, make, data_folder, digest, tmp_path, kind, backbone, when
 ):
-    root, whole, digest = tmp_path / "store", tmp_path / "whole", car_data.digest()
-    runs = RUNS[kind](digest, backbone)
-    shutil.copytree(reference, whole)
-    make(runs, whole, data_folder)
-    shutil.copytree(whole, root)
+    root, whole, runs = made, tmp_path / "whole", RUNS[kind](digest, backbone)
+    make(runs, root)
+    shutil.copytree(root, whole)
     for run in runs:
         shutil.rmtree(Store(root).folder(run))
     code = "import sys; from test_engine import make_until_killed; make_until_killed(*sys.argv[1:])"
-    arguments = [str(root), str(data_folder), digest, kind, backbone, when]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    killed = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
+    killed = fresh_interpreter(code, root, data_folder, digest, kind, backbone, when)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     done = [run for run in runs if Store(root).done(run)]
     assert done == ([] if when == "step" else runs[:1])
@@ -256,7 +263,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(
     assert read(state)[1]["step"] == (KEPT if when == "step" else STEPS)
 
     said, before = [], [files(Store(root).folder(run)) for run in done]
-    make(runs, root, data_folder, said.append)
+    make(runs, root, said.append)
     assert [files(Store(root).folder(run)) for run in done] == before  # what was finished is not written again
     assert any(f"continued at step {KEPT if when == 'step' else STEPS}" in line for line in said)
     for run in runs:
@@ -264,42 +271,34 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(
     assert not list(root.glob("partial/*"))
 
 
-def test_a_damaged_state_means_from_the_beginning(reference, empty_store, data_folder, car_data, tmp_path):
-    root, said = tmp_path / "store", []
-    shutil.copytree(empty_store, root)
-    runs = trainings(car_data.digest(), "cpq")
-    (Store(root).partial(runs) / interruptible.STATE).write_bytes(b"half a file")
-    make(runs, root, data_folder, said.append)
+def test_a_damaged_state_means_from_the_beginning(reference, fresh, make, digest):
+    runs, said = trainings(digest, "cpq"), []
+    (Store(fresh).partial(runs) / interruptible.STATE).write_bytes(b"half a file")
+    make(runs, fresh, said.append)
     assert any("from the beginning" in line and interruptible.STATE in line for line in said)
     for run in runs:
-        assert_same_results(run, root, reference)
+        assert_same_results(run, fresh, reference)
 
 
-def test_an_agent_that_is_not_finite_is_kept_with_its_last_good_state(empty_store, data_folder, car_data, tmp_path):
-    root, said = tmp_path / "store", []
-    shutil.copytree(empty_store, root)
-    changed = frozen(**dict(CONFIG), critic_lr=float("inf"))
-    runs = [replace(run, config=changed) for run in trainings(car_data.digest(), "cpq")]
-    store = make(runs, root, data_folder, said.append)
+def test_an_agent_that_is_not_finite_is_kept_with_its_last_good_state(fresh, make, digest):
+    changed, said = frozen(**dict(CONFIG), critic_lr=float("inf")), []
+    runs = [replace(run, config=changed) for run in trainings(digest, "cpq")]
+    store = make(runs, fresh, said.append)
     assert results.stopped(store, runs) == [store.meta(run)["stopped"] for run in runs]
     for run in runs:
         meta = store.meta(run)
         assert "step 1" in meta["stopped"] and "state of step 0" in meta["stopped"] and meta["stopped"] in said
-        agent = agent_of(root, run)
+        agent = agent_of(fresh, run)
         assert agent.meta["step"] == 0 and agent.meta["stopped"] == meta["stopped"]
         assert all(leaf.isfinite().all() for leaves in agent.nets.values() for leaf in leaves.values())
-    assert not list(root.glob("partial/*"))
-    before = files(root)
-    make(runs, root, data_folder)
-    assert files(root) == before
+    assert not list(fresh.glob("partial/*"))
+    before = files(fresh)
+    make(runs, fresh)
+    assert files(fresh) == before
 
 
-def test_a_run_that_stopped_is_shown_at_the_step_of_the_state_that_was_kept(
-    reference, data_folder, car_data, tmp_path, monkeypatch
-):
-    root, (_, poisoned, _) = tmp_path / "store", trainings(car_data.digest(), "cpq")
-    shutil.copytree(reference, root)
-    run, update = applied("fine-tuning", poisoned), loop.update
+def test_a_run_that_stopped_is_shown_at_the_step_of_the_state_that_was_kept(made, make, digest, monkeypatch):
+    run, update = applied("fine-tuning", trainings(digest, "cpq")[1]), loop.update
 
     def update_that_breaks(population, *arguments):
         if population.step == KILLED_IN:
@@ -308,20 +307,20 @@ def test_a_run_that_stopped_is_shown_at_the_step_of_the_state_that_was_kept(
 
     monkeypatch.setattr(loop, "update", update_that_breaks)
     evaluation = EvaluationRun(run, (1, 2), (1,))
-    rows = results.episodes(make([evaluation], root, data_folder), [evaluation])
+    rows = results.episodes(make([evaluation], made), [evaluation])
     assert rows["step"].tolist() == [SNAPSHOT, KEPT, KEPT] and rows["final"].tolist() == [False, True, True]
 
 
-def test_a_worker_that_is_killed_once_is_forgiven_and_twice_is_named(
-    reference, data_folder, car_data, tmp_path, monkeypatch
-):
+def three_repairs(digest: str) -> list[PolicyRun]:
+    """Of one policy, each a job of its own."""
+    poisoned = trainings(digest, "cpq")[1]
+    return [applied(method, poisoned) for method in ("fine-tuning", "trajdeleter", "trajdeleter-released")]
+
+
+def test_a_worker_that_is_killed_once_is_forgiven_and_twice_is_named(made, make, digest, monkeypatch):
     """Its job is tried again alone; what builds on it goes with it, everything else is made."""
-    root, digest = tmp_path / "store", car_data.digest()
-    shutil.copytree(reference, root)
-    _, poisoned, other = trainings(digest, "cpq")
-    once, twice, fine = (applied(m, poisoned) for m in ("fine-tuning", "trajdeleter", "trajdeleter-released"))
-    built = EvaluationRun(twice, (1,))
-    deaths = {once: 1, twice: 2}
+    once, twice, fine = three_repairs(digest)
+    built, deaths = EvaluationRun(twice, (1,)), {once: 1, twice: 2}
 
     class Dying(execute.InProcess):
         def submit(self, function, workspace, runs, *more):
@@ -334,40 +333,36 @@ def test_a_worker_that_is_killed_once_is_forgiven_and_twice_is_named(
     monkeypatch.setattr(engine, "stop", lambda pool: None)
     monkeypatch.setattr(engine, "local_pool", lambda: dying)
     with pytest.raises(RunError, match="2 of 4 runs could not be made.*killed twice.*out of memory"):
-        make([once, built, fine], root, data_folder, executor=dying)
-    store = Store(root)
-    assert store.done(once) and store.done(fine) and not store.done(twice) and not store.done(built)
-    make([built], root, data_folder)
-    assert store.done(twice) and store.done(built) and other != poisoned
+        make([once, built, fine], made, executor=dying)
+    store = Store(made)
+    assert [store.done(run) for run in (once, fine, twice, built)] == [True, True, False, False]
+    make([built], made)
+    assert store.done(twice) and store.done(built)
 
 
-def test_a_worker_that_is_really_killed_is_replaced(empty_store, data_folder, car_data, tmp_path):
+def test_a_worker_that_is_really_killed_is_replaced(fresh, make, digest):
     """While two jobs run and others wait: none is submitted to what is left of the pool."""
-    root, digest, pool, said = tmp_path / "store", car_data.digest(), execute.process_pool(2), []
-    shutil.copytree(empty_store, root)
+    pool = execute.process_pool(2)
     runs = [replace(run, steps=400) for backbone in BACKBONES for run in trainings(digest, backbone)]
 
     def kill():
-        while not list(root.glob("partial/*")):
+        while not list(fresh.glob("partial/*")):
             time.sleep(0.01)
         os.kill(next(iter(pool._processes)), signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    store = make(runs, root, data_folder, said.append, pool)
+    store = make(runs, fresh, executor=pool)
     killer.join()
-    assert all(map(store.done, runs)) and not list(root.glob("partial/*"))
+    assert all(map(store.done, runs)) and not list(fresh.glob("partial/*"))
     with pytest.raises(BrokenProcessPool):
         pool.submit(len, "abc").result()
     execute.stop(execute.local_pool())
 
 
-def test_nothing_is_submitted_to_a_pool_while_it_breaks(reference, data_folder, car_data, tmp_path, monkeypatch):
+def test_nothing_is_submitted_to_a_pool_while_it_breaks(made, make, digest, monkeypatch):
     """The first of two running jobs tells that their pool is broken; the other ends later, a third one waits."""
-    root = tmp_path / "store"
-    shutil.copytree(reference, root)
-    _, poisoned, _ = trainings(car_data.digest(), "cpq")
-    runs = [applied(m, poisoned) for m in ("fine-tuning", "trajdeleter", "trajdeleter-released")]
+    runs = three_repairs(digest)
 
     class Breaking(Executor):
         _max_workers, submitted = 2, 0
@@ -381,17 +376,16 @@ def test_nothing_is_submitted_to_a_pool_while_it_breaks(reference, data_folder, 
 
     monkeypatch.setattr(engine, "stop", lambda pool: None)
     monkeypatch.setattr(engine, "local_pool", execute.InProcess)
-    store = make(runs, root, data_folder, executor=Breaking())
+    store = make(runs, made, executor=Breaking())
     assert all(map(store.done, runs))
 
 
-def test_an_error_on_purpose_takes_only_what_builds_on_it(empty_store, data_folder, car_data, tmp_path):
-    shutil.copytree(empty_store, tmp_path / "store")
-    (clean, *_), (_, poisoned, _) = (trainings(car_data.digest(), backbone) for backbone in TRIED)
-    store = Store(tmp_path / "store")
+def test_an_error_on_purpose_takes_only_what_builds_on_it(fresh, make, digest):
+    (clean, *_), (_, poisoned, _) = (trainings(digest, backbone) for backbone in TRIED)
+    store = Store(fresh)
     (store.folder(poisoned.forget) / FORGET).write_bytes(b"text")
     with pytest.raises(RunError, match="2 of 3 runs.*forget.hdf5"):
-        make([EvaluationRun(poisoned, (1,)), clean], tmp_path / "store", data_folder)
+        make([EvaluationRun(poisoned, (1,)), clean], fresh)
     assert store.done(clean) and not store.done(poisoned)
 
 
@@ -399,35 +393,30 @@ def test_an_error_on_purpose_takes_only_what_builds_on_it(empty_store, data_fold
 
 
 @pytest.mark.parametrize("backbone", ["bear-lag", "coptidice"])
-def test_the_other_backbones_and_methods(backbone, empty_store, data_folder, car_data, tmp_path):
-    root = tmp_path / "store"
-    shutil.copytree(empty_store, root)
-    _, poisoned, _ = trainings(car_data.digest(), backbone)
+def test_the_other_backbones_and_methods(backbone, fresh, make, digest):
+    poisoned = trainings(digest, backbone)[1]
     for method in ("safe-rule", "trajdeleter-released", "fine-tuning"):
         run = applied(method, poisoned, snapshots=0)
-        store = make([run], root, data_folder)
-        before, after = (agent_of(root, r) for r in (poisoned, run))
+        store = make([run], fresh)
+        before, after = (agent_of(fresh, r) for r in (poisoned, run))
         assert not torch.equal(before.nets["actor"]["w0"], after.nets["actor"]["w0"])
         log = pd.read_csv(store.folder(run) / "log.csv")
-        assert log["step"].tolist() == [s for s in LOGGED if s != SNAPSHOT] and log.notna().all().all()
+        assert log["step"].tolist() == [s for s in LOGGED if s != SNAPSHOT]
+        looked = log.loc[log["step"] % (LOOK_EVERY * 4) == 0, sorted(LOOKS)]  # a step in four is logged
+        assert len(looked) == 1 and log.drop(columns=LOOKS).notna().all(axis=None) and looked.notna().all(axis=None)
         assert "stopped" not in store.meta(run) and after.cfg.hidden == (8, 8)
 
 
 @pytest.mark.parametrize("backbone", ["cpq", "coptidice"])
-def test_relearning_trains_all_that_training_trains_and_keeps_nothing_of_a_method(
-    backbone, empty_store, data_folder, car_data, tmp_path
-):
-    root, digest, module = tmp_path / "store", car_data.digest(), get_backbone(backbone)
-    shutil.copytree(empty_store, root)
-    make(relearnings(digest, backbone), root, data_folder)
+def test_relearning_trains_all_that_training_trains_and_keeps_nothing_of_a_method(backbone, fresh, make, digest):
+    module = get_backbone(backbone)
+    make(relearnings(digest, backbone), fresh)
     learned = {name for names, _ in module.LOSSES for name in names}
-    usual = agent_of(root, trainings(digest, backbone)[1]).population
+    usual = agent_of(fresh, trainings(digest, backbone)[1]).population
     for run in relearnings(digest, backbone):
-        before, after = agent_of(root, run.start), agent_of(root, run)
-        moved = {
-            n for n in after.nets if any(not torch.equal(before.nets[n][k], after.nets[n][k]) for k in after.nets[n])
-        }
-        assert learned <= moved and moved - learned <= set(module.TARGETS)
+        before, after = agent_of(fresh, run.start), agent_of(fresh, run)
+        changed = moved(before.nets, after.nets)
+        assert learned <= changed and changed - learned <= set(module.TARGETS)
         assert after.population.step == STEPS and after.population.scalars.keys() == usual.scalars.keys()
         for name in ("init_proportion", "observation_std"):  # COptiDICE's, of D and D_f whatever the start knew
             if name in usual.scalars:
@@ -436,14 +425,10 @@ def test_relearning_trains_all_that_training_trains_and_keeps_nothing_of_a_metho
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_agents_of_a_replicate_see_the_same_batches_and_noise(
-    empty_store, reference, car_data, car_forget, data_folder, tmp_path, monkeypatch, apart
+    made, make, digest, car_data, car_forget, monkeypatch, apart
 ):
     """In one population, and each in its own; what relearns sees poison."""
-    from saferule.unlearn import start
-
-    root, runs = tmp_path / "store", relearnings(car_data.digest(), "cpq")
-    shutil.copytree(reference, root)
-    rows, noises = [], []
+    runs, rows, noises = relearnings(digest, "cpq"), [], []
 
     def note(function, found):
         def noted(*arguments):
@@ -456,7 +441,7 @@ def test_agents_of_a_replicate_see_the_same_batches_and_noise(
     monkeypatch.setattr(start, "draw_rows", note(start.draw_rows, rows))
     monkeypatch.setattr(loop, "draw_noise", note(loop.draw_noise, noises))
     for group in [[run] for run in runs] if apart else [runs[:3], runs[3:]]:
-        make(group, root, data_folder)
+        make(group, made)
     for found in (rows, noises):
         clean, poisoned, repaired, other = torch.cat(
             [torch.stack(found[i : i + STEPS], 1) for i in range(0, len(found), STEPS)]
@@ -468,10 +453,10 @@ def test_agents_of_a_replicate_see_the_same_batches_and_noise(
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_table_3_is_measured_once(backbone, data_folder, car_data, tmp_path):
+def test_table_3_is_measured_once(backbone, make, digest, tmp_path):
     methods = ("fine-tuning", "trajdeleter-released", "safe-rule")
-    run = TimingRun("CarCircle", backbone, car_data.digest(), methods, 1000, 50, 2, 0.001, CONFIG)
-    store = make([run], tmp_path, data_folder)
+    run = TimingRun("CarCircle", backbone, digest, methods, 1000, 50, 2, 0.001, CONFIG)
+    store = make([run], tmp_path)
     rows = results.times(store, [run]).set_index("method")
     assert list(rows.index) == ["clean", *methods] and set(rows.index) <= METHODS.keys()
     assert rows.loc["clean", "factor"] == rows.loc["clean", "relative_step"] == 1
@@ -479,5 +464,5 @@ def test_table_3_is_measured_once(backbone, data_folder, car_data, tmp_path):
     assert rows["seconds"].to_numpy() == pytest.approx((rows["steps"] * rows["ms_per_step"] / 1000).to_numpy())
     assert (rows["factor"] * rows["share"]).to_numpy() == pytest.approx(1)
     before = files(store.root)
-    make([run], tmp_path, data_folder)
+    make([run], tmp_path)
     assert files(store.root) == before and (store.folder(run) / TIMES).is_file()

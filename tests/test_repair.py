@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import re
@@ -27,6 +26,7 @@ from saferule.attack.poison import split
 from saferule.cli import app
 from saferule.data.schema import KEYS, Dataset, concatenate, save
 from saferule.errors import CheckpointError, DataError, RunError, SaferuleError, SettingsError
+from saferule.files import sha256
 from saferule.runs import repair as module
 from saferule.runs.repair import AGENT, LOG, MODEL, RECORD, repair, repair_files
 from saferule.runs.work import evaluate
@@ -84,16 +84,20 @@ def command(folder: Path, out: Path, **changes: object) -> list[str]:
     return ["repair", *(str(p) for k, v in options.items() if v is not None for p in (f"--{k.replace('_', '-')}", v))]
 
 
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def invoke(folder: Path, out: Path, *more: str, **changes: object):
+    """The result of the command."""
+    return RUNNER.invoke(app, [*command(folder, out, **changes), *more])
+
+
+def quiet_import(path: Path, backbone: str = "bcq-lag", **changes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return import_osrl(path, "CarCircle", backbone, **({"batch_size": 16} | changes))
 
 
 def osrl_model(backbone: str, path: Path) -> torch.nn.Module:
     """osrl-lib's own model with the weights of a file, which must fit exactly."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        cfg = import_osrl(path, "CarCircle", backbone).cfg
-    model = quiet_trainer(backbone, cfg, "cpu", NEUTRAL).model
+    model = quiet_trainer(backbone, quiet_import(path, backbone).cfg, "cpu", NEUTRAL).model
     model.load_state_dict(torch.load(path, weights_only=True)["model_state"], strict=True)
     return model
 
@@ -111,26 +115,21 @@ def osrl_model(backbone: str, path: Path) -> torch.nn.Module:
 def test_command_repairs_an_osrl_policy_that_osrl_loads_and_that_acts(folder, tmp_path, poisoned, backbone, method):
     out = tmp_path / "repaired"
     checkpoint = folder / f"{backbone}.pt"
-    made = RUNNER.invoke(app, command(folder, out, checkpoint=checkpoint, backbone=backbone, method=method))
+    made = invoke(folder, out, checkpoint=checkpoint, backbone=backbone, method=method)
     assert made.exit_code == 0, made.output
     assert "repair.json" in made.output and "Adam's moments 0" in made.output
     assert {path.name for path in out.iterdir()} == {AGENT, MODEL, LOG, RECORD, "run.json", "SHA256SUMS"}
     assert list(tmp_path.iterdir()) == [out]  # no draft is left
 
     record, run = (json.loads((out / name).read_text()) for name in (RECORD, "run.json"))
-    assert {k: run["run"][k] for k in ("task", "backbone", "method", "steps", "replicate")} == {
-        "task": "CarCircle",
-        "backbone": backbone,
-        "method": method,
-        "steps": 2,
-        "replicate": 0,
-    }
+    expected = {"task": "CarCircle", "backbone": backbone, "method": method, "steps": 2, "replicate": 0}
+    assert expected.items() <= run["run"].items()
     start, indices = run["run"]["start"], run["run"]["forget"]
-    assert (start["name"], start["sha256"]) == (checkpoint.name, digest(checkpoint))
-    assert (indices["name"], indices["sha256"]) == ("idx.npy", digest(folder / "idx.npy"))
+    assert (start["name"], start["sha256"]) == (checkpoint.name, sha256(checkpoint))
+    assert (indices["name"], indices["sha256"]) == ("idx.npy", sha256(folder / "idx.npy"))
     assert run["steps"] == 2 and run["versions"]["torch"] == torch.__version__
     sums = dict(reversed(line.split("  ")) for line in (out / "SHA256SUMS").read_text().splitlines())
-    assert sums == {path.name: digest(path) for path in out.iterdir() if path.name != "SHA256SUMS"}
+    assert sums == {path.name: sha256(path) for path in out.iterdir() if path.name != "SHA256SUMS"}
     assert record["data"]["digest"] == poisoned.digest() and record["data"]["trajectories"] == 8
     assert record["keep"]["trajectories"] == 6 and record["forget"]["trajectories"] == 2
     assert record["forget"]["digest"] == poisoned.select(POISONED).digest()
@@ -151,39 +150,25 @@ def test_command_repairs_an_osrl_policy_that_osrl_loads_and_that_acts(folder, tm
     simulator.close()
     assert np.isfinite(total)
     (row,), step = evaluate(out / AGENT, [3])  # a whole episode from our own file
-    assert step == 2
-    assert row["length"] == 300 and np.isfinite(row["return"])
+    assert step == 2 and row["length"] == 300 and np.isfinite(row["return"])
 
 
 def test_repaired_agent_is_repaired_again_by_another_method(folder, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
-    assert RUNNER.invoke(app, command(folder, first, method="trajdeleter")).exit_code == 0
+    assert invoke(folder, first, method="trajdeleter").exit_code == 0
     second.mkdir()  # an empty folder is fine
-    again = RUNNER.invoke(
-        app,
-        [*command(folder, second, checkpoint=first / AGENT), "--reading", "vae=keep", "--reading", "kappa=per_step"],
-    )
+    again = invoke(folder, second, "--reading", "vae=keep", "--reading", "kappa=per_step", checkpoint=first / AGENT)
     assert again.exit_code == 0, again.output
-    record = json.loads((second / RECORD).read_text())
-    assert (record["readings"]["vae"], record["readings"]["kappa"], record["readings"]["gate"]) == (
-        "keep",
-        "per_step",
-        "policy",
-    )
+    readings = json.loads((second / RECORD).read_text())["readings"]
+    assert [readings[name] for name in ("vae", "kappa", "gate")] == ["keep", "per_step", "policy"]
     assert "vae_loss" in pd.read_csv(second / LOG)
     agent = load_agent(second / AGENT)
     assert agent.population.step == 2
     assert agent.population.scalars["kappa"].item() == pytest.approx(agent.cfg.q_limit)
 
 
-def quiet_import(folder: Path, backbone: str = "bcq-lag", **changes):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return import_osrl(folder / f"{backbone}.pt", "CarCircle", backbone, **({"batch_size": 16} | changes))
-
-
 def test_repair_leaves_the_given_agent_alone_and_depends_on_its_seed_only(folder, poisoned):
-    agent, (keep, forget) = quiet_import(folder), split(poisoned, POISONED)
+    agent, (keep, forget) = quiet_import(folder / "model.pt"), split(poisoned, POISONED)
     before = {name: value.clone() for name, value in tensors_of(agent.population).items()}
     one, log = repair(agent, keep, forget, steps=3, seed=1, log=(rows := Log())), rows.rows
     assert all(torch.equal(value, before[name]) for name, value in tensors_of(agent.population).items())
@@ -229,6 +214,8 @@ def written(path: Path, content: bytes) -> Path:
     return path
 
 
+DICE_METHOD = {"method": "trajdeleter", "backbone": "coptidice"}
+UNPICKLED = "i.npy: not a .npy file.*nothing is unpickled"
 WRONG = {
     "no checkpoint": (lambda f, t: {"checkpoint": t / "none.pt"}, "none.pt: no such file"),
     "no agent file": (lambda f, t: {"checkpoint": t / "none.safetensors"}, "none.safetensors: no such file"),
@@ -239,10 +226,7 @@ WRONG = {
     "another task": (lambda f, t: {"task": "AntVelocity"}, "d.hdf5.*columns, expected 27 for AntVelocity"),
     "unknown task": (lambda f, t: {"task": "Walker"}, "Walker"),
     "unknown method": (lambda f, t: {"method": "forgetting"}, "unknown method 'forgetting'"),
-    "no such method here": (
-        lambda f, t: {"method": "trajdeleter", "backbone": "coptidice", "checkpoint": f / "coptidice.pt"},
-        "needs critics",
-    ),
+    "no such method here": (lambda f, t: DICE_METHOD | {"checkpoint": f / "coptidice.pt"}, "needs critics"),
     "unknown reading": (lambda f, t: {"reading": "colour=red"}, "no reading 'colour'"),
     "unknown option": (lambda f, t: {"reading": "gate=maybe"}, "no option 'maybe'"),
     "reading without option": (lambda f, t: {"reading": "gate"}, "expected NAME=VALUE"),
@@ -255,14 +239,8 @@ WRONG = {
     "no indices": (lambda f, t: {"forget": t / "none.npy"}, "none.npy: no such file"),
     "text for indices": (lambda f, t: {"forget": written(t / "i.npy", b"1,2,3")}, "i.npy: not a .npy file"),
     "empty index file": (lambda f, t: {"forget": written(t / "i.npy", b"")}, "i.npy: not a .npy file"),
-    "pickle for indices": (
-        lambda f, t: {"forget": written(t / "i.npy", pickle.dumps([1]))},
-        "i.npy: not a .npy file.*nothing is unpickled",
-    ),
-    "objects for indices": (
-        lambda f, t: {"forget": npy(t / "i.npy", np.array([{}], dtype=object))},
-        "i.npy: not a .npy file.*nothing is unpickled",
-    ),
+    "pickle for indices": (lambda f, t: {"forget": written(t / "i.npy", pickle.dumps([1]))}, UNPICKLED),
+    "objects for indices": (lambda f, t: {"forget": npy(t / "i.npy", np.array([{}], dtype=object))}, UNPICKLED),
     "several arrays": (lambda f, t: (np.savez(t / "i.npz", a=[1]), {"forget": t / "i.npz"})[1], "several arrays"),
     "real numbers": (lambda f, t: {"forget": npy(t / "i.npy", [0.5])}, "i.npy.*float64"),
     "no such trajectory": (lambda f, t: {"forget": npy(t / "i.npy", [8])}, "i.npy.*names trajectory 8"),
@@ -281,7 +259,7 @@ def test_what_is_wrong_is_named_and_nothing_is_written(case, folder, tmp_path):
     inputs.mkdir()
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     wrong = changes(folder, inputs)
-    found = RUNNER.invoke(app, command(folder, wrong.pop("out", tmp_path / "out"), **wrong))
+    found = invoke(folder, wrong.pop("out", tmp_path / "out"), **wrong)
     assert found.exit_code == 2, found.output
     assert "Traceback" not in found.output and found.output.count("saferule: error:") == 1
     assert re.search(message, found.output.replace("\n", " ")), found.output
@@ -290,16 +268,16 @@ def test_what_is_wrong_is_named_and_nothing_is_written(case, folder, tmp_path):
 
 
 def test_files_of_saferule_are_checked_against_what_was_asked(folder, tmp_path):
-    agent = quiet_import(folder)
+    agent = quiet_import(folder / "model.pt")
     save_acting(agent.population, 0, tmp_path / "acting.safetensors", "CarCircle", "bcq-lag", agent.cfg)
     made = tmp_path / "made"
-    assert RUNNER.invoke(app, command(folder, made, method="fine-tuning", steps=1)).exit_code == 0
+    assert invoke(folder, made, method="fine-tuning", steps=1).exit_code == 0
     for changes, message in (
         ({"checkpoint": tmp_path / "acting.safetensors"}, "snapshot with networks only"),
         ({"checkpoint": made / AGENT, "backbone": "cpq"}, "backbone is bcq-lag, expected cpq"),
-        ({"checkpoint": made / AGENT, "cost_limit": 20.0}, "cost limit is 10, expected 20"),
+        ({"checkpoint": made / AGENT, "cost_limit": 20.0}, "cost limit is 10.0, expected 20.0"),
     ):
-        found = RUNNER.invoke(app, command(folder, tmp_path / "out", **changes))
+        found = invoke(folder, tmp_path / "out", **changes)
         assert found.exit_code == 2 and message in found.output, found.output
         assert not (tmp_path / "out").exists()
     with pytest.raises(CheckpointError, match="task is CarCircle, expected PointPush"):
@@ -309,13 +287,13 @@ def test_files_of_saferule_are_checked_against_what_was_asked(folder, tmp_path):
 
 
 def test_python_form_checks_its_arguments(folder, poisoned, car_data):
-    agent, (keep, forget) = quiet_import(folder), split(poisoned, POISONED)
+    agent, (keep, forget) = quiet_import(folder / "model.pt"), split(poisoned, POISONED)
     empty = forget.take(slice(0, 0))
     narrow = Dataset(**{k: getattr(forget, k) for k in KEYS} | {"actions": forget.actions[:, :1]})
     unsafe = Dataset(**{k: getattr(forget, k) for k in KEYS} | {"costs": -np.ones(len(forget))})
     for part, message in (
         (empty, "forget set is empty"),
-        (narrow, "8 observations and 1 actions, the agent 8 and 2"),
+        (narrow, "the forget set: key 'actions' has 1 columns, expected 2 for CarCircle"),
         (unsafe, "the forget set: key 'costs'"),
     ):
         with pytest.raises(DataError, match=message):
@@ -358,7 +336,7 @@ def test_an_interrupted_repair_continues(folder, tmp_path, monkeypatch):
 
 
 def test_values_that_are_not_finite_end_the_repair_without_a_folder(folder, tmp_path, monkeypatch):
-    agent = quiet_import(folder, critic_lr=1e30)
+    agent = quiet_import(folder / "model.pt", critic_lr=1e30)
     monkeypatch.setattr(module, "import_osrl", lambda *arguments, **options: agent)
     files = (folder / "model.pt", folder / "d.hdf5", folder / "idx.npy", "CarCircle", tmp_path / "out")
     with pytest.raises(RunError, match="not finite at step") as stopped:

@@ -37,49 +37,52 @@ EVALUATION = EvaluationRun(REPAIRED, (1, 2))
 TIMING = TimingRun("CarCircle", "cpq", "d" * 64, ("safe-rule",), 1000, 100, 5, 1.0)
 RUNS = [ADVERSARY, FORGET, POISONED, CLEAN, REPAIRED, EVALUATION, TIMING]
 
-# Another value for each field of each kind of run.
-OTHERS = {
-    ADVERSARY: {
-        "task": "PointGoal",
-        "attack": "max_reward",
-        "steps": 101,
-        "seed": 1,
-        "readings": frozen(adversary_start="fresh"),
-    },
-    FORGET: {
-        "adversary": replace(ADVERSARY, seed=1),
-        "data": "e" * 64,
-        "ratio": 0.05,
-        "rollouts": 5,
-        "gamma": 0.9,
-        "readings": frozen(poison_unit="whole"),
-    },
-    REPAIRED: {
-        "task": "PointGoal",
-        "backbone": "bcq-lag",
-        "data": "e" * 64,
-        "forget": replace(FORGET, ratio=0.05),
-        "method": "no-critic",
-        "steps": 1001,
-        "replicate": 1,
-        "start": UserFile("model.pt", "f" * 64),
-        "readings": frozen(gate="data"),
-        "config": frozen(hidden=[8, 9]),
-        "snapshots": 3,
-    },
-    EVALUATION: {"policy": POISONED, "seeds": (1, 3), "snapshot_seeds": (1,), "deterministic": False},
-    TIMING: {
-        "task": "PointGoal",
-        "backbone": "bcq-lag",
-        "data": "e" * 64,
-        "methods": ("no-critic",),
-        "training_steps": 1001,
-        "unlearning_steps": 101,
-        "rounds": 6,
-        "block_seconds": 0.5,
-        "config": frozen(hidden=[8, 9]),
-    },
+# Another value for each field; readings are those of the kind of run.
+OTHER = {
+    "task": "PointGoal",
+    "backbone": "bcq-lag",
+    "attack": "max_reward",
+    "data": "e" * 64,
+    "ratio": 0.05,
+    "rollouts": 5,
+    "gamma": 0.9,
+    "steps": 1001,
+    "seed": 1,
+    "replicate": 1,
+    "adversary": replace(ADVERSARY, seed=1),
+    "forget": replace(FORGET, ratio=0.05),
+    "method": "no-critic",
+    "start": UserFile("model.pt", "f" * 64),
+    "config": frozen(hidden=[8, 9]),
+    "snapshots": 3,
+    "policy": POISONED,
+    "seeds": (1, 3),
+    "snapshot_seeds": (1,),
+    "deterministic": False,
+    "methods": ("no-critic",),
+    "training_steps": 1001,
+    "unlearning_steps": 101,
+    "rounds": 6,
+    "block_seconds": 0.5,
 }
+READINGS = {ADVERSARY: {"adversary_start": "fresh"}, FORGET: {"poison_unit": "whole"}, REPAIRED: {"gate": "data"}}
+
+
+def fresh_interpreter(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """Run code in a process of its own, which imports what the tests import."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def finish(store: Store, run) -> None:
+    with store.write(run):
+        pass
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -90,10 +93,10 @@ def _forget_keys():
     describe.cache_clear(), key.cache_clear()
 
 
-@pytest.mark.parametrize("run", OTHERS, ids=lambda run: run.KIND)
+@pytest.mark.parametrize("run", [ADVERSARY, FORGET, REPAIRED, EVALUATION, TIMING], ids=lambda run: run.KIND)
 def test_key_depends_on_every_field_and_on_the_version(run, monkeypatch):
-    others = OTHERS[run]
-    assert set(others) == {field.name for field in fields(run)}
+    known = OTHER | {"readings": frozen(**READINGS.get(run, {}))}
+    others = {field.name: known[field.name] for field in fields(run)}
     keys = {key(replace(run, **{name: value})) for name, value in others.items()}
     assert len(keys) == len(others) and key(run) not in keys
     before = key(run)
@@ -124,15 +127,11 @@ def test_frozen_values_are_ordered_and_hashable():
 def test_keys_are_the_same_in_other_processes():
     code = "from test_store import RUNS, key; print(*[key(run) for run in RUNS])"
     for hash_seed in ("1", "2"):
-        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
-        found = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-        )
-        assert found.stdout.split() == [key(run) for run in RUNS]
+        found = fresh_interpreter(code, PYTHONHASHSEED=hash_seed)
+        assert found.stdout.split() == [key(run) for run in RUNS], found.stderr
 
 
-def test_write_and_read(tmp_path):
-    store = Store(tmp_path)
+def test_write_and_read(store):
     assert not store.done(POISONED)
     with store.write(POISONED, note="x") as folder:
         (folder / "sub").mkdir()
@@ -148,8 +147,7 @@ def test_write_and_read(tmp_path):
         store.meta(CLEAN)
 
 
-def test_every_tampering_is_named(tmp_path):
-    store = Store(tmp_path)
+def test_every_tampering_is_named(store):
     with store.write(POISONED) as folder:
         (folder / "episodes.csv").write_text("cost\n60\n")
         (folder / "snapshots").mkdir()
@@ -165,8 +163,7 @@ def test_every_tampering_is_named(tmp_path):
     assert [str(folder) in line for line in told] == [True] * 3
     assert "episodes.csv: has changed" in told[0] and "1.safetensors: missing" in told[1]
     assert "extra.txt: was not written by the run" in told[2]
-    with store.write(CLEAN):
-        pass
+    finish(store, CLEAN)
     shutil.rmtree(folder)
     shutil.copytree(store.folder(CLEAN), folder)  # a clean run copied over a poisoned one
     assert "describes another run" in store.verify(POISONED)[0]
@@ -174,47 +171,35 @@ def test_every_tampering_is_named(tmp_path):
     assert "damaged" in store.verify(POISONED)[0]
 
 
-def test_an_exception_inside_write_leaves_no_folder(tmp_path):
-    store = Store(tmp_path)
+def test_an_exception_inside_write_leaves_no_folder(store):
     with pytest.raises(KeyboardInterrupt), store.write(POISONED) as folder:
         (folder / "a.txt").write_text("a")
         raise KeyboardInterrupt
     assert not store.done(POISONED) and os.listdir(store.folder(POISONED).parent) == []
 
 
-def test_a_killed_writer_leaves_nothing_that_looks_finished(tmp_path):
+def test_a_killed_writer_leaves_nothing_that_looks_finished(store):
     code = (
         "import os, signal, sys\nfrom test_store import RUNS, Store, POISONED\n"
         "with Store(sys.argv[1]).write(POISONED) as folder:\n"
         "    (folder / 'run.json').write_text('{}')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment)
-    assert killed.returncode == -signal.SIGKILL
-    store = Store(tmp_path)
+    assert fresh_interpreter(code, store.root).returncode == -signal.SIGKILL
     assert not store.done(POISONED) and not store.folder(POISONED).exists()
     with store.write(POISONED) as folder:
         assert os.listdir(folder) == []
     assert store.done(POISONED)
 
 
-def test_a_folder_that_is_no_run_is_replaced(tmp_path):
-    store = Store(tmp_path)
+def test_a_folder_that_is_no_run_is_replaced(store):
     store.folder(POISONED).mkdir(parents=True)
     (store.folder(POISONED) / "stray.txt").write_text("x")
     assert not store.done(POISONED)
-    with store.write(POISONED):
-        pass
+    finish(store, POISONED)
     assert sorted(os.listdir(store.folder(POISONED))) == ["SHA256SUMS", "run.json"]
 
 
-def finish(store, run):
-    with store.write(run):
-        pass
-
-
-def test_interrupted_populations_are_found(tmp_path):
-    store = Store(tmp_path)
+def test_interrupted_populations_are_found(store):
     runs = [replace(POISONED, replicate=r) for r in range(5)]
     assert store.interrupted(runs) == []
     folder = store.partial(runs[:3])
@@ -232,8 +217,7 @@ def test_interrupted_populations_are_found(tmp_path):
     assert store.interrupted(runs) == [runs[3:]] and not folder.exists()
 
 
-def test_interrupted_populations_share_no_unfinished_run(tmp_path):
-    store = Store(tmp_path)
+def test_interrupted_populations_share_no_unfinished_run(store):
     runs = [replace(POISONED, replicate=r) for r in range(3)]
     groups = [runs[:2], runs[1:]]
     for group in groups:
@@ -244,16 +228,10 @@ def test_interrupted_populations_share_no_unfinished_run(tmp_path):
     assert sorted(store.interrupted(runs), key=groups.index) == groups
 
 
-def test_a_listing_that_was_not_written_is_no_population(tmp_path):
-    store = Store(tmp_path)
+def test_missing_and_damaged_descriptions(store):
     folder = store.partial([POISONED])
     (folder / "runs.json").unlink()
     assert store.interrupted([POISONED]) == [] and store.partial([POISONED]) == folder
-
-
-def test_damaged_descriptions(tmp_path):
-    store = Store(tmp_path)
-    folder = store.partial([POISONED])
     (folder / "runs.json").write_text("[")
     assert store.interrupted([POISONED]) == []
     finish(store, POISONED)
@@ -278,7 +256,6 @@ def test_lock_ends_with_its_process(tmp_path):
         "import os, signal, sys\nfrom saferule.runs.store import Store\n"
         "with Store(sys.argv[1]).lock():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment)
+    assert fresh_interpreter(code, tmp_path).returncode == -signal.SIGKILL
     with Store(tmp_path).lock():
         pass

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import ACTOR_CRITIC, STEPS, Corrupted, advance, assert_same_state, changed_networks, frozen, tiny
+from helpers import ACTOR_CRITIC, LOOKS, STEPS, Corrupted, advance, assert_same_state, changed_networks, frozen, tiny
 
 from saferule import unlearn
 from saferule.agents import BACKBONES, get_backbone
@@ -22,7 +22,6 @@ INFO = {
     *("forget_q_cost_data", "actor_loss", "forget_actor_loss", "gap", "beta_f", "forget_q_cost_policy"),
     *("keep_gates_open", "forget_gates_open"),
 }
-LOOKS = {f"{side}_{what}" for side in ("keep", "forget") for what in ("gradient", "distance", "saturated")}
 
 
 @pytest.mark.parametrize(("name", "method"), CELLS)

@@ -1,1 +1,1 @@
-"""Runs: what a run is (`cells`), where its results lie (`store`), how missing ones are made (`engine`)."""
+"""Runs: what a run is (`spec`), where its results lie (`store`), how missing ones are made (`engine`)."""

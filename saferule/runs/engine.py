@@ -9,7 +9,8 @@ goes on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -20,11 +21,10 @@ from saferule.runs.execute import InProcess, cores, local_pool, stop
 from saferule.runs.interruptible import SAVE_SECONDS, progress
 from saferule.runs.spec import ForgetRun, PolicyRun, Run, TimingRun, lineage, parents
 from saferule.runs.store import Store
-from saferule.runs.work import Workspace, work
+from saferule.runs.work import Say, Workspace, named, work
 from saferule.unlearn import family, loss_options
 
 POPULATION_LIMIT = 32  # agents trained together
-Say = Callable[[str], None]
 
 
 @dataclass(eq=False)
@@ -33,6 +33,11 @@ class Job:
 
     runs: list[Run]
     tries: int = 0
+
+    @property
+    def name(self) -> str:
+        """What they are called in messages."""
+        return f"{self.runs[0].KIND} {named(self.runs)}"
 
 
 def make(runs: Sequence[Run], workspace: Workspace, executor: Executor | None = None, say: Say = print) -> None:
@@ -74,9 +79,7 @@ def divide(runs: Sequence[Run], store: Store, device: str) -> list[Job]:
             key, replicate = _together(run), run.replicate if device == "cpu" and isinstance(run, PolicyRun) else 0
             before = sum(_together(other) == key for other in lineage([run])[:-1])  # not beside what it builds on
             groups.setdefault((*key, replicate, before), []).append(run)
-    alike: dict[Any, int] = {}  # groups that can be worked on at the same time
-    for key in groups:
-        alike[key[:2]] = alike.get(key[:2], 0) + 1
+    alike = Counter(key[:2] for key in groups)  # groups that can be worked on at the same time
     parts = [
         part
         for key, group in groups.items()
@@ -88,10 +91,8 @@ def divide(runs: Sequence[Run], store: Store, device: str) -> list[Job]:
 
 def _together(run: Run) -> tuple:
     """Runs for which this is equal are made together; the first two parts are equal for what can run side by side."""
-    if isinstance(run, ForgetRun):
-        return run.KIND, 0, run.adversary
     if not isinstance(run, PolicyRun):
-        return run.KIND, 0, run
+        return run.KIND, 0, run.adversary if isinstance(run, ForgetRun) else run
     losses = loss_options(run.method, run.backbone, dict(run.readings))
     algorithm = family(run.method, run.backbone).__name__, losses, run.start is None
     return run.KIND, algorithm[2], algorithm, run.task, run.backbone, run.data, run.config, run.steps, run.snapshots
@@ -132,11 +133,11 @@ def _follow(jobs: Sequence[Job], workspace: Workspace, executor: Executor, say: 
                 except BrokenProcessPool:
                     broken, job.tries = True, job.tries + 1
                     if job.tries > 1:
-                        failed[job] = f"{_name(job)}: its process was killed twice (out of memory?)"
+                        failed[job] = f"{job.name}: its process was killed twice (out of memory?)"
                     else:
                         waiting.insert(0, job)
                 except SaferuleError as error:
-                    failed[job] = f"{_name(job)}: {error}"
+                    failed[job] = f"{job.name}: {error}"
                     say(failed[job])
             if broken and not running:  # all that ran there have ended with it
                 stop(executor)
@@ -146,11 +147,6 @@ def _follow(jobs: Sequence[Job], workspace: Workspace, executor: Executor, say: 
             stop(executor)
         raise
     return failed
-
-
-def _name(job: Job) -> str:
-    others = f" and {len(job.runs) - 1} more" if len(job.runs) > 1 else ""
-    return f"{job.runs[0].KIND} {job.runs[0].label}{others}"
 
 
 def _say_progress(jobs: Any, store: Store, say: Say) -> None:

@@ -13,14 +13,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saferule.errors import RunError, SettingsError
 from saferule.files import write_bytes
 from saferule.runs.places import NOTEBOOKS, project_root
-
-if TYPE_CHECKING:
-    from papermill.exceptions import PapermillExecutionError
 
 KERNEL = "python3"  # jupyter_client starts this interpreter for it, if the environment's own kernelspec is taken
 ERROR_LINES = 12
@@ -32,20 +29,18 @@ def run_all(
     output: Path | None = None,
     parameters: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Execute the named notebooks in their order and print one line for each.
+    """Execute the named notebooks in their order and print one line for each; returns the profile's folder.
 
     output      root of the results (default: the checkout's ``artifacts``); they go to ``<output>/<profile>``
     parameters  further papermill parameters: tasks, backbones, attacks, ratios, replicates, data, changes
-    Returns the profile's folder. SettingsError for an unknown notebook; RunError when one fails.
+    RunError when one fails.
     """
-    check_names(names)
     root = project_root()
     kernel()
     output = (output or root / "artifacts").resolve()
     folder = output / profile
-    given = {"profile": profile, **(parameters or {})}
-    if output != root / "artifacts":
-        given["output"] = str(output)
+    elsewhere = {} if output == root / "artifacts" else {"output": str(output)}
+    given = {"profile": profile, **(parameters or {}), **elsewhere}
     for name in NOTEBOOKS:
         if name in names:
             took = execute(root / "notebooks" / f"{name}.ipynb", folder / "notebooks", given, root)
@@ -64,17 +59,10 @@ def check_names(names: Sequence[str]) -> None:
 def kernel() -> str:
     """The program that the notebooks' kernel starts; RunError when it is not this very interpreter."""
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # before kernelspecs that the user has for other environments
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+    from jupyter_client import KernelManager
 
-    try:
-        program = KernelSpecManager().get_kernel_spec(KERNEL).argv[0]
-    except NoSuchKernel:
-        program = "nothing"
-    ours = Path(sys.executable)
-    # jupyter_client itself replaces a bare "python" by the interpreter it runs in.
-    if program in ("python", "python3", f"python3.{sys.version_info[1]}"):
-        return sys.executable
-    if Path(program).parent.resolve() != ours.parent.resolve():
+    program = KernelManager(kernel_name=KERNEL).format_kernel_cmd()[0]  # for a bare "python" the interpreter here
+    if Path(program).parent.resolve() != Path(sys.executable).parent.resolve():
         raise RunError(
             f"the notebook kernel {KERNEL!r} starts {program}, expected {sys.executable}: install anew with "
             f"./install.sh, or run `{sys.executable} -m ipykernel install --sys-prefix`"
@@ -123,7 +111,7 @@ def execute(notebook: Path, folder: Path, parameters: Mapping[str, Any], directo
     return time.monotonic() - started
 
 
-def _reason(error: PapermillExecutionError | Exception) -> str:
+def _reason(error: Exception) -> str:
     """Which cell, and the end of what it said."""
     if not hasattr(error, "cell_index"):
         return ": its kernel died (out of memory, or killed); run again, finished work is kept"
@@ -136,8 +124,6 @@ def _keep(draft: Path, final: Path, notebook: Path) -> None:
     """Give the executed copy its name, without the paths of this machine in its metadata."""
     import nbformat
 
-    if not draft.is_file():
-        return
     executed = nbformat.read(draft, as_version=4)
     record = executed.metadata.get("papermill", {})
     record |= {"input_path": f"notebooks/{notebook.name}", "output_path": f"notebooks/{final.name}"}

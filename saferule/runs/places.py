@@ -28,20 +28,17 @@ def project_root() -> Path:
     return root
 
 
-def workspace(
-    profile: Profile, output: str | Path | None = None, data: str | Path | None = None, device: str | None = None
-) -> Workspace:
-    """Where the runs of a profile are made.
+def workspace(profile: Profile, output: str | Path | None = None, data: str | Path | None = None) -> Workspace:
+    """Where the runs of a profile are made: on a GPU where there is one.
 
     output  root of the results [the checkout's ``artifacts``]
     data    folder of the clean data [``artifacts/data``, or where dsrl keeps its downloads, as the profile says]
-    device  [a GPU where there is one]
     """
     import torch
 
     if data is None:
         data = dataset_folder() if profile.data == "dsrl" else project_root() / "artifacts" / "data"
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     return Workspace(Store(Path(output or project_root() / "artifacts") / profile.name), Path(data), device)
 
 

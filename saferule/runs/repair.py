@@ -24,10 +24,9 @@ import json
 import shutil
 import tempfile
 import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +42,17 @@ from saferule.attack.poison import split
 from saferule.data.batches import TransitionPool
 from saferule.data.schema import Dataset, load
 from saferule.data.schema import check as check_data
-from saferule.errors import CheckpointError, DataError, RunError, SettingsError
+from saferule.errors import CheckpointError, RunError, SettingsError
 from saferule.files import sha256, write_folder
 from saferule.paper import TABLE7, UNLEARNING
 from saferule.runs.interruptible import AGENT, LOG
 from saferule.runs.spec import PolicyRun, UserFile, frozen, key
-from saferule.runs.store import seal
-from saferule.runs.work import together, train
+from saferule.runs.store import Store, write_sums
+from saferule.runs.work import Say, together, train
 from saferule.sim import get_task
-from saferule.unlearn import chosen, loss_options
+from saferule.unlearn import METHODS, Readings, chosen, loss_options
 
 MODEL, RECORD = "model.pt", "repair.json"
-Say = Callable[[str], None]
 
 
 def repair(
@@ -63,7 +61,7 @@ def repair(
     forget: Dataset,
     method: str = "safe-rule",
     steps: int = TABLE7.unlearning_steps,
-    readings: Mapping[str, str] | None = None,
+    readings: Readings = None,
     seed: int = 0,
     *,
     device: str | None = None,
@@ -83,23 +81,13 @@ def repair(
     SettingsError for an unknown method or reading and impossible numbers, CheckpointError for a snapshot, DataError for
     data that do not fit the agent, RunError when a value stops being finite.
     """
-    run = PolicyRun(
-        task=agent.task,
-        backbone=agent.backbone.NAME,
-        data=keep.digest(),
-        forget=UserFile("forget", forget.digest()),
-        method=method,
-        steps=steps,
-        replicate=seed,
-        start=UserFile("agent", ""),
-        readings=frozen(**(readings or {})),
-        config=_changes(agent),
-    )
+    files = UserFile("agent", ""), UserFile("forget", forget.digest())
+    run = _run(agent, keep, files, method, steps, readings, seed)
     with tempfile.TemporaryDirectory() as folder:
-        _make(run, agent, keep, forget, Path(folder) / "repaired", device, say)
-        repaired = load_agent(Path(folder) / "repaired" / AGENT)
+        made = _make(Store(Path(folder) / "repair"), run, agent, keep, forget, device, say)
+        repaired = load_agent(made / AGENT)
         if log is not None:
-            log.rows += pd.read_csv(Path(folder) / "repaired" / LOG).to_dict("records")
+            log.rows += pd.read_csv(made / LOG).to_dict("records")
     meta = {"method": method, "readings": dict(readings or {}), "seed": seed, "step": steps}
     return replace(repaired, meta=repaired.meta | meta)
 
@@ -114,7 +102,7 @@ def repair_files(
     backbone: str,
     method: str = "safe-rule",
     steps: int = TABLE7.unlearning_steps,
-    readings: Mapping[str, str] | None = None,
+    readings: Readings = None,
     seed: int = 0,
     cost_limit: float | None = None,
     device: str | None = None,
@@ -132,106 +120,84 @@ def repair_files(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"{out}: there is something here already, expected a new or empty folder: name another one")
-    world, name = get_task(task), get_backbone(backbone).NAME
-    _check_method(method, name, readings, steps, seed)
-    dataset = load(data, world)
+    name, dataset = get_backbone(backbone).NAME, load(data, get_task(task))
     marked = read_indices(forget)
     try:
         keep, poisoned = split(dataset, marked)
     except SettingsError as error:
         raise SettingsError(f"{forget}: {error}") from error
     agent = read_agent(checkpoint, task, name, dataset, cost_limit)
-    assumed = agent.meta.get("assumed", [])
+    files = [UserFile(path.name, sha256(path)) for path in (checkpoint, forget)]
+    run = _run(agent, dataset, files, method, steps, readings, seed)
+    assumed, options = agent.meta.get("assumed", []), chosen(method, readings)
     for assumption in assumed:
         say(f"{checkpoint} does not hold everything, so it was assumed: {assumption}")
-    run = PolicyRun(
-        task=task,
-        backbone=name,
-        data=dataset.digest(),
-        forget=UserFile(forget.name, sha256(forget)),
-        method=method,
-        steps=steps,
-        replicate=seed,
-        start=UserFile(checkpoint.name, sha256(checkpoint)),
-        readings=frozen(**(readings or {})),
-        config=_changes(agent),
-    )
-    options = chosen(method, readings)
-    in_force = {r.name: options[r.name] for r in UNLEARNING} if loss_options(method, name) else {}
-    about = {
+    record = {
         "assumed": assumed,
-        "readings": in_force,
+        "readings": {r.name: options[r.name] for r in UNLEARNING} if loss_options(method, name) else {},
         "data": {"file": data.name} | _described(dataset),
         "keep": _described(keep),
         "forget": {"file": forget.name} | _described(poisoned),
     }
-    _make(run, agent, keep, poisoned, out, device, say, about)
+    # Beside the folder until that is whole; named by the run, so that no other repair continues it.
+    store = Store(out.with_name(f".{out.name}.{key(run)}.repairing"))
+    made = _make(store, run, agent, keep, poisoned, device, say)
+    with write_folder(out) as draft:
+        shutil.copytree(made, draft, dirs_exist_ok=True)
+        export_osrl(load_agent(draft / AGENT), draft / MODEL)  # on the CPU, wherever it was computed
+        (draft / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        write_sums(draft)
+    shutil.rmtree(store.root)
+
+
+def _run(
+    agent: Agent, data: Dataset, files: Sequence[UserFile], method: str, steps: int, readings: Readings, seed: int
+) -> PolicyRun:
+    """The repair as a run, from the agent's file and the indices'; changes are settings that the task does not give.
+
+    SettingsError for an unknown method, for readings that it does not have, and for impossible numbers.
+    """
+    backbone, known = agent.backbone.NAME, [reading.name for reading in UNLEARNING]
+    repairs = [m.name for m in METHODS.values() if (m.start, m.forget) == ("poisoned", "attack")]
+    own = known if loss_options(method, backbone, readings) else []
+    if method not in repairs:
+        raise SettingsError(f"method {method!r} does not repair a policy: choose one of {', '.join(repairs)}")
+    foreign = [name for name in readings or {} if name not in own]
+    if foreign:
+        raise SettingsError(
+            f"{method} has no reading {foreign[0]!r}, expected one of {', '.join(known)} with a variant of safe-rule: "
+            "leave it out"
+        )
+    if steps < 1 or seed < 0:
+        raise SettingsError(f"steps = {steps} and seed = {seed}, expected 1 or more steps and no negative seed")
+    given = ("observation_dim", "action_dim", "episode_len")
+    changes = frozen(**{name: value for name, value in asdict(agent.cfg).items() if name not in given})
+    start, forget = files
+    options = frozen(**(readings or {}))
+    return PolicyRun(agent.task, backbone, data.digest(), forget, method, steps, seed, start, options, changes)
 
 
 def _make(
-    run: PolicyRun,
-    agent: Agent,
-    keep: Dataset,
-    forget: Dataset,
-    out: Path,
-    device: str | None,
-    say: Say,
-    about: Mapping[str, Any] | None = None,
-) -> None:
-    """Check that everything fits, then make the run in the folder ``out``; its state lies beside that until then."""
-    _check_method(run.method, run.backbone, dict(run.readings), run.steps, run.replicate)
+    store: Store, run: PolicyRun, agent: Agent, keep: Dataset, forget: Dataset, device: str | None, say: Say
+) -> Path:
+    """Check that everything fits, and make the run in the store where it is not there; returns its folder."""
     if agent.population is None:
         raise CheckpointError(
-            f"this {run.backbone} agent is a snapshot with networks only, expected targets and generator too: give "
-            f"an {AGENT} or {MODEL}"
+            f"{run.start.name}: a snapshot with networks only, expected targets and generator too: give an {AGENT} or "
+            f"{MODEL}"
         )
-    world = get_task(agent.task)
     for name, part in (("keep", keep), ("forget", forget)):
-        _check_fits(name, part, agent)
-        check_data(part, world, f"the {name} set")
+        check_data(part, get_task(agent.task), f"the {name} set")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    pool = TransitionPool([keep, forget], agent.cfg.reward_scale, device)
-    rows = [(pool.rows_of(0), pool.rows_of(1))]
-    place = _OneFolder(out, about, out.with_name(f".{out.name}.{key(run)}.repairing"))
-    place.partial.mkdir(parents=True, exist_ok=True)
-    train(
-        place,
-        place.partial,
-        [run],
-        agent.cfg,
-        pool,
-        rows,
-        lambda: together([agent.population], [run], agent.cfg, device),
-        device,
-        say,
-    )
-
-
-class _OneFolder:
-    """Where a repair goes: as a store, but the one folder that the user named.
-
-    partial  of this very repair: another one with the same folder as its aim does not continue its state
-    """
-
-    def __init__(self, out: Path, about: Mapping[str, Any] | None, partial: Path) -> None:
-        self.out, self.about, self.partial = out, about, partial
-
-    def done(self, run: PolicyRun) -> bool:
-        """A repair is made anew unless its folder is there, which is refused before."""
-        return False
-
-    @contextmanager
-    def write(self, run: PolicyRun, **meta: Any) -> Iterator[Path]:
-        """The folder to fill. RunError for an agent that stopped early: there is no repaired policy then."""
-        if "stopped" in meta:
-            shutil.rmtree(self.partial)
-            raise RunError(f"{meta['stopped']}, or take fewer steps or another method")
-        with write_folder(self.out) as draft:
-            yield draft
-            export_osrl(load_agent(draft / AGENT), draft / MODEL)  # on the CPU, wherever it was computed
-            if self.about is not None:
-                (draft / RECORD).write_text(json.dumps(self.about, indent=1, sort_keys=True) + "\n")
-            seal(draft, run, **meta)
+    if not store.done(run):
+        pool = TransitionPool([keep, forget], agent.cfg.reward_scale, device)
+        rows = [(pool.rows_of(0), pool.rows_of(1))]
+        start = partial(together, [agent.population], [run], device)
+        train(store, [run], pool, rows, start, device, say)
+    if stopped := store.meta(run).get("stopped"):
+        shutil.rmtree(store.root)
+        raise RunError(f"{stopped}, or take fewer steps or another method")
+    return store.folder(run)
 
 
 def read_agent(
@@ -244,67 +210,26 @@ def read_agent(
             warnings.simplefilter("ignore", UserWarning)
             return import_osrl(checkpoint, task, backbone, dataset=dataset, **settings)
     agent = load_agent(checkpoint)
-    for what, found, expected in (("backbone", agent.backbone.NAME, backbone), ("task", agent.task, task)):
-        if found != expected:
+    held = {"backbone": agent.backbone.NAME, "task": agent.task, "cost limit": agent.cfg.cost_limit}
+    asked = {"backbone": backbone, "task": task} | ({} if cost_limit is None else {"cost limit": cost_limit})
+    for what, expected in asked.items():
+        if (found := held[what]) != expected:
             raise CheckpointError(f"{checkpoint}: its {what} is {found}, expected {expected}: name the {what} it holds")
-    if cost_limit not in (None, agent.cfg.cost_limit):
-        raise SettingsError(
-            f"{checkpoint}: its cost limit is {agent.cfg.cost_limit:g}, expected {cost_limit:g}: leave the cost limit "
-            "out, the file knows its own"
-        )
-    if agent.population is None:
-        raise CheckpointError(
-            f"{checkpoint}: a snapshot with networks only, expected targets and generator too: give the run's {AGENT}"
-        )
     return agent
 
 
 def read_indices(path: Path) -> np.ndarray:
     """The array in a .npy file; nothing is unpickled. SettingsError for anything else."""
     try:
-        found = np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:
+            return np.lib.format.read_array(file)
     except FileNotFoundError as error:
         raise SettingsError(f"{path}: no such file, expected trajectory indices in a .npy file: check it") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise SettingsError(
-            f"{path}: not a .npy file of plain numbers (nothing is unpickled), expected trajectory indices or a mask: "
-            "write it with numpy.save"
+            f"{path}: not a .npy file of plain numbers (nothing is unpickled, and several arrays are too many), "
+            "expected trajectory indices or a mask: write it with numpy.save"
         ) from error
-    if not isinstance(found, np.ndarray):
-        raise SettingsError(f"{path}: several arrays, expected one: write it with numpy.save, not numpy.savez")
-    return found
-
-
-def _changes(agent: Agent) -> tuple:
-    """The agent's settings as a run has them: those that its task does not give."""
-    given = ("observation_dim", "action_dim", "episode_len")
-    return frozen(**{name: value for name, value in asdict(agent.cfg).items() if name not in given})
-
-
-def _check_method(method: str, backbone: str, readings: Mapping[str, str] | None, steps: int, seed: int) -> None:
-    """SettingsError for an unknown method, for readings that it does not have, and for impossible numbers."""
-    known = [reading.name for reading in UNLEARNING]
-    has_some = bool(loss_options(method, backbone, readings))
-    foreign = [name for name in readings or {} if name not in known or not has_some]
-    if foreign:
-        raise SettingsError(
-            f"{method} has no reading {foreign[0]!r}, expected one of {', '.join(known)} with a variant of safe-rule: "
-            "leave it out"
-        )
-    if steps < 1 or seed < 0:
-        raise SettingsError(f"steps = {steps} and seed = {seed}, expected 1 or more steps and no negative seed")
-
-
-def _check_fits(name: str, part: Dataset, agent: Agent) -> None:
-    if not len(part):
-        raise DataError(f"the {name} set is empty, expected one trajectory or more: split the data with other indices")
-    have = part.observations.shape[1], part.actions.shape[1]
-    expected = agent.cfg.observation_dim, agent.cfg.action_dim
-    if have != expected:
-        raise DataError(
-            f"the {name} set has {have[0]} observations and {have[1]} actions, the agent {expected[0]} and "
-            f"{expected[1]}: give data of its task, {agent.task}"
-        )
 
 
 def _described(dataset: Dataset) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from saferule.runs.interruptible import LOG
-from saferule.runs.spec import EvaluationRun, PolicyRun, TimingRun, identity
+from saferule.runs.spec import EvaluationRun, PolicyRun, Run, TimingRun, identity
 from saferule.runs.store import Store
 from saferule.runs.work import EPISODES, TIMES
 
@@ -17,24 +18,24 @@ def episodes(store: Store, evaluations: Sequence[EvaluationRun]) -> pd.DataFrame
 
     Rows of snapshots have a smaller step than the policy's last and final = False.
     """
-    frames = [
-        pd.read_csv(store.folder(run) / EPISODES).assign(**identity(run.policy)) for run in dict.fromkeys(evaluations)
-    ]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return _read(store, EPISODES, {run: identity(run.policy) for run in evaluations})
 
 
 def logs(store: Store, policies: Sequence[PolicyRun]) -> pd.DataFrame:
     """What the losses reported, one row per policy and logged step."""
-    frames = [pd.read_csv(store.folder(run) / LOG).assign(**identity(run)) for run in dict.fromkeys(policies)]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return _read(store, LOG, {run: identity(run) for run in policies})
 
 
 def times(store: Store, timings: Sequence[TimingRun]) -> pd.DataFrame:
     """Table 3's measurement, one row per task, backbone and method (`saferule.runs.timing.measure`)."""
-    frames = []
-    for run in timings:
-        told = {"task": run.task, "backbone": run.backbone, "machine": store.meta(run)["machine"]["device"]}
-        frames.append(pd.read_csv(store.folder(run) / TIMES).assign(**told))
+    machines = {run: store.meta(run)["machine"]["device"] for run in timings}
+    told = {run: {"task": run.task, "backbone": run.backbone, "machine": machines[run]} for run in timings}
+    return _read(store, TIMES, told)
+
+
+def _read(store: Store, file: str, columns: Mapping[Run, dict[str, Any]]) -> pd.DataFrame:
+    """A file of several runs, below each other, with columns that tell the runs apart."""
+    frames = [pd.read_csv(store.folder(run) / file).assign(**told) for run, told in columns.items()]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 

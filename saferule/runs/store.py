@@ -46,7 +46,7 @@ class Store:
     def meta(self, run: Run) -> dict[str, Any]:
         """What ``run.json`` says; RunError when the run is not finished."""
         path = self.folder(run) / RECORD
-        if not path.is_file():
+        if not self.done(run):
             raise RunError(f"{path}: no such run, expected a finished {run.KIND} {run.label}: make it first")
         try:
             return json.loads(path.read_text())
@@ -64,7 +64,10 @@ class Store:
         final = self.folder(run)
         with write_folder(final) as draft:
             yield draft
-            seal(draft, run, **meta)
+            versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in RECORDED}
+            record = {"run": describe(run), "versions": versions, "machine": machine()} | meta
+            (draft / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+            write_sums(draft)
             if final.exists():  # a folder without run.json: not made by this store, and in the way
                 shutil.rmtree(final)
 
@@ -72,25 +75,22 @@ class Store:
         """What of a finished run's folder is not as it was written: a sentence for each file, none if all is well."""
         folder = self.folder(run)
         try:
-            self.meta(run)
+            described = self.meta(run).get("run")
         except RunError as error:
             return [str(error)]
-        if self.meta(run).get("run") != json.loads(json.dumps(describe(run))):
+        if described != json.loads(json.dumps(describe(run))):
             return [f"{folder / RECORD}: describes another run than its folder's name says"]
         if not (folder / SUMS).is_file():
             return [f"{folder / SUMS}: missing"]
-        wrong, listed = [], {}
-        for line in (folder / SUMS).read_text().splitlines():
-            digest, _, name = line.partition("  ")
-            listed[name] = digest
-        for name, digest in listed.items():
-            path = folder / name
-            if not path.is_file():
-                wrong.append(f"{path}: missing")
-            elif sha256(path) != digest:
-                wrong.append(f"{path}: has changed since it was written")
-        extra = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {*listed, SUMS}
-        return [*wrong, *(f"{folder / name}: was not written by the run" for name in sorted(extra))]
+        lines = [line.partition("  ") for line in (folder / SUMS).read_text().splitlines()]
+        listed, found = {name: digest for digest, _, name in lines}, _sums(folder)
+        changes = {
+            (True, True): "has changed since it was written",
+            (True, False): "missing",
+            (False, True): "was not written by the run",
+        }
+        differing = [name for name in {**listed, **found} if listed.get(name) != found.get(name)]
+        return [f"{folder / name}: {changes[name in listed, name in found]}" for name in differing]
 
     def partial(self, runs: Sequence[Run]) -> Path:
         """Where a population of these runs keeps its state while it runs."""
@@ -137,23 +137,14 @@ class Store:
             yield
 
 
-def seal(folder: Path, run: Run, **meta: Any) -> None:
-    """Complete a run's folder: ``run.json``, then the SHA-256 of every file in a list that ``sha256sum -c`` reads."""
-    record = {"run": describe(run), "versions": versions(), "machine": machine()} | meta
-    (folder / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    (folder / SUMS).write_text("".join(f"{sha256(path)}  {path.relative_to(folder)}\n" for path in files))
+def write_sums(folder: Path) -> None:
+    """List the SHA-256 of every file of a folder as ``sha256sum -c`` reads it."""
+    (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in _sums(folder).items()))
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in RECORDED:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
+def _sums(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS)
+    return {str(path.relative_to(folder)): sha256(path) for path in files}
 
 
 def machine() -> dict[str, Any]:
@@ -169,9 +160,7 @@ def machine() -> dict[str, Any]:
 
 def processor() -> str:
     """The processor's name, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())

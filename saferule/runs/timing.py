@@ -1,15 +1,14 @@
 """How long training and every method take (Table 3), side by side in one process; and measuring in alternating blocks.
 
-Timed is one step end to end, by the code of the training loop: drawing the batches, drawing the noise, the update of
-one agent. All steps of a backbone, training and every method, are measured in alternating blocks, warm; the median
-over the blocks counts, their range says how far it is to be trusted. A method with phases is timed phase by phase and
-weighted by their shares of its steps. What a method does once is given beside its total (``start_s``: frozen copies of
-the corrupted networks, cold Adam, statistics of the data). Evaluation, reading the data, the log with its checks and
-saving are not in these times.
+Timed is one step end to end, by the code of the training loop: drawing the batches and the noise, the update of one
+agent. All steps of a backbone are measured in alternating blocks, warm; the median over the blocks counts, their range
+says how far it is to be trusted. A method with phases is timed phase by phase and weighted by their shares of its
+steps. What a method does once (frozen copies, cold Adam, statistics of the data) is beside its total as ``start_s``.
+Evaluation, reading the data, the log with its checks and saving are not in these times.
 
-Time does not depend on the values, so the agents are freshly initialised, and the last trajectories of D stand in for
-D_f. The ablations of Safe-RULE are other coefficients of the same computation and take as long; so does reward-only
-here, whose cost terms are computed and multiplied by zero.
+Time does not depend on the values: the agents are fresh, and the last trajectories of D stand in for D_f. The ablations
+of Safe-RULE are other coefficients of the same computation and take as long; so does reward-only here, whose cost terms
+are computed and multiplied by zero.
 """
 
 from __future__ import annotations
@@ -18,10 +17,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from statistics import median
+from timeit import timeit
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from saferule.agents import get_backbone
@@ -38,7 +38,7 @@ RETRAINING = "clean"  # the method that the others are compared with
 FORGET_SHARE = 0.15  # of the trajectories, at least one
 
 
-def measure(run: TimingRun, data: Dataset, device: str) -> list[dict[str, Any]]:
+def measure(run: TimingRun, data: Dataset, device: str) -> pd.DataFrame:
     """One row per method, retraining first; what is computed from a step's time is so from its median over the blocks.
 
     steps          gradient steps of the whole method
@@ -63,53 +63,32 @@ def measure(run: TimingRun, data: Dataset, device: str) -> list[dict[str, Any]]:
         phases = Counter(map(algorithm.phase, range(steps)))
         functions = [_step(population, replace(algorithm, phase=lambda step, k=k: k), draw) for k in phases]
         timed.append((method, steps, started, functions, [n / steps for n in phases.values()]))
-    timed = timed[1:]
+    methods, steps, started, functions, shares = zip(*timed[1:], strict=True)
     synchronise = torch.cuda.synchronize if device != "cpu" else lambda: None
-    every = [function for *_, functions, _ in timed for function in functions]
-    blocks = iter(block_times(every, run.rounds, run.block_seconds, synchronise))
-    seconds = [_weighted([next(blocks) for _ in shares], shares) for *_, shares in timed]
-    whole = run.training_steps * median(seconds[0])
-    return [
-        _row(method, steps, started, own, seconds[0], whole)
-        for (method, steps, started, *_), own in zip(timed, seconds, strict=True)
-    ]
+    blocks = iter(block_times([f for own in functions for f in own], run.rounds, run.block_seconds, synchronise))
+    # Of a mean step, (methods, rounds).
+    ms = 1000 * np.array([sum(share * np.array(next(blocks)) for share in own) for own in shares])
+    ratios, medians = ms / ms[0], np.median(ms, axis=1)
+    seconds = np.array(steps) * medians / 1000
+    columns = {
+        "method": methods,
+        "steps": steps,
+        "ms_per_step": medians,
+        "ms_per_step_low": ms.min(1),
+        "ms_per_step_high": ms.max(1),
+        "relative_step": medians / medians[0],
+        "relative_step_low": ratios.min(1),
+        "relative_step_high": ratios.max(1),
+        "seconds": seconds,
+        "start_s": started,
+        "share": seconds / seconds[0],
+        "factor": seconds[0] / seconds,
+    }
+    return pd.DataFrame(columns)
 
 
 def _step(population: Population, algorithm: Algorithm, draw: Callable) -> Callable[[], None]:
     return lambda: update(population, algorithm, *inputs(population, algorithm, draw, [0]))
-
-
-def _weighted(parts: Sequence[Sequence[float]], shares: Sequence[float]) -> list[float]:
-    """Seconds of a mean step in each block, from those of one step of each part."""
-    return [sum(s * share for s, share in zip(block, shares, strict=True)) for block in zip(*parts, strict=True)]
-
-
-def _row(
-    method: str, steps: int, started: float, own: Sequence[float], training: Sequence[float], whole: float
-) -> dict[str, Any]:
-    ratios = [mine / theirs for mine, theirs in zip(own, training, strict=True)]
-    return {
-        "method": method,
-        "steps": steps,
-        "ms_per_step": 1000 * median(own),
-        "ms_per_step_low": 1000 * min(own),
-        "ms_per_step_high": 1000 * max(own),
-        "relative_step": median(own) / median(training),
-        "relative_step_low": min(ratios),
-        "relative_step_high": max(ratios),
-        "seconds": steps * median(own),
-        "start_s": started,
-        "share": steps * median(own) / whole,
-        "factor": whole / (steps * median(own)),
-    }
-
-
-def seconds_per_call(function: Callable[[], Any], calls: int) -> float:
-    """Mean seconds of one call over a block of calls."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        function()
-    return (time.perf_counter() - start) / calls
 
 
 def block_times(
@@ -120,19 +99,11 @@ def block_times(
 ) -> list[list[float]]:
     """Seconds per call of each function in each round, run in turn (A B A B ...) in blocks of about equal time."""
 
-    def synchronised(function: Callable[[], Any]) -> Callable[[], None]:
-        def call() -> None:
-            function()
-            synchronise()
+    def seconds(function: Callable[[], Any], calls: int) -> float:
+        return timeit(lambda: (function(), synchronise()), number=calls) / calls
 
-        return call
-
-    timed = [synchronised(f) for f in functions]
-    for call in timed:
-        call()  # first calls allocate and compile
-    calls = [max(1, round(block_seconds / seconds_per_call(call, 2))) for call in timed]
-    times: list[list[float]] = [[] for _ in timed]
-    for _ in range(rounds):
-        for i, call in enumerate(timed):
-            times[i].append(seconds_per_call(call, calls[i]))
-    return times
+    for function in functions:
+        seconds(function, 1)  # first calls allocate and compile
+    calls = [max(1, round(block_seconds / seconds(function, 2))) for function in functions]
+    times = [[seconds(f, n) for f, n in zip(functions, calls, strict=True)] for _ in range(rounds)]
+    return [list(own) for own in zip(*times, strict=True)]

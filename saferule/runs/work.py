@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,18 +11,18 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch.utils._pytree import tree_map
 
 from saferule.agents import get_backbone
 from saferule.agents.checkpoint import agent_policy, load_agent, load_networks
-from saferule.agents.loop import Log, keep_freed_memory, log_every
+from saferule.agents.loop import keep_freed_memory, log_every
 from saferule.agents.loop import run as loop
-from saferule.agents.parts import ORIGINAL
 from saferule.agents.population import Population, create
 from saferule.attack.adversary import leading, roll_out_adversary, train_adversary
 from saferule.attack.poison import ForgetSet, load_forget_set, poison, save_forget_set
 from saferule.data.batches import TransitionPool
 from saferule.data.schema import clean_data
-from saferule.runs.interruptible import AGENT, Interruptible, Place
+from saferule.runs.interruptible import AGENT, Interruptible
 from saferule.runs.spec import AdversaryRun, EvaluationRun, ForgetRun, PolicyRun, RandomPart, Run, TimingRun, config
 from saferule.runs.store import Store
 from saferule.runs.timing import measure
@@ -49,23 +48,20 @@ class Workspace:
     device: str
 
 
+def named(runs: Sequence[Run]) -> str:
+    """What runs that are made together are called in messages."""
+    return runs[0].label + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
+
+
 def work(workspace: Workspace, runs: Sequence[Run], say: Say | None = None) -> list[str]:
     """Make the runs of one job; what there is to say goes to ``say``, or without one is returned."""
-    said: list[str] = []
-    with _threads(1):
-        WORK[runs[0].KIND](workspace, runs, say or said.append)
-    return said
-
-
-@contextmanager
-def _threads(count: int):
-    """Torch with so many threads, and afterwards with as many as before: sums depend on it in their last digits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    said, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)  # sums depend on it in their last digits
     try:
-        yield
+        WORK[runs[0].KIND](workspace, runs, say or said.append)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+    return said
 
 
 def forget_data(store: Store, run: ForgetRun) -> ForgetSet:
@@ -117,54 +113,50 @@ def _policies(workspace: Workspace, runs: Sequence[PolicyRun], say: Say) -> None
             seeds = [FIRST_TRAINING + run.replicate for run in runs]
             return create(get_backbone(runs[0].backbone), cfg, seeds, workspace.device)
         states = [load_agent(store.folder(run.start) / AGENT, workspace.device).population for run in runs]
-        return together(states, runs, cfg, workspace.device)
+        return together(states, runs, workspace.device)
 
-    train(store, store.partial(runs), runs, cfg, pool, rows, start, workspace.device, say)
+    train(store, runs, pool, rows, start, workspace.device, say)
 
 
-def together(states: Sequence[Population], runs: Sequence[PolicyRun], cfg: Any, device: str) -> Population:
+def together(states: Sequence[Population], runs: Sequence[PolicyRun], device: str) -> Population:
     """Complete agents as one population to start the runs from: without optimisers and what methods had added.
 
     The generator depends on the replicate alone: agents of the same replicate see the same batches and noise, whatever
     was done to them, as long as their losses draw equally much noise (those of one family do).
     """
     seeds = REPAIR if family(runs[0].method, runs[0].backbone).PAIRED else FURTHER_TRAINING
-    _, ordinary = get_backbone(runs[0].backbone).init(cfg, torch.Generator())
-    names = {net: list(leaves) for net, leaves in states[0].nets.items() if not net.startswith(ORIGINAL)}
-    nets = {n: {k: torch.cat([s.nets[n][k].detach() for s in states]) for k in keys} for n, keys in names.items()}
-    nets = {n: {k: leaf.to(device) for k, leaf in net.items()} for n, net in nets.items()}
-    scalars = {k: torch.cat([s.scalars[k] for s in states]).to(device) for k in ordinary}
+    _, ordinary = get_backbone(runs[0].backbone).init(config(runs[0]), torch.Generator())
+    trees = [(state.nets, {name: state.scalars[name] for name in ordinary}) for state in states]
+    nets, scalars = tree_map(lambda *leaves: torch.cat([leaf.detach() for leaf in leaves]).to(device), *trees)
     generators = [torch.Generator().manual_seed(seeds + run.replicate) for run in runs]
     return Population(nets, scalars, {}, generators)
 
 
 def train(
-    store: Place,
-    folder: Path,
+    store: Store,
     runs: Sequence[PolicyRun],
-    cfg: Any,
     pool: TransitionPool,
     rows: Rows,
     start: Callable[[], Population],
     device: str,
     say: Say,
 ) -> None:
-    """Run a population to its end, keep its state in ``folder`` on the way, write each agent's folder to the store.
+    """Run a population to its end, keep its state on the way, write each agent's folder to the store.
 
     rows   for each run, of its keep and of its forget set in the pool
     start  the population as it is before the method begins; not called where there is a state to continue
     """
     keep_freed_memory()
-    first, backbone = runs[0], get_backbone(runs[0].backbone)
+    first, backbone, cfg = runs[0], get_backbone(runs[0].backbone), config(runs[0])
     methods, readings = [run.method for run in runs], [dict(run.readings) for run in runs]
     algorithm = unlearning(first.method, backbone, cfg, first.steps, readings[0])
-    state = Interruptible(store, folder, runs, cfg, say)
+    state = Interruptible(store, runs, say)
     resumed = state.resume(device)
     if resumed is None:
-        population, agents, log = start(), list(range(len(runs))), Log()
+        population, agents = start(), list(range(len(runs)))
         prepare(population, algorithm, backbone, methods, readings, pool, rows)
     else:
-        population, agents, log = resumed
+        population, agents = resumed
     began, first_step = time.monotonic(), population.step
     population, agents = loop(
         population,
@@ -172,16 +164,15 @@ def train(
         draw_batches(first.method, backbone, pool, rows, cfg.batch_size),
         first.steps,
         agents=agents,
-        log=log,
+        log=state.log,
         log_every=log_every(first.steps),
         log_also=state.snapshot_steps,
-        on_log=lambda now, left: state.keep(now, left, log),
-        on_stop=lambda agent, diverged: state.stop(agent, diverged, log),
+        on_log=state.keep,
+        on_stop=state.stop,
     )
     took, steps = time.monotonic() - began, population.step - first_step
-    state.finish(population, agents, log)
-    others = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
-    say(f"{first.label}{others}: {steps} steps in {took:.0f} s, {steps / max(took, 1e-9):.1f} steps/s")
+    state.finish(population, agents)
+    say(f"{named(runs)}: {steps} steps in {took:.0f} s, {steps / max(took, 1e-9):.1f} steps/s")
 
 
 def snapshot(store: Store, run: PolicyRun, step: int) -> Path:
@@ -224,7 +215,7 @@ def _timing(workspace: Workspace, runs: Sequence[TimingRun], say: Say) -> None:
     for run in runs:
         data = clean_data(workspace.data_folder, run.task)
         with workspace.store.write(run, threads=1) as folder:
-            pd.DataFrame(measure(run, data, workspace.device)).to_csv(folder / TIMES, index=False)
+            measure(run, data, workspace.device).to_csv(folder / TIMES, index=False)
         say(f"timing {run.label}: done")
 
 
