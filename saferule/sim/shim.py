@@ -12,7 +12,7 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -60,7 +60,7 @@ def _array_defaults_allowed() -> Iterator[None]:
             for name in cls.__dict__.get("__annotations__", {}):
                 default = cls.__dict__.get(name)
                 if isinstance(default, np.ndarray):
-                    setattr(cls, name, dataclasses.field(default_factory=_copy_of(default)))
+                    setattr(cls, name, dataclasses.field(default_factory=default.copy))
             return original(cls, **options)
 
         return decorate if cls is None else decorate(cls)
@@ -84,7 +84,3 @@ def _without_gl_choice() -> Iterator[None]:
         yield
     finally:
         os.environ.update(chosen)
-
-
-def _copy_of(array: np.ndarray) -> Callable[[], np.ndarray]:
-    return array.copy
