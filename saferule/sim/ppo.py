@@ -212,12 +212,9 @@ def train_ppo(
 
 def _actor_weights(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The actor's linear layers in order, and the logarithm of its standard deviation."""
-    layers = [m for m in policy.mlp_extractor.policy_net if isinstance(m, torch.nn.Linear)] + [policy.action_net]
-    weights = {"log_std": policy.log_std.detach().clone()}
-    for index, layer in enumerate(layers):
-        weights[f"{index}.weight"] = layer.weight.detach().clone()
-        weights[f"{index}.bias"] = layer.bias.detach().clone()
-    return weights
+    layers = [m for m in policy.mlp_extractor.policy_net if isinstance(m, torch.nn.Linear)]
+    weights = torch.nn.Sequential(*layers, policy.action_net).state_dict() | {"log_std": policy.log_std.detach()}
+    return {name: weight.clone() for name, weight in weights.items()}
 
 
 class _Watch(BaseCallback):
