@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saferule.attack.poison import ATTACKS, attack_reward
+from saferule.attack.poison import attack_reward, check_attack
 from saferule.data.schema import Dataset, from_episodes
 from saferule.errors import SettingsError
 from saferule.files import write_bytes
@@ -48,8 +48,7 @@ def train_adversary(
     """
     from saferule.sim.ppo import train_ppo
 
-    if attack not in ATTACKS:
-        raise SettingsError(f"Unknown attack {attack!r}: choose one of {', '.join(ATTACKS)}.")
+    check_attack(attack)
     if steps < 1:
         raise SettingsError(f"An adversary cannot be trained for {steps} steps: ask for at least one.")
     folder = Path(folder)
