@@ -123,7 +123,9 @@ class OnlinePolicy:
                 record["settings"],
                 record["curve"],
             )
-            found, expected = policy._shapes(), policy._expected_shapes()
+            arrays = policy.weights | {"observation_mean": policy.mean, "observation_variance": policy.variance}
+            found = {name: tuple(array.shape) for name, array in arrays.items()}
+            expected = policy._expected_shapes()
         except FileNotFoundError as error:
             raise CheckpointError(f"{folder} holds no complete policy: {error.filename} is missing.") from None
         except Exception as error:
@@ -135,10 +137,6 @@ class OnlinePolicy:
                     f"{expected.get(name)}: train it again."
                 )
         return policy
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        arrays = self.weights | {"observation_mean": self.mean, "observation_variance": self.variance}
-        return {name: tuple(array.shape) for name, array in arrays.items()}
 
     def _expected_shapes(self) -> dict[str, tuple[int, ...]]:
         observation, action = self.task.observation_dim, self.task.action_dim
