@@ -10,6 +10,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -192,12 +193,10 @@ def train_ppo(
         seed=seed,
         device="cpu",
     )
-    try:
+    with closing(normalised):
         for goal, share in goals:
             watch.begin(goal, normalised, warming_up=goal is not scalar_reward)
             model.learn(share, callback=watch, progress_bar=progress, reset_num_timesteps=goal is goals[0][0])
-    finally:
-        normalised.close()
     return OnlinePolicy(
         task,
         _actor_weights(model.policy),

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import ModuleType
 from typing import Any
 
@@ -42,12 +42,8 @@ def load_bullet_safety_gym() -> ModuleType:
 @contextmanager
 def standard_streams() -> Iterator[None]:
     """While active, sys.stdout and sys.stderr are the interpreter's own, which can be redirected."""
-    replaced = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-    try:
+    with redirect_stdout(sys.__stdout__), redirect_stderr(sys.__stderr__):
         yield
-    finally:
-        sys.stdout, sys.stderr = replaced
 
 
 @contextmanager
