@@ -56,12 +56,8 @@ class FastTask:
         self._lidar_bodies = np.asarray([model.body(name).id for group in names for name in group])
         self._lidar_rows = [row for row, group in enumerate(names) for _ in group]
         self._lidar_count = len(observed)
-        self._sensor_columns = np.concatenate(
-            [
-                np.arange(model.sensor(name).adr[0], model.sensor(name).adr[0] + model.sensor(name).dim[0])
-                for name in self.agent.sensor_conf.sensors
-            ]
-        )
+        sensors = [model.sensor(name) for name in self.agent.sensor_conf.sensors]
+        self._sensor_columns = np.concatenate([sensor.adr[0] + np.arange(sensor.dim[0]) for sensor in sensors])
         self._hazard_bodies = np.asarray([model.body(name).id for name in _bodies(self.hazards)])
         self._agent_body, self._goal_body = model.body("agent").id, model.body("goal").id
         self._box_body = model.body("push_box").id if "push_box" in self._free_geoms else None
