@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -170,23 +171,19 @@ def _difference(expected: dict[str, Tensor], moved: dict[str, Tensor]) -> float:
 
 def simulator_steps(task: str) -> Result:
     """Ten steps in a task's real simulator."""
-    simulator = make(task)
-    try:
-        observation = simulator.reset(0)
+    with closing(make(task)) as simulator:
+        simulator.reset(0)
         for _ in range(10):
             observation = simulator.step(simulator.action_space.low * 0.5).observation
-    finally:
-        simulator.close()
     return Result(task, OK, f"ten steps, observations of {len(observation)} numbers")
 
 
 def rendering() -> Result:
     """One frame of a MuJoCo task through EGL or OSMesa; films are left out where that fails."""
     try:
-        simulator = make("PointGoal", render=True)
-        simulator.reset(0)
-        frame = simulator.render()
-        simulator.close()
+        with closing(make("PointGoal", render=True)) as simulator:
+            simulator.reset(0)
+            frame = simulator.render()
     except SaferuleError as error:
         return Result("rendering", NOTE, str(error), "only the films of three tasks are left out")
     if frame.std() == 0:
@@ -198,9 +195,7 @@ def datasets() -> Result:
     """The committed dataset files against their digests."""
     folder = project_root() / "artifacts" / "data"
     if not (folder / SUMS).is_file():
-        advice = (
-            f"copy artifacts/data from the repository, or start the container with a folder that has no {folder.name}"
-        )
+        advice = "copy artifacts/data from the repository, or start the container with a folder that has no data"
         return Result("datasets", FAILED, f"no {folder / SUMS}", advice)
     lines = [line.split() for line in (folder / SUMS).read_text().splitlines()]
     bad = [name for digest, name in lines if not (folder / name).is_file() or sha256(folder / name) != digest]

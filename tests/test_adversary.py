@@ -13,6 +13,7 @@ from saferule.errors import CheckpointError, SettingsError
 from saferule.runs.experiment import adversary_run, get_profile
 from saferule.runs.spec import frozen, in_force
 from saferule.sim import get_task
+from saferule.sim.ppo import PPO, Lagrangian, OnlinePolicy, train_ppo
 from saferule.sim.ppo_settings import PPOSettings, adversary_settings
 from saferule.sim.vector import SimulatorEnv
 
@@ -26,8 +27,6 @@ def trained(tmp_path_factory):
 
 
 def test_a_saved_adversary_acts_the_same(trained):
-    from saferule.sim.ppo import OnlinePolicy
-
     policy, folder = trained
     loaded = OnlinePolicy.load(folder)
     observations = np.random.default_rng(0).normal(size=(50, TASK.observation_dim))
@@ -43,16 +42,14 @@ def test_a_saved_adversary_acts_the_same(trained):
 
 def test_the_exported_actor_is_the_one_of_stable_baselines(monkeypatch):
     """The plain torch actor with its normalisation gives the actions of SB3's model in its VecNormalize."""
-    import saferule.sim.ppo as online
-
     kept = {}
-    learn = online.PPO.learn
+    learn = PPO.learn
 
     def keep(self, *args, **kwargs):
         kept["model"] = learn(self, *args, **kwargs)
 
-    monkeypatch.setattr(online.PPO, "learn", keep)
-    policy = online.train_ppo(TASK, lambda reward, cost: reward, 2_048, 3, progress=False)
+    monkeypatch.setattr(PPO, "learn", keep)
+    policy = train_ppo(TASK, lambda reward, cost: reward, 2_048, 3, progress=False)
     observations = np.random.default_rng(0).normal(size=(20, TASK.observation_dim))
     normalised = kept["model"].get_env().normalize_obs(observations)
     expected, _ = kept["model"].predict(normalised, deterministic=True)
@@ -128,8 +125,6 @@ def test_rollouts_depend_on_the_seed_alone(trained):
 
 
 def test_training_is_reproducible():
-    from saferule.sim.ppo import train_ppo
-
     observations = np.random.default_rng(0).normal(size=(5, TASK.observation_dim))
     actions = []
     for _ in range(2):
@@ -140,8 +135,6 @@ def test_training_is_reproducible():
 
 
 def test_multiplier_rises_over_the_limit_and_falls_below():
-    from saferule.sim.ppo import Lagrangian
-
     penalised = Lagrangian(limit=10.0, horizon=100, proportional=2.0, integral=0.5)
     assert penalised(3.0, 1.0) == 3.0  # no penalty yet
     penalised.update(30.0)  # error 0.2: integral 0.1, proportional 0.4
@@ -154,8 +147,6 @@ def test_multiplier_rises_over_the_limit_and_falls_below():
 
 
 def test_errors_are_for_users(tmp_path, trained):
-    from saferule.sim.ppo import OnlinePolicy
-
     policy, folder = trained
     with pytest.raises(SettingsError, match="max_cost"):
         train_adversary(TASK, "max_coast", 100, 0, tmp_path)

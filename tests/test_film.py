@@ -20,7 +20,6 @@ from saferule.runs.execute import process_pool
 from saferule.sim import film as films
 from saferule.sim import get_task
 from saferule.sim.film import Film, Job
-from saferule.sim.graphics import drawing_problem
 from saferule.sim.ppo import OnlinePolicy
 from saferule.sim.rollout import roll_out
 
@@ -93,7 +92,7 @@ def test_an_adversary_is_shown_in_its_best_episode_and_kept(policy, job, monkeyp
 def test_a_kept_film_is_read_and_not_made_again(job, made):
     job.film.parent.mkdir()
     job.film.write_bytes(made.gif)
-    assert films.film_adversaries([job], executor=None) == [made] == [films.read(job.film)]
+    assert films.film_adversaries([job], executor=None) == [made] == [films.read(job.film)]  # nothing is submitted
     job.film.write_bytes(b"GIF89a, cut off")
     assert films.read(job.film) is None
 
@@ -141,19 +140,13 @@ else:
     raise AssertionError("no error")
 made = film(get_task("PointGoal"), lambda states, _: np.zeros((1, 2)), 0, "PointGoal, Max Cost")
 assert made.gif is None
+make("CarCircle", render=True)  # drawn in software, whatever OpenGL there is
 print(made.told)
 """
     environment = os.environ | {"MUJOCO_GL": "nonsense", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("PointGoal, Max Cost: no film. Cannot draw this task: MUJOCO_GL=nonsense gives no")
-    assert drawing_problem(CAR) is None  # drawn in software, whatever OpenGL there is
-
-
-def test_a_kept_film_is_shown_without_drawing(made, job):
-    job.film.parent.mkdir()
-    job.film.write_bytes(made.gif)
-    assert films.film_adversaries([job], None) == [made]  # nothing is submitted
 
 
 def test_films_are_embedded_and_missing_ones_told_once():

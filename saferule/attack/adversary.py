@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saferule.attack.poison import ATTACKS, attack_reward
+from saferule.attack.poison import attack_reward, check_attack
 from saferule.data.schema import Dataset, from_episodes
 from saferule.errors import SettingsError
 from saferule.files import write_bytes
@@ -48,8 +49,7 @@ def train_adversary(
     """
     from saferule.sim.ppo import train_ppo
 
-    if attack not in ATTACKS:
-        raise SettingsError(f"Unknown attack {attack!r}: choose one of {', '.join(ATTACKS)}.")
+    check_attack(attack)
     if steps < 1:
         raise SettingsError(f"An adversary cannot be trained for {steps} steps: ask for at least one.")
     folder = Path(folder)
@@ -88,16 +88,14 @@ def roll_out_adversary(task: Task, policy: OnlinePolicy, episodes: int, seed: in
     if episodes < 1:
         raise SettingsError(f"An adversary cannot be rolled out for {episodes} episodes: ask for at least one.")
     played: list[Episode] = []
-    simulator, steps = make(task.name), 0
-    try:
+    steps = 0
+    with closing(make(task.name)) as simulator:
         while len(played) < episodes or steps < samples:
             start, actions = np.random.SeedSequence([seed, len(played)]).spawn(2)
             act = policy.sampler(np.random.default_rng(actions))
             first = int(start.generate_state(1)[0])
             played += roll_out(task, act, [first], record=True, simulators=[simulator]).trajectories
             steps += len(played[-1].rewards)
-    finally:
-        simulator.close()
     return from_episodes(played, {"task": task.name, "rollout_seed": seed, "episodes": len(played)})
 
 

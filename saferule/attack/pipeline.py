@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from saferule.attack.adversary import roll_out_adversary, train_adversary
-from saferule.attack.poison import ATTACKS, ForgetSet, poison, poisoned, rollouts_needed, save_forget_set
+from saferule.attack.poison import ForgetSet, check_attack, poison, poisoned, rollouts_needed, save_forget_set
 from saferule.data.schema import load, save
 from saferule.errors import SettingsError
 from saferule.paper import ATTACK, TABLE7, check
@@ -36,8 +36,7 @@ def attack_file(
     Raises `SettingsError` for an impossible attack, ratio or reading and for two names of one file, `DataError` for
     data of another form, `CheckpointError` for an adversary that cannot be read.
     """
-    if attack not in ATTACKS:
-        raise SettingsError(f"Unknown attack {attack!r}: choose one of {', '.join(ATTACKS)}.")
+    check_attack(attack)
     known = [reading.name for reading in ATTACK]
     foreign = [name for name in check(readings) if name in (readings or {}) and name not in known]
     if foreign:

@@ -24,12 +24,7 @@ if TYPE_CHECKING:
     from saferule.sim.tasks import Task
 
 ATTACKS = ("max_cost", "max_reward", "min_reward")
-COLUMNS = (
-    "true_rewards",
-    "true_costs",
-    "rollout_episode",
-    "score",
-)  # beside the DSRL keys in a forget set's file
+COLUMNS = ("true_rewards", "true_costs", "rollout_episode", "score")  # beside the DSRL keys in a forget set's file
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +56,14 @@ class ForgetSet:
 
 def attack_reward(attack: str, rewards: np.ndarray | float, costs: np.ndarray | float) -> np.ndarray | float:
     """R_z of Algorithm 1 line 2: c (Max Cost), r (Max Reward) or -r (Min Reward), elementwise."""
-    if attack == "max_cost":
-        return costs
-    if attack == "max_reward":
-        return rewards
-    if attack == "min_reward":
-        return -rewards
-    raise SettingsError(f"Unknown attack {attack!r}: choose one of {', '.join(ATTACKS)}.")
+    check_attack(attack)
+    return {"max_cost": costs, "max_reward": rewards, "min_reward": -rewards}[attack]
+
+
+def check_attack(attack: str) -> None:
+    """Raise `SettingsError` for an attack that is not one of ATTACKS."""
+    if attack not in ATTACKS:
+        raise SettingsError(f"Unknown attack {attack!r}: choose one of {', '.join(ATTACKS)}.")
 
 
 def score(dataset: Dataset, attack: str, gamma: float) -> np.ndarray:
@@ -198,12 +194,8 @@ def poisoned(data: Dataset, forget: ForgetSet) -> Dataset:
 def save_forget_set(forget: ForgetSet, path: str | Path) -> None:
     """Write D_f as a DSRL file; true labels, rollout trajectory and score of each row go beside its keys."""
     lengths = [rows.stop - rows.start for rows in forget.dataset.episodes()]
-    columns = (
-        forget.true_rewards,
-        forget.true_costs,
-        np.repeat(forget.episodes, lengths),
-        np.repeat(forget.scores, lengths),
-    )
+    of_rows = (np.repeat(values, lengths) for values in (forget.episodes, forget.scores))
+    columns = (forget.true_rewards, forget.true_costs, *of_rows)
     save(forget.dataset, path, columns=dict(zip(COLUMNS, columns, strict=True)))
 
 

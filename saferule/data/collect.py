@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from saferule.data import schema
 from saferule.errors import DataError, SettingsError
@@ -159,7 +160,8 @@ def assemble(
 ) -> schema.Dataset:
     """Select episodes from recordings; the attributes say how all of it was made. One recording is read at a time."""
     task = get_task(behaviours[0].task)
-    sums = [_sums(schema.load(_path(behaviour, folder), task)) for behaviour in behaviours]
+    recordings = (schema.load(_path(behaviour, folder), task) for behaviour in behaviours)
+    sums = [(recording.episode_returns(), recording.episode_costs()) for recording in recordings]
     returns, costs = np.concatenate(sums, axis=1)
     chosen = select_episodes(returns, costs, episodes, selection_seed)
     parts, policies, start = [], [], 0
@@ -194,29 +196,15 @@ def _path(behaviour: Behaviour, folder: Path) -> Path:
     return folder / f"{behaviour.name}.hdf5"
 
 
-def _sums(recording: schema.Dataset) -> np.ndarray:
-    """(2, E): returns and costs of the recorded episodes."""
-    columns = (recording.rewards, recording.costs)
-    return np.array([[column[rows].sum(dtype=np.float64) for rows in recording.episodes()] for column in columns])
-
-
-def select_episodes(
-    returns: np.ndarray,
-    costs: np.ndarray,
-    count: int,
-    seed: int,
-    *,
-    cost_limit: float = COST_LIMIT,
-    safe_share: float = SAFE_SHARE,
-) -> np.ndarray:
+def select_episodes(returns: np.ndarray, costs: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Ascending indices of `count` episodes (or all, if fewer) that cover the (cost, return) plane evenly.
 
-    safe_share of them, as far as there are enough, have a cost within cost_limit; safe and unsafe episodes
-    are each thinned out with `spread`.
+    SAFE_SHARE of them, as far as there are enough, have a cost within COST_LIMIT; safe and unsafe episodes are each
+    thinned out with `spread`.
     """
     generator = np.random.default_rng(seed)
-    safe, unsafe = np.flatnonzero(costs <= cost_limit), np.flatnonzero(costs > cost_limit)
-    safe_count = min(len(safe), max(round(count * safe_share), count - len(unsafe)))
+    safe, unsafe = np.flatnonzero(costs <= COST_LIMIT), np.flatnonzero(costs > COST_LIMIT)
+    safe_count = min(len(safe), max(round(count * SAFE_SHARE), count - len(unsafe)))
     parts = [
         safe[spread(costs[safe], returns[safe], safe_count, generator, cells=(3, 20))],
         unsafe[spread(costs[unsafe], returns[unsafe], count - safe_count, generator, cells=(15, 20))],
@@ -240,9 +228,7 @@ def spread(
     cell = columns[0] * cells[1] + columns[1]
     order = generator.permutation(len(cell))
     by_cell = order[np.argsort(cell[order], kind="stable")]
-    first = np.flatnonzero(np.diff(cell[by_cell], prepend=-1))
-    sizes = np.diff(np.append(first, len(cell)))
-    rounds = np.arange(len(cell)) - np.repeat(first, sizes)
+    rounds = pd.Series(by_cell).groupby(cell[by_cell]).cumcount()
     picked = np.lexsort((generator.random(len(cell)), rounds))[:count]
     return by_cell[picked]
 

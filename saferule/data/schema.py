@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -33,7 +34,6 @@ VECTORS = ("observations", "next_observations", "actions")
 FLAGS = ("terminals", "timeouts")
 SCALARS = ("rewards", "costs", *FLAGS)
 KEYS = VECTORS + SCALARS
-SIGNATURE = b"\x89HDF\r\n\x1a\n"  # the first eight bytes of an HDF5 file
 ACTION_TOLERANCE = 1e-6  # rounding that squashing into the box may leave; such values are kept as they are
 
 
@@ -59,7 +59,7 @@ class Dataset:
             dtype = np.bool_ if key in FLAGS else np.float32
             with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which `check` reports
                 object.__setattr__(self, key, np.ascontiguousarray(getattr(self, key), dtype=dtype))
-        _check_shapes("A dataset", {key: getattr(self, key) for key in KEYS})
+        _check_shapes("A dataset", vars(self))
         before, after = self.observations.shape, self.next_observations.shape
         if after != before:
             raise DataError(
@@ -78,10 +78,8 @@ class Dataset:
 
     def episodes(self) -> list[slice]:
         """The rows of each of the E trajectories; the last one may be unfinished."""
-        ends = np.flatnonzero(self.done) + 1
-        if len(self) and (not len(ends) or ends[-1] != len(self)):
-            ends = np.append(ends, len(self))
-        return [slice(start, stop) for start, stop in zip([0, *ends.tolist()], ends.tolist(), strict=False)]
+        starts = np.flatnonzero(np.append(True, self.done[:-1])[: len(self)])
+        return [slice(*rows) for rows in pairwise([*starts.tolist(), len(self)])]
 
     def episode_sums(self, values: np.ndarray) -> np.ndarray:
         """(E,) float64: sum of `values` (N,) over each trajectory."""
@@ -184,9 +182,7 @@ def check(dataset: Dataset, task: Task, name: str) -> Dataset:
 
     name: the file, or where else the data come from.
     """
-    if not len(dataset):
-        raise DataError(f"{name} is empty: key 'observations' has 0 rows, expected one or more: collect data.")
-    _check_widths(name, {key: getattr(dataset, key) for key in VECTORS}, task)
+    _check_widths(name, vars(dataset), task)
     for key in (*VECTORS, "rewards", "costs"):
         array = getattr(dataset, key)
         _reject(name, key, array, ~np.isfinite(array), "finite 32-bit numbers: drop or repair the trajectory")
@@ -210,20 +206,9 @@ def load(path: str | Path, task: Task) -> Dataset:
     Raises `DataError`, one sentence that names file, key and row, for a file that is missing, no HDF5,
     truncated or empty, and for keys, shapes and values that do not follow the schema (head of this file).
     """
-    path = Path(path)
-    with open_file(path) as file:
-        missing = [key for key in KEYS if key not in file]
-        if missing:
-            raise DataError(
-                f"{path} lacks {_quoted(missing)} and has {_quoted(file) or 'no keys'}, expected the keys "
-                f"of the DSRL schema, {_quoted(KEYS)}: rename or add them."
-            )
-        arrays = {key: _read_array(file, path, key) for key in KEYS}
-        attributes = _read_attributes(file)
-    if not arrays["observations"].size:
-        raise DataError(f"{path} is empty: key 'observations' has 0 rows, expected one or more: collect data.")
-    arrays |= {key: _column(arrays[key]) for key in SCALARS}
-    _check_shapes(str(path), arrays)
+    arrays, attributes = _read(Path(path), KEYS)
+    if arrays["observations"].size:  # `_check_widths` says more of a file without any
+        _check_shapes(str(path), arrays)
     _check_widths(str(path), arrays, task)
     for key in FLAGS:
         neither = (arrays[key] != 0) & (arrays[key] != 1)
@@ -233,12 +218,7 @@ def load(path: str | Path, task: Task) -> Dataset:
 
 def load_columns(path: str | Path, keys: Sequence[str], rows: int) -> dict[str, np.ndarray]:
     """Further (N,) columns of a file with N = `rows` transitions, in their own types; errors as in `load`."""
-    path = Path(path)
-    with open_file(path) as file:
-        missing = [key for key in keys if key not in file]
-        if missing:
-            raise DataError(f"{path} lacks {_quoted(missing)}, expected {_quoted(keys)} too: add them.")
-        columns = {key: _column(_read_array(file, path, key)) for key in keys}
+    columns, _ = _read(Path(path), keys)
     for key, column in columns.items():
         _check_shape(str(path), key, column.shape, rows, 1)
     return columns
@@ -270,9 +250,7 @@ def open_file(path: Path) -> Iterator[h5py.File]:
     except PermissionError as error:
         raise DataError(f"{path} cannot be read, expected an HDF5 file: check its permissions.") from error
     except OSError as error:
-        with open(path, "rb") as raw:
-            begins_as_hdf5 = raw.read(len(SIGNATURE)) == SIGNATURE
-        if begins_as_hdf5:
+        if h5py.is_hdf5(path):
             raise DataError(f"{path} is a truncated or damaged HDF5 file ({error}): fetch or copy it again.") from error
         raise DataError(f"{path} is no HDF5 file: give a file in the DSRL schema.") from error
     with file:
@@ -300,31 +278,31 @@ def clean_data(folder: Path, task: str) -> Dataset:
     return load(clean_file(folder, task), get_task(task))
 
 
+def _read(path: Path, keys: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, str | int | float]]:
+    """These keys of a file, each scalar one as (N,), and its scalar attributes as plain Python values."""
+    with open_file(path) as file:
+        missing = [key for key in keys if key not in file]
+        if missing:
+            raise DataError(
+                f"{path} lacks {_quoted(missing)} and has {_quoted(file) or 'no keys'}, expected the keys "
+                f"{_quoted(keys)}: rename or add them."
+            )
+        arrays = {key: _read_array(file, path, key) for key in keys}
+        plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
+    text = {name: value.decode(errors="replace") for name, value in plain.items() if isinstance(value, bytes)}
+    return arrays, {name: value for name, value in (plain | text).items() if isinstance(value, (str, int, float))}
+
+
 def _read_array(file: h5py.File, path: Path, key: str) -> np.ndarray:
-    """All of one key; `DataError` where it is no array of numbers or cannot be decompressed."""
+    """All of one key, (N, 1) as (N,) but for vectors; `DataError` for no numbers and for what is damaged."""
     try:
         item = file[key]
         if isinstance(item, h5py.Dataset) and item.dtype.kind in "biuf":
-            return np.asarray(item[()])
+            one_column = key not in VECTORS and item.ndim == 2 and item.shape[1] == 1
+            return item[:, 0] if one_column else np.asarray(item[()])
     except (OSError, KeyError, RuntimeError) as error:  # what h5py raises where a block is damaged
         raise DataError(f"{path}: key '{key}' is damaged ({error}): fetch or copy the file again.") from error
     raise DataError(f"{path}: key '{key}' is no array of numbers, expected one row per transition: write it as one.")
-
-
-def _read_attributes(file: h5py.File) -> dict[str, str | int | float]:
-    """The file's scalar attributes as plain Python values."""
-    attributes = {}
-    for name, value in file.attrs.items():
-        value = value.item() if isinstance(value, np.generic) else value
-        value = value.decode(errors="replace") if isinstance(value, bytes) else value
-        if isinstance(value, (str, int, float)):
-            attributes[name] = value
-    return attributes
-
-
-def _column(array: np.ndarray) -> np.ndarray:
-    """(N, 1) as (N,); anything else as it is."""
-    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
 
 
 def _check_shapes(name: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -346,6 +324,9 @@ def _check_shape(name: str, key: str, shape: tuple[int, ...], rows: int, dimensi
 
 
 def _check_widths(name: str, arrays: Mapping[str, np.ndarray], task: Task) -> None:
+    """Raise `DataError` where the arrays are empty or not as wide as the task's."""
+    if not arrays["observations"].size:
+        raise DataError(f"{name} is empty: key 'observations' has 0 rows, expected one or more: collect data.")
     for key in VECTORS:
         have = arrays[key].shape[1]
         expected = task.action_dim if key == "actions" else task.observation_dim

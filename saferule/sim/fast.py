@@ -56,12 +56,8 @@ class FastTask:
         self._lidar_bodies = np.asarray([model.body(name).id for group in names for name in group])
         self._lidar_rows = [row for row, group in enumerate(names) for _ in group]
         self._lidar_count = len(observed)
-        self._sensor_columns = np.concatenate(
-            [
-                np.arange(model.sensor(name).adr[0], model.sensor(name).adr[0] + model.sensor(name).dim[0])
-                for name in self.agent.sensor_conf.sensors
-            ]
-        )
+        sensors = [model.sensor(name) for name in self.agent.sensor_conf.sensors]
+        self._sensor_columns = np.concatenate([sensor.adr[0] + np.arange(sensor.dim[0]) for sensor in sensors])
         self._hazard_bodies = np.asarray([model.body(name).id for name in _bodies(self.hazards)])
         self._agent_body, self._goal_body = model.body("agent").id, model.body("goal").id
         self._box_body = model.body("push_box").id if "push_box" in self._free_geoms else None
@@ -137,13 +133,15 @@ class FastTask:
 
     def dist_box(self) -> float:
         """Distance from the agent to the box."""
-        positions = self.world.data.xpos
-        return np.sqrt(np.add.reduce(np.square(positions[self._box_body] - positions[self._agent_body])))
+        return self._distance_of_box(self._agent_body)
 
     def dist_box_goal(self) -> float:
         """Distance from the box to the goal."""
+        return self._distance_of_box(self._goal_body)
+
+    def _distance_of_box(self, body: int) -> float:
         positions = self.world.data.xpos
-        return np.sqrt(np.add.reduce(np.square(positions[self._box_body] - positions[self._goal_body])))
+        return np.sqrt(np.add.reduce(np.square(positions[self._box_body] - positions[body])))
 
 
 def _bodies(obstacle: Any) -> list[str]:
@@ -158,14 +156,8 @@ def _left_out(task: Any) -> dict[str, bool]:
     sensed = [*task.agent.sensor_conf.sensors]
     sensed += [f"{o.name}_lidar" for o in task._obstacles if o.is_lidar_observed]
     constrained = [obstacle.name for obstacle in task._obstacles if obstacle.is_constrained]
-    joints = (
-        info.hinge_pos_names,
-        info.hinge_vel_names,
-        info.ballquat_names,
-        info.ballangvel_names,
-        info.freejoint_pos_name,
-        info.freejoint_qvel_name,
-    )
+    hinges, balls = (info.hinge_pos_names, info.hinge_vel_names), (info.ballquat_names, info.ballangvel_names)
+    joints = (*hinges, *balls, info.freejoint_pos_name, info.freejoint_qvel_name)
     return {
         "joint sensors": any(joints),
         "a compass or a camera": list(task.obs_info.obs_space_dict.spaces) != sensed or task.observe_vision,

@@ -9,6 +9,7 @@ import html
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from saferule.errors import SaferuleError
 from saferule.files import write_bytes
-from saferule.sim.graphics import drawing_problem
 from saferule.sim.rollout import Act, roll_out
 from saferule.sim.simulator import make
 from saferule.sim.tasks import Task
@@ -52,14 +52,14 @@ def film(task: Task, act: Act, seed: int, title: str, *, frames: int = FRAMES, s
 
     The same policy and seed give the same film. No film, but the reason, when this machine cannot draw the task.
     """
-    if problem := drawing_problem(task):
-        return Film(None, f"{title}: no film. {problem}")
     (episode,) = roll_out(task, act, [seed], record=True).trajectories  # in the world without textures: the same
     returns, costs = (np.append(0.0, np.cumsum(values)) for values in (episode.rewards, episode.costs))
     steps = len(episode.actions)
     shown = np.unique(np.linspace(0, steps, min(frames, steps + 1)).round().astype(int)).tolist()
     try:
         pictures = list(_pictures(task, seed, episode.actions, shown, size))
+    except SaferuleError as error:
+        return Film(None, f"{title}: no film. {error}")
     except Exception as error:  # the graphics libraries raise errors of many kinds
         return Film(None, f"{title}: no film, as drawing failed here ({type(error).__name__}: {error}).")
     lines = [f"step {t}   cost {costs[t]:.0f}   return {returns[t]:.1f}" for t in shown]
@@ -129,16 +129,13 @@ def as_html(films: Sequence[Film]) -> str:
 
 def _pictures(task: Task, seed: int, actions: np.ndarray, shown: list[int], size: int) -> Iterator[Image.Image]:
     """The states after the numbers of steps in `shown`, drawn while the actions are played again."""
-    simulator = make(task.name, render=True)
-    try:
+    with closing(make(task.name, render=True)) as simulator:
         simulator.reset(seed)
         for t in range(len(actions) + 1):
             if t > 0:
                 simulator.step(actions[t - 1])
             if t in shown:
                 yield Image.fromarray(simulator.render()).resize((size, size), Image.Resampling.BOX)
-    finally:
-        simulator.close()
 
 
 def _labelled(picture: Image.Image, line: str, title: str) -> Image.Image:

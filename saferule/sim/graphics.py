@@ -8,21 +8,6 @@ import sys
 from functools import cache
 
 from saferule.errors import SettingsError
-from saferule.sim.tasks import Task
-
-
-def drawing_problem(task: Task) -> str | None:
-    """Why this machine cannot draw the task, in a sentence; None when it can.
-
-    The Bullet task is drawn in software and needs no OpenGL.
-    """
-    if task.engine != "mujoco":
-        return None
-    try:
-        use_offscreen_gl()
-    except SettingsError as error:
-        return str(error)
-    return None
 
 
 def use_offscreen_gl() -> None:

@@ -10,6 +10,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -123,7 +124,9 @@ class OnlinePolicy:
                 record["settings"],
                 record["curve"],
             )
-            found, expected = policy._shapes(), policy._expected_shapes()
+            arrays = policy.weights | {"observation_mean": policy.mean, "observation_variance": policy.variance}
+            found = {name: tuple(array.shape) for name, array in arrays.items()}
+            expected = policy._expected_shapes()
         except FileNotFoundError as error:
             raise CheckpointError(f"{folder} holds no complete policy: {error.filename} is missing.") from None
         except Exception as error:
@@ -135,10 +138,6 @@ class OnlinePolicy:
                     f"{expected.get(name)}: train it again."
                 )
         return policy
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        arrays = self.weights | {"observation_mean": self.mean, "observation_variance": self.variance}
-        return {name: tuple(array.shape) for name, array in arrays.items()}
 
     def _expected_shapes(self) -> dict[str, tuple[int, ...]]:
         observation, action = self.task.observation_dim, self.task.action_dim
@@ -194,12 +193,10 @@ def train_ppo(
         seed=seed,
         device="cpu",
     )
-    try:
+    with closing(normalised):
         for goal, share in goals:
             watch.begin(goal, normalised, warming_up=goal is not scalar_reward)
             model.learn(share, callback=watch, progress_bar=progress, reset_num_timesteps=goal is goals[0][0])
-    finally:
-        normalised.close()
     return OnlinePolicy(
         task,
         _actor_weights(model.policy),
@@ -212,12 +209,9 @@ def train_ppo(
 
 def _actor_weights(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The actor's linear layers in order, and the logarithm of its standard deviation."""
-    layers = [m for m in policy.mlp_extractor.policy_net if isinstance(m, torch.nn.Linear)] + [policy.action_net]
-    weights = {"log_std": policy.log_std.detach().clone()}
-    for index, layer in enumerate(layers):
-        weights[f"{index}.weight"] = layer.weight.detach().clone()
-        weights[f"{index}.bias"] = layer.bias.detach().clone()
-    return weights
+    layers = [m for m in policy.mlp_extractor.policy_net if isinstance(m, torch.nn.Linear)]
+    weights = torch.nn.Sequential(*layers, policy.action_net).state_dict() | {"log_std": policy.log_std.detach()}
+    return {name: weight.clone() for name, weight in weights.items()}
 
 
 class _Watch(BaseCallback):

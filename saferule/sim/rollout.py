@@ -9,6 +9,7 @@ same, seeded).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from typing import NamedTuple
 
 import numpy as np
@@ -43,8 +44,8 @@ def roll_out(
 
     simulators   of the task, one per seed, which stay open: making one takes longer than resetting it
     """
-    used = simulators or [make(task.name) for _ in seeds]
-    try:
+    with ExitStack() as opened:
+        used = simulators or [opened.enter_context(closing(make(task.name))) for _ in seeds]
         observations = np.stack([s.reset(seed) for s, seed in zip(used, seeds, strict=True)])
         rows = [{"seed": seed, "return": 0.0, "cost": 0.0, "length": 0} for seed in seeds]
         running = np.ones(len(seeds), dtype=bool)
@@ -62,9 +63,6 @@ def roll_out(
                     steps[i].append((actions[i].copy(), step))
             if not running.any():
                 break
-    finally:
-        for simulator in used if simulators is None else ():
-            simulator.close()
     return Episodes(rows, [_episode(*played) for played in zip(starts, steps, strict=True)] if record else [])
 
 

@@ -12,8 +12,8 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import ModuleType
 from typing import Any
 
@@ -42,12 +42,8 @@ def load_bullet_safety_gym() -> ModuleType:
 @contextmanager
 def standard_streams() -> Iterator[None]:
     """While active, sys.stdout and sys.stderr are the interpreter's own, which can be redirected."""
-    replaced = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-    try:
+    with redirect_stdout(sys.__stdout__), redirect_stderr(sys.__stderr__):
         yield
-    finally:
-        sys.stdout, sys.stderr = replaced
 
 
 @contextmanager
@@ -60,7 +56,7 @@ def _array_defaults_allowed() -> Iterator[None]:
             for name in cls.__dict__.get("__annotations__", {}):
                 default = cls.__dict__.get(name)
                 if isinstance(default, np.ndarray):
-                    setattr(cls, name, dataclasses.field(default_factory=_copy_of(default)))
+                    setattr(cls, name, dataclasses.field(default_factory=default.copy))
             return original(cls, **options)
 
         return decorate if cls is None else decorate(cls)
@@ -84,7 +80,3 @@ def _without_gl_choice() -> Iterator[None]:
         yield
     finally:
         os.environ.update(chosen)
-
-
-def _copy_of(array: np.ndarray) -> Callable[[], np.ndarray]:
-    return array.copy

@@ -49,7 +49,7 @@ class Simulator(ABC):
         self.task = task
         self._can_render = render
         self._steps: int | None = None
-        with _global_generator(np.random.RandomState().get_state()):  # both engines draw while they are built
+        with _global_generator(np.random.RandomState()):  # both engines draw while they are built
             self._env = self._build()
         self.observation_space = self._env.observation_space
         self.action_space = self._env.action_space
@@ -151,7 +151,7 @@ class MujocoSimulator(Simulator):
 class BulletSimulator(Simulator):
     """Bullet-Safety-Gym, which ignores reset(seed=) and draws start positions from numpy's global generator.
 
-    Each simulator keeps a generator state of its own, which is the global one only while the engine resets (a
+    Each simulator keeps a generator of its own, which is the global one only while the engine resets (a
     step draws nothing). Restoring the engine's saved state leaves the joint motors at the last action of the
     former episode, and the reset then steps the physics once: the motors are released first, so that an
     episode does not depend on the one before it and equals the first episode of a stock environment.
@@ -161,18 +161,17 @@ class BulletSimulator(Simulator):
         load_bullet_safety_gym()
         with standard_streams():
             env = _from_registry(self.task.env_id)
-        self._generator = np.random.RandomState().get_state()
+        self._generator = np.random.RandomState()
         # The first reset of a fresh engine differs from later ones (it saves the state that they restore).
         env.reset()
         return env
 
     def _reset(self, seed: int | None) -> np.ndarray:
         if seed is not None:
-            self._generator = np.random.RandomState(seed).get_state()
+            self._generator = np.random.RandomState(seed)
         self._release_motors()
-        with _global_generator(self._generator) as generator:
+        with _global_generator(self._generator):
             observation = self._env.reset()[0]
-        self._generator = generator.state
         if self._can_render:
             self._hide_cost_sphere()
         return observation
@@ -220,19 +219,13 @@ def _from_registry(env_id: str, **options: Any) -> Any:
     return load_env_creator(spec.entry_point)(**copy.deepcopy(spec.kwargs), **options)
 
 
-class _GeneratorState:
-    """Carries the state of numpy's global generator out of a `with` block."""
-
-    state: Any
-
-
 @contextmanager
-def _global_generator(state: Any) -> Iterator[_GeneratorState]:
-    """While active, numpy's global generator continues from `state`; afterwards the former state is back."""
-    outer, inner = np.random.get_state(), _GeneratorState()
-    np.random.set_state(state)
+def _global_generator(generator: np.random.RandomState) -> Iterator[None]:
+    """While active, numpy's global generator is in the place of this one; afterwards its own state is back."""
+    outer = np.random.get_state()
+    np.random.set_state(generator.get_state())
     try:
-        yield inner
+        yield
     finally:
-        inner.state = np.random.get_state()
+        generator.set_state(np.random.get_state())
         np.random.set_state(outer)
