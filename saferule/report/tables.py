@@ -22,7 +22,7 @@ from saferule.agents import BACKBONES
 from saferule.attack.poison import ForgetSet
 from saferule.data.schema import Dataset
 from saferule.paper import READINGS, printed
-from saferule.report.style import ATTACKS, METRICS, backbone_label, condition, in_order, method_label
+from saferule.report.style import ATTACKS, METRICS, NAMES, backbone_label, condition, in_order, look
 from saferule.unlearn import METHODS
 
 CELL = ["task", "backbone", "attack", "ratio"]
@@ -192,9 +192,9 @@ class Table:
             return rows.drop_duplicates(index).set_index(index)[values]
 
         for method in in_order(table["method"]):
-            columns[method_label(method)] = column(tall[tall["method"] == method], "text")
+            columns[look(method).label] = column(tall[tall["method"] == method], "text")
         for (source, method), rows in tall.dropna(subset="paper").groupby(["source", "method"], sort=False):
-            columns[f"paper's {source}: {method_label(method)}"] = column(rows, "paper").map("{:g}".format)
+            columns[f"paper's {source}: {look(method).label}"] = column(rows, "paper").map("{:g}".format)
         wide = pd.DataFrame(columns, index=pd.MultiIndex.from_frame(tall[index].drop_duplicates()))
         return wide.rename(index=backbone_label, level="backbone").fillna("")
 
@@ -367,9 +367,8 @@ def readable(frame: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     which the head of the notebook states. Numbers below 0.1 keep three significant digits.
     """
     shown = frame.drop(columns=["profile", "data"], errors="ignore").dropna(axis="columns", how="all").copy()
-    names = {"backbone": backbone_label, "attack": lambda name: ATTACKS.get(name, name), "method": method_label}
-    for column in shown.columns.intersection(list(names)):
-        shown[column] = shown[column].map(names[column], na_action="ignore")
+    for column in shown.columns.intersection(list(NAMES)):
+        shown[column] = shown[column].map(NAMES[column], na_action="ignore")
     for column in shown.columns.intersection(["ratio", "share", "safe_share"]):
         shown[column] = shown[column].map(lambda share: "" if pd.isna(share) else f"{100 * share:.3g} %")
     shown = shown.replace({"ratio": {"0 %": ""}})  # of clean policies
