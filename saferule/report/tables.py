@@ -46,17 +46,16 @@ def data_points(
     for D), return, cost, cost_limit.
     """
 
-    def rows(name: str, dataset: Dataset, attack: str | None = None, ratio: float = np.nan, replicate: float = np.nan):
+    sets = [("D", data, None, np.nan, np.nan)]
+    for replicate, forget in forget_sets:
+        labels = {"true": forget.true_dataset(), "poisoned": forget.dataset}
+        sets += [(f"D_f, {name} labels", d, forget.attack, forget.ratio, replicate) for name, d in labels.items()]
+    frames = []
+    for name, dataset, attack, ratio, replicate in sets:
         told = {"task": task, "set": name, "attack": attack, "ratio": ratio, "replicate": replicate}
         values = {"return": dataset.episode_returns(), "cost": dataset.episode_costs(), "cost_limit": cost_limit}
-        return pd.DataFrame(told | values).astype({"attack": object})
-
-    parts = [rows("D", data)]
-    for replicate, forget in forget_sets:
-        where = forget.attack, forget.ratio, replicate
-        parts.append(rows("D_f, true labels", forget.true_dataset(), *where))
-        parts.append(rows("D_f, poisoned labels", forget.dataset, *where))
-    return pd.concat(parts, ignore_index=True)
+        frames.append(pd.DataFrame(told | values).astype({"attack": object}))
+    return pd.concat(frames, ignore_index=True)
 
 
 def data_summary(task: str, data: Dataset, cost_limit: float) -> pd.DataFrame:
@@ -143,15 +142,10 @@ def over_replicates(means: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     """
     kept = [name for name in ("episodes", "cost_limit") if name in means]
     tall = means.melt([*CELL, "method", "replicate", *kept], list(values), "metric", "value")
-    rows = []
-    for where, group in tall.groupby([*CELL, "method", "metric"], sort=False):
-        low, high = interval(group["value"])
-        row = dict(zip([*CELL, "method", "metric"], where, strict=True))
-        row |= {"mean": group["value"].mean(), "low": low, "high": high, "n": len(group)}
-        row |= {"replicates": " ".join(map(str, sorted(group["replicate"])))}
-        rows.append(row | {name: group[name].min() for name in kept})
-    columns = [*CELL, "method", "metric", "mean", "low", "high", "n", "replicates", *kept]
-    return in_reading_order(pd.DataFrame(rows, columns=columns))
+    groups = tall.groupby([*CELL, "method", "metric"], sort=False)
+    table = groups["value"].agg(mean="mean", low=lambda v: interval(v)[0], high=lambda v: interval(v)[1], n="size")
+    table["replicates"] = groups["replicate"].agg(lambda numbers: " ".join(map(str, sorted(numbers))))
+    return in_reading_order(table.join(groups[kept].min()).reset_index())
 
 
 @dataclass(frozen=True)
@@ -181,8 +175,8 @@ class Table:
 
         n is the number of replicates, the smallest to the largest where methods differ in it.
         """
-        half = (table["high"] - table["mean"]).map("{:.1f}".format)
-        text = table["mean"].map("{:.1f}".format) + np.where(table["n"] > 1, " ± " + half, "")
+        halves = np.where(table["n"] > 1, table["high"] - table["mean"], np.nan)
+        text = [f"{m:.1f}" if np.isnan(h) else f"{m:.1f} ± {h:.1f}" for m, h in zip(table["mean"], halves, strict=True)]
         index = ["task", "backbone", "condition", "metric"]
         conditions = [condition(*where) for where in table[["attack", "ratio"]].itertuples(index=False)]
         tall = table.assign(text=text, condition=conditions)
