@@ -67,11 +67,8 @@ def reward_tail(q_r: Tensor, reference: float, u: Sequence[float]) -> list[Bound
     """
     if not all(level > 0 for level in u):
         raise SettingsError(f"u = {list(u)}, expected positive levels above the reward reference: leave the others out")
-    residual, excess = reward_residual(q_r, reference), q_r.double() - reference
-    return [
-        _tail((excess >= level).double().mean().item(), residual, level)  # of the differences, as in the proof
-        for level in u
-    ]
+    residual, excess = reward_residual(q_r, reference), q_r.double() - reference  # the differences, as in the proof
+    return [_tail((excess >= level).double().mean().item(), residual, level) for level in u]
 
 
 def still_safe(q_c: Tensor, kappa: float, sigma: float) -> Bound:
@@ -84,11 +81,6 @@ def still_safe(q_c: Tensor, kappa: float, sigma: float) -> Bound:
         raise SettingsError(f"sigma = {sigma}, expected a positive margin, as without one Lemma A.2 has no bound")
     below = kappa + sigma - q_c.double()
     return _tail((below >= sigma).double().mean().item(), cost_residual(q_c, kappa, sigma), sigma)
-
-
-def combined(q_r: Tensor, q_c: Tensor, reference: float, kappa: float, sigma: float) -> dict[str, Bound]:
-    """Eq. 26 and 27 for one pair of critics on the same forget samples."""
-    return {"reward_excess": reward_excess(q_r, reference), "still_safe": still_safe(q_c, kappa, sigma)}
 
 
 def _tail(observed: float, residual: float, level: float) -> Bound:

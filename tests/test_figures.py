@@ -41,8 +41,8 @@ def dots(panel, marker_size):
 
 def test_every_declaration_has_a_label_and_a_colour():
     for method in METHODS:
-        assert style.method_label(method) != method or method == METHODS[method].label
-        assert style.method_colour(method).startswith("#")
+        assert style.look(method).label != method or method == METHODS[method].label
+        assert style.look(method).colour.startswith("#")
     assert [style.backbone_label(name) for name in BACKBONES] == ["BCQ-Lag", "BEAR-Lag", "CPQ", "COptiDICE"]
     assert style.in_order(["safe-rule", "unheard-of", "clean"]) == ["clean", "safe-rule", "unheard-of"]
 

@@ -104,11 +104,11 @@ def inequality_rows(stage: Stage, samples: Samples, kappa: float, sigma: float) 
         theory.member_values(stage.nets[name], samples.observations, samples.actions).amin(0)
         for name in ("critic", "cost_critic")
     )
-    both = theory.combined(q_r, q_c, stage.reference, kappa, sigma)  # Eq. 26 and 27: 14 and 19 on the same samples
-    tail = theory.reward_tail(q_r, stage.reference, LEVELS)
-    bounds = [("(14)", math.nan, both["reward_excess"]), *(("(15)", u, b) for u, b in zip(LEVELS, tail, strict=True))]
-    rows = []
-    for number, u, bound in [*bounds, ("(19)", sigma, both["still_safe"])]:
+    tail = zip(LEVELS, theory.reward_tail(q_r, stage.reference, LEVELS), strict=True)
+    bounds = [("(14)", math.nan, theory.reward_excess(q_r, stage.reference)), *(("(15)", u, b) for u, b in tail)]
+    bounds.append(("(19)", sigma, theory.still_safe(q_c, kappa, sigma)))
+    rows = []  # Eq. 26 and 27 are 14 and 19 on the same samples
+    for number, u, bound in bounds:
         sharper = math.nan if bound.sharper is None else bound.sharper
         holds = bound.holds and not bound.observed > sharper * (1 + 1e-9)
         reference = math.nan if number == "(19)" else stage.reference
@@ -129,20 +129,17 @@ def ball_row(stage: Stage, samples: Samples, kappa: float, sigma: float) -> dict
     observations, actions = samples.observations[:BALLS], samples.actions[:BALLS]
     found = theory.certified_radius(critic, observations, actions, kappa, sigma)
     inside = found.radius > 0
-    radii, printed = found.radius[inside], found.printed[inside]
-    some, lowest, violated = bool(inside.any()), math.nan, 0
-    if some:
-        here = observations[inside], actions[inside], radii
+    here = observations[inside], actions[inside], found.radius[inside]
+    values = dict.fromkeys(BALL, math.nan) | {"samples": len(observations), "nonempty": inside.double().mean().item()}
+    values |= {"slope_bound": theory.action_lipschitz(critic, actions.shape[-1]).max().item()}
+    values |= {"slope_found": theory.steepest_found(critic, observations, actions, generator(), SLOPE_TRIES)}
+    values |= {"diameter": 2 * actions.shape[-1] ** 0.5, "searched": int(inside.sum()), "violated": 0}
+    if inside.any():
         search = theory.search_violations(critic, *here, kappa, generator(), tries=SEARCH_TRIES)
-        lowest, violated = (search.lowest - kappa).min().item(), int(search.violated.sum())
-    slope = theory.steepest_found(critic, observations, actions, generator(), SLOPE_TRIES)
-    values = (
-        *(len(observations), inside.double().mean().item(), radii.median().item() if some else math.nan),
-        *(found.radius.max().item() if some else math.nan, printed.median().item() if some else math.nan),
-        *(theory.action_lipschitz(critic, actions.shape[-1]).max().item(), slope, 2 * actions.shape[-1] ** 0.5),
-        *(len(radii), violated, lowest),
-    )
-    return dict(zip(BALL, values, strict=True))
+        values |= {"lowest": (search.lowest - kappa).min().item(), "violated": int(search.violated.sum())}
+        values |= {"radius": here[2].median().item(), "radius_max": here[2].max().item()}
+        values |= {"printed": found.printed[inside].median().item()}
+    return values
 
 
 @dataclass(frozen=True)

@@ -20,26 +20,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from saferule.agents import BACKBONES
 from saferule.report.style import (
     ATTACK_COLOURS,
     ATTACKS,
     LIMIT,
     METRICS,
+    NAMES,
     STYLE,
     backbone_label,
     condition,
     dot,
     head,
     in_order,
-    limit_line,
     line,
-    method_colour,
-    method_label,
-    method_style,
+    look,
     with_zero,
 )
-from saferule.report.tables import OURS, POLICY, SAME_RUN, TABLES, interval, paired, with_clean
+from saferule.report.tables import OURS, POLICY, SAME_RUN, TABLES, in_reading_order, interval, paired, with_clean
 
 DASHES = ("", (4, 2), (1, 1.5), (4, 1.5, 1, 1.5))  # of the ratios, ascending
 MARKERS = ("o", "s", "^", "v")
@@ -109,10 +106,10 @@ class Drawing:
     def figures(self, rows: pd.DataFrame, *more: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         """(what distinguishes it, such as "-CarCircle-cpq"; the figure, its label a text alternative) for each."""
         each = [name for name in ("task", "backbone", "method") if f"{{{name}}}" in self.title]
+        rows = in_reading_order(rows)  # panels and entries of a legend are in the order in which values appear
         for where, here in rows.groupby(each, sort=False) if each else [((), rows)] if len(rows) else []:
             named = dict(zip(each, where, strict=True))
-            labels = {"task": str, "backbone": backbone_label, "method": method_label}
-            title = self.title.format(**{name: labels[name](value) for name, value in named.items()})
+            title = self.title.format(**{name: NAMES[name](value) for name, value in named.items()})
             others = [frame[(frame[each] == pd.Series(named)).all(axis=1)] for frame in more]
             with matplotlib.rc_context(STYLE):
                 figure, handles = self.draw(here, *others)
@@ -138,24 +135,15 @@ def _grid(rows: pd.DataFrame, width: float, height: float, **facets: Any) -> sns
 
 
 def _lines(
-    rows: pd.DataFrame,
-    x: str,
-    hue: str,
-    colours: dict,
-    width: float,
-    height: float,
-    *,
-    sharex=True,
-    titles=None,
-    **look,
+    rows: pd.DataFrame, x: str, hue: str, colours: dict, width: float, height: float, sharex=True, titles=None, **apart
 ) -> sns.FacetGrid:
     """A line for each policy (a replicate of a method in a cell), from the column value; zero is on the axis."""
     policy = [name for name in (*POLICY, "method", hue) if name in rows]
     rows = rows.assign(policy=rows[policy].astype(str).agg("-".join, axis=1))
-    look |= {"height": height, "aspect": width / height, "facet_kws": {"sharey": False, "sharex": sharex}}
+    apart |= {"height": height, "aspect": width / height, "facet_kws": {"sharey": False, "sharex": sharex}}
     grid = sns.relplot(
         rows, kind="line", x=x, y="value", hue=hue, palette=colours, units="policy", estimator=None, linewidth=1.1,
-        markersize=3.5, markeredgewidth=0, legend=False, **look,
+        markersize=3.5, markeredgewidth=0, legend=False, **apart,
     )  # fmt: skip
     for panel in grid.axes.flat:
         with_zero(panel, "y")
@@ -168,11 +156,6 @@ def _shown(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(condition=named, backbone=rows["backbone"].map(backbone_label))
 
 
-def _order(rows: pd.DataFrame) -> list[str]:
-    known = [backbone_label(name) for name in BACKBONES]
-    return sorted(set(rows["backbone"]), key=lambda label: known.index(label) if label in known else -1)
-
-
 def _tall(rows: pd.DataFrame, values: Iterable[str], name: str = "metric") -> pd.DataFrame:
     """One row per value column that is there."""
     known = [column for column in values if column in rows and rows[column].notna().any()]
@@ -181,8 +164,8 @@ def _tall(rows: pd.DataFrame, values: Iterable[str], name: str = "metric") -> pd
 
 
 def _conditions(rows: pd.DataFrame) -> list[tuple[str, float]]:
-    known = set(rows[["attack", "ratio"]].itertuples(index=False, name=None))
-    return sorted(known, key=lambda where: (list(ATTACKS).index(where[0]), where[1]))
+    known = in_reading_order(rows[["attack", "ratio"]].drop_duplicates())
+    return list(known.itertuples(index=False, name=None))
 
 
 def _by_attack(rows: pd.DataFrame) -> tuple[dict[str, Any], list[Line2D]]:
@@ -197,9 +180,9 @@ def _by_attack(rows: pd.DataFrame) -> tuple[dict[str, Any], list[Line2D]]:
 def _by_method(rows: pd.DataFrame) -> tuple[dict[str, Any], list[Line2D]]:
     """How `_lines` tells methods apart, and the legend's entries."""
     shown = in_order(rows["method"])
-    dashes = {method: "" if method_style(method) == "-" else DASHES[1] for method in shown}
-    colours = {method: method_colour(method) for method in shown}
-    handles = [line(method_label(m), method_colour(m), method_style(m)) for m in shown]
+    dashes = {m: "" if look(m).style == "-" else DASHES[1] for m in shown}
+    handles = [line(look(m).label, look(m).colour, look(m).style) for m in shown]
+    colours = {m: look(m).colour for m in shown}
     return {"hue": "method", "colours": colours, "style": "method", "dashes": dashes}, handles
 
 
@@ -211,7 +194,7 @@ def _limit(grid: sns.FacetGrid, rows: pd.DataFrame, axis: str = "y") -> Line2D:
             getattr(panel, "axhline" if axis == "y" else "axvline")(limit, **LIMIT)
             with_zero(panel, axis, limit)
         with_zero(panel, axis)
-    return limit_line(limit)
+    return Line2D([], [], label=f"cost limit {limit:g}", **LIMIT)
 
 
 # Attack
@@ -255,10 +238,9 @@ def adversaries(curves: pd.DataFrame) -> Drawn:
 
 def logged(logs: pd.DataFrame, quantities: dict[str, str] = TRAINING_LOG) -> Drawn:
     """What the losses reported, a line per policy: a panel per quantity, coloured by attack, dashed by ratio."""
-    rows, (look, handles) = _tall(logs, quantities), _by_attack(logs)
-    names = [name for name in quantities if name in set(rows["metric"])]
-    order = {"col": "metric", "col_order": names, "col_wrap": min(3, len(names)), "titles": quantities}
-    return _lines(rows, "step", width=3.2, height=2.1, **look, **order).figure, handles
+    rows, (apart, handles) = _tall(logs, quantities), _by_attack(logs)
+    facets = {"col": "metric", "col_wrap": min(3, rows["metric"].nunique()), "titles": quantities}
+    return _lines(rows, "step", width=3.2, height=2.1, **apart, **facets).figure, handles
 
 
 def inside(logs: pd.DataFrame) -> Drawn:
@@ -298,11 +280,11 @@ def unlearning_curves(episodes: pd.DataFrame) -> Drawn:
     return _curves(episodes, "condition", *_by_method(episodes))
 
 
-def _curves(rows: pd.DataFrame, row: str, look: dict, handles: list[Line2D]) -> Drawn:
+def _curves(rows: pd.DataFrame, row: str, apart: dict, handles: list[Line2D]) -> Drawn:
     """Means over a snapshot's episodes against the step, a line per policy; columns cost and return."""
     means = rows.groupby([*POLICY, "method", "step"], sort=False)[list(METRICS)].mean().reset_index()
     tall = _tall(_shown(means), METRICS)
-    grid = _lines(tall, "step", width=4.3, height=2.2, row=row, col="metric", sharex="row", marker="o", **look)
+    grid = _lines(tall, "step", width=4.3, height=2.2, row=row, col="metric", sharex="row", marker="o", **apart)
     for (_, metric), panel in grid.axes_dict.items():
         panel.set(xlabel="gradient step", ylabel=METRICS[metric])
     return grid.figure, [*handles, _limit(grid, rows)]
@@ -329,7 +311,7 @@ def _dots(rows: pd.DataFrame, width: float, labels: dict[str, str] | str, **face
     for (i, j, _), here in grid.facet_data():
         panel = grid.facet_axis(i, j)
         for place, method in enumerate(shown):
-            colour, own = method_colour(method), here.loc[here["method"] == method]
+            colour, own = look(method).colour, here.loc[here["method"] == method]
             values = own.groupby("replicate", sort=False)["value"].mean()
             if len(own) > len(values):
                 noise = place + 0.28 * jitter.uniform(-1, 1, len(own))
@@ -341,16 +323,16 @@ def _dots(rows: pd.DataFrame, width: float, labels: dict[str, str] | str, **face
                 panel.plot(interval(values), [place, place], color=colour, linewidth=1.6, alpha=0.6, zorder=2)
                 panel.scatter(values.mean(), place, s=46, marker="D", facecolors="none", edgecolors=colour, zorder=4)
         label = labels if isinstance(labels, str) else labels[here[facets["col"]].iloc[0]]
-        _listed(panel, shown, label)
+        _listed(panel, [look(m).label for m in shown], label)
     for panel in grid.axes.flat:  # when all is drawn, as they share their limits
         with_zero(panel, "x")
     return grid
 
 
-def _listed(panel: Axes, shown: Sequence[str], label: str) -> None:
-    """A line for each method, the first on top."""
-    panel.set_yticks(range(len(shown)), [method_label(m) for m in shown])
-    panel.set_ylim(len(shown) - 0.4, -0.6)
+def _listed(panel: Axes, names: Sequence[str], label: str) -> None:
+    """A line for each name, the first on top; label: of the other axis."""
+    panel.set_yticks(range(len(names)), names)
+    panel.set_ylim(len(names) - 0.4, -0.6)
     panel.grid(False, axis="y")
     panel.set(xlabel=label, ylabel="")
 
@@ -363,19 +345,16 @@ def beside_paper(episodes: pd.DataFrame) -> Drawn:
     table = _shown(TABLES["table1"].build(episodes))
     conditions = _conditions(table)
     ratios, shown = sorted(table["ratio"].unique()), in_order(table["method"])
-    grid = _grid(
-        table, 2.9, 0.7 + 0.3 * len(shown), row="metric", row_order=list(METRICS), col="backbone",
-        col_order=_order(table), sharex=False,
-    )  # fmt: skip
+    grid = _grid(table, 2.9, 0.7 + 0.3 * len(shown), row="metric", col="backbone", sharex=False)
     for row in table.itertuples():
         panel, place = grid.axes_dict[row.metric, row.backbone], shown.index(row.method)
         colour = ATTACK_COLOURS["clean" if row.method == "clean" else row.attack]
         place += 0.5 * (conditions.index((row.attack, row.ratio)) + 0.5) / len(conditions) - 0.25
-        look = {"marker": MARKERS[ratios.index(row.ratio) % 4], "s": 24, "linewidths": 1.0, "edgecolors": colour}
-        panel.scatter(row.mean, place, color=colour, zorder=3, **look)
-        panel.scatter(row.paper, place, color="white", zorder=2, **look)
+        mark = {"marker": MARKERS[ratios.index(row.ratio) % 4], "s": 24, "linewidths": 1.0, "edgecolors": colour}
+        panel.scatter(row.mean, place, color=colour, zorder=3, **mark)
+        panel.scatter(row.paper, place, color="white", zorder=2, **mark)
     for (metric, _), panel in grid.axes_dict.items():
-        _listed(panel, shown, METRICS[metric])
+        _listed(panel, [look(m).label for m in shown], METRICS[metric])
     limit = _limit(grid, table, "x")
     handles = [dot(condition(a, r), ATTACK_COLOURS[a], MARKERS[ratios.index(r) % 4]) for a, r in conditions]
     return grid.figure, [*handles, *_hollow(table), limit]
@@ -389,20 +368,20 @@ def repairs(episodes: pd.DataFrame) -> Drawn:
     table = _shown(TABLES["table1"].build(episodes))
     ends = table[table["method"].isin(["poisoned", OURS])]
     wide = ends.pivot(index=["backbone", "attack", "ratio", "method"], columns="metric", values=["mean", "paper"])
-    grid = _grid(table, 3.6, 3.2, col="backbone", col_order=_order(table), col_wrap=2, sharex=False, sharey=False)
+    grid = _grid(table, 3.6, 3.2, col="backbone", col_wrap=2, sharex=False, sharey=False)
     for (backbone, attack, _), pair in wide.groupby(level=["backbone", "attack", "ratio"], sort=False):
         for whose, style, face in (("mean", "-", ATTACK_COLOURS[attack]), ("paper", ":", "white")):
             panel, points = grid.axes_dict[backbone], pair[whose].droplevel([0, 1, 2]).reindex(["poisoned", OURS])
             panel.plot(points["cost"], points["return"], color=ATTACK_COLOURS[attack], linestyle=style, zorder=2)
             for marker, (_, point) in zip("os", points.iterrows(), strict=True):
-                look = {"color": face, "edgecolors": ATTACK_COLOURS[attack], "zorder": 3}
-                panel.scatter(point["cost"], point["return"], marker=marker, s=32, **look)
+                mark = {"color": face, "edgecolors": ATTACK_COLOURS[attack], "zorder": 3}
+                panel.scatter(point["cost"], point["return"], marker=marker, s=32, **mark)
     for panel in grid.axes.flat:
         with_zero(panel, "y")
     grid.set_axis_labels(METRICS["cost"], METRICS["return"])
     limit = _limit(grid, table, "x")
     handles = [line(ATTACKS[a], ATTACK_COLOURS[a]) for a in ATTACKS if a in set(table["attack"])]
-    handles += [dot("poisoned"), dot(method_label(OURS), marker="s"), *_hollow(table), limit]
+    handles += [dot("poisoned"), dot(look(OURS).label, marker="s"), *_hollow(table), limit]
     return grid.figure, handles
 
 
@@ -443,12 +422,9 @@ def changes(episodes: pd.DataFrame, effects: pd.DataFrame) -> Drawn:
     rows = _tall(paired(episodes).query("reading != ''"), values)
     rows["at"] = (rows["reading"] + " = " + rows["option"]).where(rows["reading"] != SAME_RUN, SAME_RUN)
     same = effects.set_index(["backbone", "reading", "option"])["same_policy"]
-    backbones = [name for name in BACKBONES if name in set(rows["backbone"])]
-    counts = rows.groupby("backbone")["at"].nunique()
-    facets = {"row": "backbone", "row_order": backbones, "col": "metric", "sharex": False, "sharey": False}
-    facets["gridspec_kws"] = {"height_ratios": [counts[b] + 1.5 for b in backbones]}
-    height = (0.27 * counts.sum() + 0.6 * len(backbones)) / len(backbones)
-    grid = _grid(rows, 4.4, height, **facets)
+    lines = rows.groupby("backbone", sort=False)["at"].nunique()
+    facets = {"row": "backbone", "col": "metric", "sharex": False, "sharey": False}
+    grid = _grid(rows, 4.4, 0.27 * lines.mean() + 0.6, **facets, gridspec_kws={"height_ratios": lines + 1.5})
     for (backbone, metric), panel in grid.axes_dict.items():
         here = rows[(rows["backbone"] == backbone) & (rows["metric"] == metric)]
         means = here.groupby(["at", "reading", "option"], sort=False)["value"].mean().reset_index()
@@ -458,17 +434,15 @@ def changes(episodes: pd.DataFrame, effects: pd.DataFrame) -> Drawn:
         panel.axvspan(-np.nan_to_num(floor), np.nan_to_num(floor), color=BAND, linewidth=0, zorder=0)
         panel.axvline(0, color="#555555", linewidth=1.0, zorder=1)
         for place, row in enumerate(means.itertuples()):
-            colour = "#8A8A8A" if row.same else method_colour(OURS)
+            colour = "#8A8A8A" if row.same else look(OURS).colour
             few = here.loc[here["at"] == row.at, "value"]
             panel.scatter(few, [place] * len(few), s=11, alpha=0.4, color=colour, linewidths=0)
-            look = {"color": "white" if row.same else colour, "edgecolors": colour if row.same else "white"}
-            panel.scatter(row.value, place, s=42, marker="D", linewidths=0.9, zorder=3, **look)
-        panel.set_yticks(range(len(means)), means["at"] if metric == "cost_change" else [])
-        panel.set_ylim(len(means) - 0.4, -0.6)
-        panel.grid(False, axis="y")
-        panel.set(xlabel=values[metric], ylabel="", title=backbone_label(backbone))
+            mark = {"color": "white" if row.same else colour, "edgecolors": colour if row.same else "white"}
+            panel.scatter(row.value, place, s=42, marker="D", linewidths=0.9, zorder=3, **mark)
+        _listed(panel, means["at"] if metric == "cost_change" else [""] * len(means), values[metric])
+        panel.set_title(backbone_label(backbone))
         with_zero(panel, "x")
-    handles = [dot("one episode", method_colour(OURS)), dot("mean", method_colour(OURS), "D")]
+    handles = [dot("one episode", look(OURS).colour), dot("mean", look(OURS).colour, "D")]
     handles += [dot("mean, the default's policy up to rounding", "#8A8A8A", "D", hollow=True)]
     return grid.figure, [*handles, Patch(color=BAND, label="floor: what rounding changes")]
 
@@ -497,11 +471,9 @@ def constant_critic(rows: pd.DataFrame) -> Drawn:
 
 def _both_sides(rows: pd.DataFrame, x: str, label: str, col: str, names: dict[str, str], **shared: bool) -> Drawn:
     tall = _tall(rows.assign(backbone=rows["backbone"].map(backbone_label)), SIDES, "side")
-    order = {"row": "backbone", "row_order": _order(tall), "col": col, "col_order": list(names), "titles": names}
-    marks = {"marker": "o"} if x != "x" else {}
-    grid = _lines(
-        tall, x, "side", {s: colour for s, (colour, _) in SIDES.items()}, 4.3, 2.3, **order, **marks, **shared
-    )
+    colours, marker = {side: colour for side, (colour, _) in SIDES.items()}, "o" if x != "x" else ""
+    facets = {"row": "backbone", "col": col, "titles": names, "marker": marker} | shared
+    grid = _lines(tall, x, "side", colours, 4.3, 2.3, **facets)
     for (_, at), panel in grid.axes_dict.items():
         if at != "(14)":  # a share
             panel.axhline(1, **LIMIT)
@@ -527,8 +499,7 @@ def neighbourhood(balls: pd.DataFrame) -> Drawn:
     colours = {found: "#000000", ours: "#0072B2", printed: "#D55E00"}
     tall = _tall(_shown(rows).drop(columns="samples"), columns)
     tall["of"], tall["side"] = zip(*tall["metric"].map(columns), strict=True)
-    order = {"row": "backbone", "row_order": _order(tall), "col": "of"}
-    grid = _lines(tall, "step", "side", colours, 3.4, 2.2, **order, marker="o")
+    grid = _lines(tall, "step", "side", colours, 3.4, 2.2, row="backbone", col="of", marker="o")
     return grid.figure, [line(side, colour) for side, colour in colours.items()]
 
 
@@ -538,9 +509,8 @@ def neighbourhood(balls: pd.DataFrame) -> Drawn:
 def actions(table: pd.DataFrame) -> Drawn:
     """`forgetting.action_distances`: a row of panels per backbone, a line per method, a dot per replicate."""
     words, rows = {"forget": "states of D_f", "keep": "states of D"}, _shown(table).assign(value=table["distance"])
-    order = {"row": "backbone", "row_order": _order(rows), "col": "states", "col_order": list(words)}
-    order["sharex"] = True
-    grid = _titled(_dots(rows, 4.3, "mean distance of the actions", **order), words)
+    facets = {"row": "backbone", "col": "states", "col_order": list(words), "sharex": True}
+    grid = _titled(_dots(rows, 4.3, "mean distance of the actions", **facets), words)
     for (i, j, _), here in grid.facet_data():
         panel = grid.facet_axis(i, j)
         panel.axvspan(here["floor_low"].min(), here["floor_high"].max(), color=BAND, zorder=0)
@@ -554,9 +524,9 @@ def relearning(curves: pd.DataFrame, table: pd.DataFrame) -> Drawn:
     """Mean cost while policies train on the poisoned data, a panel per backbone; dotted, the levels that are "back"."""
     rows = curves.assign(method=curves["start"]).groupby([*POLICY, "method", "step"], sort=False)["cost"].mean()
     rows = rows.rename("value").reset_index()
-    (look, handles), rows = _by_method(rows), _shown(rows)
-    order = {"col": "backbone", "col_order": _order(rows), "col_wrap": min(2, rows["backbone"].nunique())}
-    grid = _lines(rows, "step", width=4.3, height=2.6, marker="o", **look, **order)
+    (apart, handles), rows = _by_method(rows), _shown(rows)
+    facets = {"col": "backbone", "col_wrap": min(2, rows["backbone"].nunique())}
+    grid = _lines(rows, "step", width=4.3, height=2.6, marker="o", **apart, **facets)
     for row in table[table["status"] != "no harm"].drop_duplicates(["backbone", "replicate"]).itertuples():
         grid.axes_dict[backbone_label(row.backbone)].axhline(row.level, **GOAL)
     grid.set_axis_labels("gradient steps on D and D_f", METRICS["cost"])
@@ -567,11 +537,11 @@ def relearning(curves: pd.DataFrame, table: pd.DataFrame) -> Drawn:
 def times(table: pd.DataFrame) -> Drawn:
     """`timing.table3`: each method's share of retraining's time, on a logarithmic axis; hollow, the paper's (CPQ)."""
     rows = table.assign(backbone=table["backbone"].map(backbone_label), value=table["share"], replicate=0)
-    grid = _dots(rows, 2.6, "share of retraining's time", col="backbone", col_order=_order(rows))
+    grid = _dots(rows, 2.6, "share of retraining's time", col="backbone")
     shown, least = in_order(rows["method"]), np.nanmin([rows["share"], 1 / rows["paper_factor"]])
     for row in rows.itertuples():
-        panel, look = grid.axes_dict[row.backbone], {"facecolors": "none", "edgecolors": method_colour(row.method)}
-        panel.scatter(1 / row.paper_factor, shown.index(row.method), s=34, zorder=2, **look)
+        panel, hollow = grid.axes_dict[row.backbone], {"facecolors": "none", "edgecolors": look(row.method).colour}
+        panel.scatter(1 / row.paper_factor, shown.index(row.method), s=34, zorder=2, **hollow)
         if row.share < 1:
             panel.axvline(row.share / row.relative_step, **LIMIT)
         panel.set(xscale="log", xlim=(0.4 * least, 1.6))

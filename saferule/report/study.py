@@ -206,7 +206,6 @@ class Study:
         """Write the table with its provenance to ``tables/<name>.csv``; returns what was written."""
         digests = {task: self.dataset(task).digest() for task in self.profile.tasks}
         told = provenance(frame, self.name, digests)
-        (self.folder / "tables").mkdir(parents=True, exist_ok=True)
         write_bytes(self.folder / "tables" / f"{name}.csv", told.to_csv(index=False).encode())
         return told
 
@@ -235,13 +234,11 @@ class Study:
             folder, title = self.store.folder(run), f"{run.task}, {ATTACKS[run.attack]}"
             score = partial(attack_reward, run.attack)
             jobs.append(Job(folder, self.folder / "videos" / f"{folder.name}.gif", score, title))
-        (self.folder / "videos").mkdir(parents=True, exist_ok=True)
         with process_pool(cores()) as pool:
             display(HTML(as_html(film_adversaries(jobs, pool))))
 
     def figure(self, name: str, *rows: pd.DataFrame) -> None:
         """Draw a figure of `FIGURES` for each task (and backbone), write ``figures/<name>-*.png`` and display that."""
-        (self.folder / "figures").mkdir(parents=True, exist_ok=True)
         for where, figure in FIGURES[name].figures(*rows):
             image = png(figure)
             write_bytes(self.folder / "figures" / f"{name}{where}.png", image)

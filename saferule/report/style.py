@@ -7,7 +7,7 @@ deficiencies can tell apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 
 import matplotlib
@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from saferule.agents import BACKBONES, get_backbone
-from saferule.unlearn import METHODS
+from saferule.unlearn import METHODS, Method
 
 ATTACKS = {"clean": "clean", "max_cost": "Max Cost", "max_reward": "Max Reward", "min_reward": "Min Reward"}
 ATTACK_COLOURS = {"clean": "#009E73", "max_cost": "#D55E00", "max_reward": "#E69F00", "min_reward": "#CC79A7"}
@@ -44,24 +44,22 @@ def in_order(methods: Iterable[str]) -> list[str]:
     return sorted(set(methods), key=lambda m: (known.index(m) if m in known else len(known), m))
 
 
-def method_label(method: str) -> str:
-    """How a method is called in figures and tables."""
-    return METHODS[method].label if method in METHODS else method
-
-
-def method_colour(method: str) -> str:
-    """The colour of a method, the same in every figure."""
-    return METHODS[method].colour if method in METHODS else OTHER
-
-
-def method_style(method: str) -> str:
-    """The line style of a method, which tells apart those of one family whose colours are near each other."""
-    return METHODS[method].style if method in METHODS else "-"
+def look(method: str) -> Method:
+    """Label, colour and line style of a method, the same everywhere; one without a declaration has its name."""
+    return METHODS.get(method, Method(method, method, OTHER, family="", part=""))
 
 
 def backbone_label(backbone: str) -> str:
     """How a backbone is called in figures and tables."""
     return get_backbone(backbone).LABEL if backbone in BACKBONES else backbone
+
+
+NAMES: dict[str, Callable[[str], str]] = {  # how the values of these columns are shown
+    "task": str,
+    "backbone": backbone_label,
+    "attack": lambda attack: ATTACKS.get(attack, attack),
+    "method": lambda method: look(method).label,
+}
 
 
 def condition(attack: str, ratio: float) -> str:
@@ -88,20 +86,15 @@ def dot(label: str, colour: str = OTHER, marker: str = "o", *, hollow: bool = Fa
     return line(label, colour, "none", marker=marker, markersize=5, markerfacecolor=face)
 
 
-def limit_line(limit: float) -> Line2D:
-    """A legend's entry for the line at the cost limit."""
-    return Line2D([], [], label=f"cost limit {limit:g}", **LIMIT)
-
-
 def head(figure: Figure, title: str, handles: Sequence[Line2D]) -> Figure:
     """Title and legend above the panels."""
     figure.set_layout_engine("constrained")
-    if not handles:
+    if handles:
+        size = {"ncols": max(1, min(len(handles), int(figure.get_figwidth() / 2.1))), "fontsize": 9, "borderpad": 0.0}
+        place = {"loc": "outside upper left", "alignment": "left", "title": title, "title_fontsize": 10.5}
+        figure.legend(handles=list(handles), **size, **place)
+    else:
         figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
-        return figure
-    columns = max(1, min(len(handles), int(figure.get_figwidth() / 2.1)))
-    look = {"ncols": columns, "title_fontsize": 10.5, "fontsize": 9, "borderpad": 0.0, "alignment": "left"}
-    figure.legend(handles=list(handles), title=title, loc="outside upper left", **look)
     return figure
 
 

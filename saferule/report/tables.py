@@ -22,7 +22,7 @@ from saferule.agents import BACKBONES
 from saferule.attack.poison import ForgetSet
 from saferule.data.schema import Dataset
 from saferule.paper import READINGS, printed
-from saferule.report.style import ATTACKS, METRICS, backbone_label, condition, in_order, method_label
+from saferule.report.style import ATTACKS, METRICS, NAMES, backbone_label, condition, in_order, look
 from saferule.unlearn import METHODS
 
 CELL = ["task", "backbone", "attack", "ratio"]
@@ -47,17 +47,16 @@ def data_points(
     for D), return, cost, cost_limit.
     """
 
-    def rows(name: str, dataset: Dataset, attack: str | None = None, ratio: float = np.nan, replicate: float = np.nan):
+    sets = [("D", data, None, np.nan, np.nan)]
+    for replicate, forget in forget_sets:
+        labels = {"true": forget.true_dataset(), "poisoned": forget.dataset}
+        sets += [(f"D_f, {name} labels", d, forget.attack, forget.ratio, replicate) for name, d in labels.items()]
+    frames = []
+    for name, dataset, attack, ratio, replicate in sets:
         told = {"task": task, "set": name, "attack": attack, "ratio": ratio, "replicate": replicate}
         values = {"return": dataset.episode_returns(), "cost": dataset.episode_costs(), "cost_limit": cost_limit}
-        return pd.DataFrame(told | values).astype({"attack": object})
-
-    parts = [rows("D", data)]
-    for replicate, forget in forget_sets:
-        where = forget.attack, forget.ratio, replicate
-        parts.append(rows("D_f, true labels", forget.true_dataset(), *where))
-        parts.append(rows("D_f, poisoned labels", forget.dataset, *where))
-    return pd.concat(parts, ignore_index=True)
+        frames.append(pd.DataFrame(told | values).astype({"attack": object}))
+    return pd.concat(frames, ignore_index=True)
 
 
 def data_summary(task: str, data: Dataset, cost_limit: float) -> pd.DataFrame:
@@ -186,15 +185,10 @@ def over_replicates(means: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     """
     kept = [name for name in ("episodes", "cost_limit") if name in means]
     tall = means.melt([*CELL, "method", "replicate", *kept], list(values), "metric", "value")
-    rows = []
-    for where, group in tall.groupby([*CELL, "method", "metric"], sort=False):
-        low, high = interval(group["value"])
-        row = dict(zip([*CELL, "method", "metric"], where, strict=True))
-        row |= {"mean": group["value"].mean(), "low": low, "high": high, "n": len(group)}
-        row |= {"replicates": " ".join(map(str, sorted(group["replicate"])))}
-        rows.append(row | {name: group[name].min() for name in kept})
-    columns = [*CELL, "method", "metric", "mean", "low", "high", "n", "replicates", *kept]
-    return in_reading_order(pd.DataFrame(rows, columns=columns))
+    groups = tall.groupby([*CELL, "method", "metric"], sort=False)
+    table = groups["value"].agg(mean="mean", low=lambda v: interval(v)[0], high=lambda v: interval(v)[1], n="size")
+    table["replicates"] = groups["replicate"].agg(lambda numbers: " ".join(map(str, sorted(numbers))))
+    return in_reading_order(table.join(groups[kept].min()).reset_index())
 
 
 def steadiness(episodes: pd.DataFrame) -> pd.DataFrame:
@@ -254,8 +248,8 @@ class Table:
         n is the number of replicates, the smallest to the largest where methods differ in it. A star is at conditions
         in which the attack does harm (`harm`): only there is something to repair.
         """
-        half = (table["high"] - table["mean"]).map("{:.1f}".format)
-        text = table["mean"].map("{:.1f}".format) + np.where(table["n"] > 1, " ± " + half, "")
+        halves = np.where(table["n"] > 1, table["high"] - table["mean"], np.nan)
+        text = [f"{m:.1f}" if np.isnan(h) else f"{m:.1f} ± {h:.1f}" for m, h in zip(table["mean"], halves, strict=True)]
         index = ["task", "backbone", "condition", "metric"]
         where = table[["attack", "ratio", "harmed"]].itertuples(index=False)
         conditions = [condition(attack, ratio) + " *" * (harmed is True) for attack, ratio, harmed in where]
@@ -266,9 +260,9 @@ class Table:
             return rows.drop_duplicates(index).set_index(index)[values]
 
         for method in in_order(table["method"]):
-            columns[method_label(method)] = column(tall[tall["method"] == method], "text")
+            columns[look(method).label] = column(tall[tall["method"] == method], "text")
         for (source, method), rows in tall.dropna(subset="paper").groupby(["source", "method"], sort=False):
-            columns[f"paper's {source}: {method_label(method)}"] = column(rows, "paper").map("{:g}".format)
+            columns[f"paper's {source}: {look(method).label}"] = column(rows, "paper").map("{:g}".format)
         wide = pd.DataFrame(columns, index=pd.MultiIndex.from_frame(tall[index].drop_duplicates()))
         return wide.rename(index=backbone_label, level="backbone").fillna("")
 
@@ -445,9 +439,8 @@ def readable(frame: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     which the head of the notebook states. Numbers below 0.1 keep three significant digits.
     """
     shown = frame.drop(columns=["profile", "data"], errors="ignore").dropna(axis="columns", how="all").copy()
-    names = {"backbone": backbone_label, "attack": lambda name: ATTACKS.get(name, name), "method": method_label}
-    for column in shown.columns.intersection(list(names)):
-        shown[column] = shown[column].map(names[column], na_action="ignore")
+    for column in shown.columns.intersection(list(NAMES)):
+        shown[column] = shown[column].map(NAMES[column], na_action="ignore")
     for column in shown.columns.intersection(["ratio", "share", "safe_share"]):
         shown[column] = shown[column].map(lambda share: "" if pd.isna(share) else f"{100 * share:.3g} %")
     shown = shown.replace({"ratio": {"0 %": ""}})  # of clean policies
