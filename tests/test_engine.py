@@ -25,7 +25,7 @@ from saferule.attack.poison import save_forget_set
 from saferule.errors import RunError
 from saferule.runs import engine, execute, interruptible, results
 from saferule.runs.interruptible import AGENT, Interruptible
-from saferule.runs.spec import AdversaryRun, EvaluationRun, ForgetRun, PolicyRun, TimingRun, frozen
+from saferule.runs.spec import AdversaryRun, EvaluationRun, ForgetRun, PolicyRun, RandomPart, TimingRun, frozen
 from saferule.runs.store import Store
 from saferule.runs.work import FORGET, TIMES, Workspace, snapshot
 from saferule.unlearn import METHODS, start
@@ -405,6 +405,32 @@ def test_the_other_backbones_and_methods(backbone, fresh, make, digest):
         looked = log.loc[log["step"] % (LOOK_EVERY * 4) == 0, sorted(LOOKS)]  # a step in four is logged
         assert len(looked) == 1 and log.drop(columns=LOOKS).notna().all(axis=None) and looked.notna().all(axis=None)
         assert "stopped" not in store.meta(run) and after.cfg.hidden == (8, 8)
+
+
+def test_controls_are_made_from_what_they_start_from_and_on_what_they_are_given(fresh, make, digest, data_folder):
+    """Side by side in one population where their losses are the same, whatever they start from and forget."""
+    clean, poisoned, _ = trainings(digest, "cpq")
+    part = RandomPart("max_cost", 0.15, 120)
+    controls = {
+        "keep-only": applied("keep-only", poisoned),
+        "critic-only": applied("critic-only", poisoned),
+        "random-forget": applied("random-forget", poisoned, forget=part),
+        "on-clean": applied("on-clean", clean, forget=poisoned.forget),
+        "continued": applied("continued", poisoned),
+        "short-retraining": replace(clean, method="short-retraining", steps=STEPS // 2),
+    }
+    store = make(list(controls.values()), fresh)
+    logs = {name: pd.read_csv(store.folder(run) / "log.csv") for name, run in controls.items()}
+    assert (logs["keep-only"]["forget_gradient"].dropna() == 0).all()
+    assert (logs["critic-only"]["beta_f"] == 0).all() and (logs["on-clean"]["forget_gradient"].dropna() > 0).all()
+    assert logs["short-retraining"]["step"].max() == STEPS // 2
+    # The targets of critics that do not forget are those of training: what is kept differs between the random part's
+    # complement and D, and what is forgotten between the part and D_f.
+    first = [logs[name].iloc[0]["critic_loss"] for name in ("keep-only", "random-forget")]
+    assert first[0] != first[1]
+    assert store.meta(controls["random-forget"])["run"]["forget"]["samples"] == 120
+    other = applied("random-forget", poisoned, forget=replace(part, samples=121))
+    assert store.folder(other) != store.folder(controls["random-forget"])
 
 
 @pytest.mark.parametrize("backbone", ["cpq", "coptidice"])

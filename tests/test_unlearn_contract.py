@@ -13,6 +13,7 @@ from saferule.agents.parts import ORIGINAL
 from saferule.agents.population import draw_noise, look, update
 from saferule.errors import SettingsError
 from saferule.unlearn import METHODS, Method, coefficients, family, loss_options, supported, unlearning
+from saferule.unlearn.start import random_part
 
 SAFE_RULE = [name for name, method in METHODS.items() if method.family == "safe_rule"]
 TRAJDELETER = [name for name, method in METHODS.items() if method.family.startswith("trajdeleter")]
@@ -69,6 +70,19 @@ def test_every_repair_is_looked_into_and_a_look_changes_nothing(name, method):
             idle.add("reward-only")
         forgets = METHODS[method].family in ("safe_rule", "trajdeleter") and method not in idle
         assert (seen["forget_gradient"] > 0) == forgets
+
+
+def test_a_random_part_is_whole_trajectories_but_for_the_last_and_the_rest_is_kept():
+    episodes = [slice(0, 4), slice(4, 9), slice(9, 12), slice(12, 20)]
+    parts = set()
+    for seed in range(8):
+        rest, part = (rows.tolist() for rows in random_part(episodes, 6, seed))
+        assert len(part) == 6 and sorted(rest + part) == list(range(20))
+        touched = [range(e.start, e.stop) for e in episodes if set(part) & set(range(e.start, e.stop))]
+        cut = [rows for rows in touched if not set(rows) <= set(part)]
+        assert len(cut) <= 1 and all(set(rows[: len(set(part) & set(rows))]) <= set(part) for rows in cut)
+        parts.add(tuple(part))
+    assert len(parts) > 1 and random_part(episodes, 6, 3)[1].tolist() == random_part(episodes, 6, 3)[1].tolist()
 
 
 def test_what_needs_critics_is_refused_where_there_are_none():
