@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from episodes_by_hand import CELL, DATA, EPISODES, FORGET, OTHER_READINGS, distances_of, many, rows
 from matplotlib.image import imread
+from PIL import Image
 
 from saferule.agents import BACKBONES
 from saferule.report import figures, style, tables
@@ -217,3 +218,13 @@ def test_figures_for_one_and_for_several_conditions(conditions):
         for where, figure in FIGURES[name].figures(*frames):
             image = imread(io.BytesIO(style.png(figure)))
             assert where.startswith("-CarCircle") and image.shape[0] > 200 and image.std() > 0.01, name
+
+
+def test_small_images_keep_the_colours_of_methods():
+    shown = [name for name in METHODS if name != "relearn"]
+    frame = pd.concat([rows(m, 0, [float(i), 2.0 * i], [1.0, 3.0]) for i, m in enumerate(shown)])
+    image = np.asarray(Image.open(io.BytesIO(style.png(drawn("controls", frame)))).convert("RGB")).reshape(-1, 3)
+    there = np.unique(image, axis=0).astype(int)
+    for name in shown:
+        colour = [int(METHODS[name].colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert np.abs(there - colour).max(axis=1).min() <= 4, name

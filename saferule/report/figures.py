@@ -68,7 +68,7 @@ TRAINING_LOG = {
 }
 UNLEARNING_LOG = {
     "beta_f": "forget weight beta_f",
-    "gap": "gap to kappa + sigma on D_f",
+    "gap": "gap that moves beta_f",
     "forget_q_cost_data": "mean Q_c on D_f, poisoned actions",
     "forget_q_cost_policy": "mean Q_c on D_f, the policy's actions",
     "forget_reward_residual": "softplus residual of Q_r, D_f (Eq. 5)",
@@ -562,7 +562,7 @@ FIGURES: dict[str, Drawing] = {
         ("training-methods", "{task}, {backbone}: clean against poisoned", READS, methods),
         ("unlearning-methods", "{task}, {backbone}: before and after unlearning", READS, methods),
         ("unlearning-curves", "{task}, {backbone}: in the simulator during unlearning", LINES, unlearning_curves),
-        ("unlearning-inside", "{task}, {backbone}: {method} from the inside", LINES, inside),
+        ("unlearning-inside", "{task}, {backbone}: inside {method}", LINES, inside),
         ("unlearning-why", "{task}, {backbone}: why a repair moves or does not", LINES, why),
         ("controls", "{task}, {backbone}: Safe-RULE and its controls", READS, methods),
         ("ablations", "{task}, {backbone}: variants of Safe-RULE", READS, methods),
