@@ -227,6 +227,10 @@ def test_a_method_is_registered_by_its_entry_alone(monkeypatch):
     for build in (tables.improvement, tables.counts):
         assert "toy" in set(build(more)["method"])
     assert tables.described("main")["method"].iloc[-1] == "toy"
+    control = tables.described("controls").set_index("method")
+    assert control.loc["on-clean", ["start", "forget", "with"]].tolist() == ["clean", "attack", ""]
+    assert control.loc["critic-only", "with"] == "beta_f = 0, beta_min = 0, beta_max = 0"
+    assert "forget_actor = repelling" in tables.described("main").set_index("method").loc["safe-rule-described", "with"]
 
 
 # Across cells

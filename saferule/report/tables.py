@@ -100,13 +100,17 @@ def forget_summary(
 
 
 def described(part: str) -> pd.DataFrame:
-    """One row per method of a part: what its family does, what it changes in that, and the file with the loss."""
+    """One row per method of a part: what its family does, and the file with the loss; from what it starts, what it
+    forgets, and what it changes in its family's coefficients and readings.
+    """
     rows = []
     for method in (m for m in METHODS.values() if m.part == part):
         family = import_module(f"saferule.unlearn.{method.family}")
-        changes = ", ".join(f"{name} = {value:g}" for name, value in method.coefficients.items())
-        does = str(family.__doc__).partition("\n")[0]
-        rows.append({"method": method.name, "what it is": does, "with": changes, "file": f"{method.family}.py"})
+        changes = {**{name: f"{value:g}" for name, value in method.coefficients.items()}, **method.readings}
+        row = {"method": method.name, "what it is": str(family.__doc__).partition("\n")[0]}
+        row |= {"start": method.start, "forget": method.forget}
+        row |= {"with": ", ".join(map(" = ".join, changes.items())), "file": f"{method.family}.py"}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
