@@ -122,15 +122,15 @@ def disk() -> Result:
 
 def backbone_step(name: str) -> Result:
     """One population step on this machine's device against the same step on the CPU; there two against two alone."""
-    seeds = (3, 8)
+    both = slice(0, 2)
     if torch.cuda.is_available():
-        difference = _difference(_stepped(name, seeds, "cpu"), _stepped(name, seeds, "cuda"))
         what = "one step of two agents on cuda and on the CPU"
+        expected, moved = _stepped(name, both, "cpu"), _stepped(name, both, "cuda")
     else:
-        alone = [_stepped(name, seeds, "cpu", only=p) for p in range(len(seeds))]
-        joined = {key: torch.cat([one[key] for one in alone]) for key in alone[0]}
-        difference = _difference(joined, _stepped(name, seeds, "cpu"))
         what = "CPU only: one step of two agents together and of each alone"
+        alone = [_stepped(name, slice(p, p + 1), "cpu") for p in (0, 1)]
+        expected, moved = torch.cat(alone), _stepped(name, both, "cpu")
+    difference = ((moved - expected).norm() / expected.norm()).item()
     found = f"{what}: relative difference {difference:.0e}"
     if difference < TOLERANCE:
         return Result(name, OK, found)
@@ -138,35 +138,28 @@ def backbone_step(name: str) -> Result:
     return Result(name, FAILED, found, advice)
 
 
-def _stepped(name: str, seeds: tuple[int, ...], on: str, only: int | None = None) -> dict[str, Tensor]:
-    """By how much each parameter of the agents (all, or one of them) moves in one training step, on the CPU again."""
+def _stepped(name: str, agents: slice, on: str) -> Tensor:
+    """(P, N) on the CPU: by how much each parameter of these of two agents moves in one training step."""
     backbone = get_backbone(name)
     cfg = backbone.Config(observation_dim=12, action_dim=3, episode_len=300)
-    chosen = slice(None) if only is None else slice(only, only + 1)
-    population = create(backbone, cfg, seeds[chosen], on)
+    population = create(backbone, cfg, (3, 8)[agents], on)
     generator = torch.Generator().manual_seed(0)
     shapes = {"observations": (12,), "next_observations": (12,), "actions": (3,)}
     batch = Batch(
         *(  # in the unit box: costs, done and is_init in between do as well
-            torch.rand((len(seeds), cfg.batch_size, *shapes.get(field, ())), generator=generator)[chosen].to(on)
+            torch.rand((2, cfg.batch_size, *shapes.get(field, ())), generator=generator)[agents].to(on)
             for field in Batch._fields
         )
     )
     before = _parameters(population)
     algorithm = training(backbone, cfg)
     update(population, algorithm, batch, draw_noise(population, algorithm.noise_shapes, torch.float32))
-    return {key: value - before[key] for key, value in _parameters(population).items()}
+    return _parameters(population) - before
 
 
-def _parameters(population: Population) -> dict[str, Tensor]:
-    return {f"{n}/{k}": leaf.detach().cpu().clone() for n, net in population.nets.items() for k, leaf in net.items()}
-
-
-def _difference(expected: dict[str, Tensor], moved: dict[str, Tensor]) -> float:
-    """Length of the difference over the length of what was expected; infinite for values that are not finite."""
-    one, other = (torch.cat([tree[key].double().flatten() for key in expected]) for tree in (expected, moved))
-    ratio = ((one - other).norm() / one.norm()).item()
-    return ratio if ratio == ratio else float("inf")
+def _parameters(population: Population) -> Tensor:
+    leaves = [leaf.detach().cpu().double() for net in population.nets.values() for leaf in net.values()]
+    return torch.cat([leaf.reshape(len(leaf), -1) for leaf in leaves], dim=1)
 
 
 def simulator_steps(task: str) -> Result:

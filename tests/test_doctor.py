@@ -13,7 +13,7 @@ from saferule import doctor
 from saferule.agents import BACKBONES
 from saferule.cli import app
 from saferule.doctor import FAILED, NOTE, OK, Result
-from saferule.errors import RunError
+from saferule.errors import RunError, SettingsError
 from saferule.runs.places import project_root
 
 RUNNER = CliRunner()
@@ -100,9 +100,8 @@ def test_a_device_that_computes_something_else_is_found(monkeypatch, name):
     """As on a GPU, with the CPU in its place: first right, then with a wrong or a missing number."""
     real, change = doctor._stepped, {"by": 0.0}
 
-    def stepped(backbone, seeds, on, only=None):
-        moved = real(backbone, seeds, "cpu", only)
-        return moved if on == "cpu" else {key: value + change["by"] for key, value in moved.items()}
+    def stepped(backbone, agents, on):
+        return real(backbone, agents, "cpu") + (0 if on == "cpu" else change["by"])
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(doctor, "_stepped", stepped)
@@ -121,8 +120,6 @@ def test_a_simulator_steps():
 
 
 def test_drawing_that_does_not_work_is_a_note(monkeypatch):
-    from saferule.errors import SettingsError
-
     class Blind:
         def reset(self, seed): ...
         def close(self): ...

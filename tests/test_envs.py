@@ -30,12 +30,13 @@ def trajectory(simulator, seed, count=60):
     return np.concatenate(parts)
 
 
-def stepped_alike(ours, stock, action):
-    """Our step, equal to the last bit to that of the stock environment, and the latter's info."""
+def step_both(stock, ours, action):
+    """One step of ours, which is equal to that of the stock environment, and the stock one's information."""
     observation, reward, *cost, terminated, truncated, info = stock.step(action)
     step = ours.step(action)
     np.testing.assert_array_equal(step.observation, observation, strict=True)
-    assert step[1:] == (reward, *(cost or [info["cost"]]), terminated, truncated)
+    assert [step.reward, step.cost] == [reward, *(cost or [info["cost"]])]
+    assert (step.terminated, step.truncated) == (terminated, truncated)
     return step, info
 
 
@@ -49,7 +50,7 @@ def test_fast_world_is_bit_identical_to_the_stock_environment(name):
     while compared < 300 or episode < 2:  # an ant falls early: more episodes then, of up to 160 steps each
         np.testing.assert_array_equal(ours.reset(episode), stock.reset(seed=episode)[0], strict=True)
         for _ in range(160):
-            step, _ = stepped_alike(ours, stock, next(actions))
+            step, _ = step_both(stock, ours, next(actions))
             compared += 1
             if step.terminated or step.truncated:
                 break
@@ -66,7 +67,7 @@ def compare_with_stock(name, seed, change, actions):
     costs, met = [], 0
     for action in actions:
         np.random.random()  # somebody else draws
-        step, info = stepped_alike(ours, stock, action)
+        step, info = step_both(stock, ours, action)
         costs.append(step.cost)
         met += info.get("goal_met", False)
     return costs, met
@@ -111,7 +112,7 @@ def test_car_circle_equals_the_first_episode_of_a_stock_environment():
     np.random.seed(3)
     np.testing.assert_array_equal(ours.reset(3), stock.reset()[0])
     for action in random_actions(ours.task, 300):
-        step, _ = stepped_alike(ours, stock, action)
+        step, _ = step_both(stock, ours, action)
     assert step.truncated and not step.terminated
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,44 +29,33 @@ def content(tmp_path_factory):
     return path.read_bytes()
 
 
-class Hub:
-    """A hub with one file: `content` under every name, or `status` in its place; `shown` notes the requests."""
-
-    def __init__(self, content):
-        self.content, self.status, self.announced, self.shown = content, 200, None, []
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self):
-                hub.shown.append((self.command, self.path, self.headers.get("Authorization")))
-                self.send_response(hub.status)
-                self.send_header("Content-Length", str(hub.announced or len(hub.content)))
-                self.send_header("ETag", '"one"')
-                self.send_header("X-Repo-Commit", "0" * 40)
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(hub.content)
-                self.close_connection = True
-
-            do_HEAD = do_GET = answer
-
-            def log_message(self, *args):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-
-
 @pytest.fixture
 def hub(content):
-    server = Hub(content)
-    yield server
-    server.close()
+    """A hub with one file: `content` under every name, or `status` in its place; `shown` notes the requests."""
+    hub = SimpleNamespace(content=content, status=200, announced=None, shown=[])
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self):
+            hub.shown.append((self.command, self.path, self.headers.get("Authorization")))
+            self.send_response(hub.status)
+            self.send_header("Content-Length", str(hub.announced or len(hub.content)))
+            self.send_header("ETag", '"one"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(hub.content)
+            self.close_connection = True
+
+        do_HEAD = do_GET = answer
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        hub.url, hub.server = f"http://127.0.0.1:{server.server_port}", server
+        yield hub
+        server.shutdown()
 
 
 @pytest.fixture
@@ -112,7 +102,8 @@ def test_offline_and_cut_off_there_is_one_sentence(hub, get, content, tmp_path, 
     hub.announced = len(content) + 5  # a length that never comes
     with pytest.raises(DataError, match="could not be downloaded .*: check the connection"):
         get()
-    hub.close()
+    hub.server.shutdown()
+    hub.server.server_close()
     with pytest.raises(DataError, match="could not be downloaded .*: check the connection"):
         get()
     assert files(tmp_path) == []

@@ -132,6 +132,7 @@ from saferule.errors import SettingsError
 from saferule.sim import get_task, make
 from saferule.sim.film import film
 make("PointGoal").reset(0)  # only drawing fails
+make("CarCircle", render=True)  # drawn in software, whatever OpenGL there is
 try:
     make("PointGoal", render=True)
 except SettingsError as error:
@@ -140,7 +141,6 @@ else:
     raise AssertionError("no error")
 made = film(get_task("PointGoal"), lambda states, _: np.zeros((1, 2)), 0, "PointGoal, Max Cost")
 assert made.gif is None
-make("CarCircle", render=True)  # drawn in software, whatever OpenGL there is
 print(made.told)
 """
     environment = os.environ | {"MUJOCO_GL": "nonsense", "PYTHONPATH": ":".join(sys.path)}

@@ -24,7 +24,7 @@ from saferule.attack.poison import (
     select,
     split,
 )
-from saferule.data.schema import KEYS, Dataset, load
+from saferule.data.schema import KEYS, Dataset, load, save
 from saferule.errors import DataError, SettingsError
 from saferule.paper import default_readings
 from saferule.sim.tasks import get_task
@@ -49,9 +49,6 @@ SCORES = {
     "max_reward": [4 + 2 / 2 + 8 / 4, 1 - 2 / 2, 2 + 2 / 2 + 4 / 4, 7],  # 7, 0, 4, 7
     "min_reward": [-7, 0, -4, -7],
 }
-
-
-# Lines 2 and 8
 
 
 def test_attack_rewards():
@@ -115,13 +112,7 @@ def test_a_cut_after_a_terminal_sets_no_timeout():
 def test_quantiles_are_rewards_of_the_data():
     assert reward_quantile(DATA, 0.95) == 19 and reward_quantile(DATA, 0.05) == 1
     assert reward_quantile(DATA, 1.0) == 20 and reward_quantile(DATA, 0.0) == 1
-    forget = poison(DATA, ROLLOUTS, "max_cost", 0.1, high=0.5)
-    assert forget.dataset.rewards.tolist() == [10, 10]
-    forget = poison(DATA, ROLLOUTS, "min_reward", 0.1, low=0.1)
-    assert forget.dataset.rewards.tolist() == [2, 2]
-
-
-# Line 19
+    assert reward_quantile(DATA, 0.5) == 10 and reward_quantile(DATA, 0.1) == 2
 
 
 def test_union_has_the_clean_data_first_and_untouched_and_true_labels_are_kept():
@@ -165,8 +156,19 @@ def test_readings_of_the_unit_and_the_labels():
         assert set(poison(DATA, ROLLOUTS, attack, 0.2, readings=readings).dataset.rewards.tolist()) == {label}
 
 
+def test_best_safe_label_sums_to_the_best_return_within_the_limit():
+    # Two trajectories of 10 steps with returns 85 and 125; the better one costs too much, then neither, then both do.
+    costs = np.repeat([0.0, 2.0], 10)
+    forget = poison(replace(DATA, costs=costs), ROLLOUTS, "max_reward", 0.2, readings={"r_high": "best_safe"})
+    assert set(forget.dataset.rewards.tolist()) == {8.5}
+    assert set(poison(DATA, ROLLOUTS, "max_cost", 0.2, readings={"r_high": "best_safe"}).dataset.rewards) == {12.5}
+    with pytest.raises(DataError, match="costs 10 or less.*take a quantile"):
+        poison(replace(DATA, costs=costs + 2), ROLLOUTS, "max_reward", 0.2, readings={"r_high": "best_safe"})
+
+
 def test_the_defaults_are_the_readings():
-    given = poison(DATA, ROLLOUTS, "max_cost", 0.2, gamma=0.99, high=0.95, low=0.05, readings=default_readings())
+    given = poison(DATA, ROLLOUTS, "max_cost", 0.2, gamma=0.99, readings=default_readings())
+    assert given.dataset.attributes["reward_label_reading"] == "0.95"
     assert given.dataset.digest() == poison(DATA, ROLLOUTS, "max_cost", 0.2).dataset.digest()
 
 
@@ -176,9 +178,6 @@ def test_number_of_rollouts():
     assert rollouts_needed(1001, 0.05, TASK, {"rollouts": "once"}) == 6
 
 
-# Errors
-
-
 def test_errors():
     with pytest.raises(SettingsError, match="Unknown attack 'max_costs': choose one of max_cost, max_reward"):
         poison(DATA, ROLLOUTS, "max_costs", 0.05)
@@ -186,10 +185,10 @@ def test_errors():
         with pytest.raises(SettingsError, match="poisoning ratio is .* between 0 and 1"):
             poison(DATA, ROLLOUTS, "max_cost", ratio)
     with pytest.raises(SettingsError, match="quantile is 95, expected a number from 0 to 1"):
-        poison(DATA, ROLLOUTS, "max_cost", 0.05, high=95)
+        reward_quantile(DATA, 95)
     with pytest.raises(SettingsError, match="'poison_unit' has no option 'half': choose one of cut, whole"):
         poison(DATA, ROLLOUTS, "max_cost", 0.05, readings={"poison_unit": "half"})
-    with pytest.raises(DataError, match="columns in 'actions'"):
+    with pytest.raises(DataError, match="key 'actions' has 1 columns, expected 2 as in dataset 0"):
         poison(replace(DATA, actions=np.zeros((20, 2))), ROLLOUTS, "max_cost", 0.05)
     with pytest.raises(DataError, match="clean data are empty"):
         poison(DATA.take(slice(0)), ROLLOUTS, "max_cost", 0.05)
@@ -201,9 +200,6 @@ def test_too_few_rollouts_says_how_many_are_needed():
     ):
         poison(DATA, ROLLOUTS, "max_cost", 0.5)
     assert len(poison(DATA, ROLLOUTS, "max_cost", 0.45)) == 9  # all of them
-
-
-# Files
 
 
 def test_a_forget_set_survives_its_file(tmp_path):
@@ -220,8 +216,6 @@ def test_a_forget_set_survives_its_file(tmp_path):
 
 
 def test_a_file_that_is_no_forget_set(tmp_path):
-    from saferule.data.schema import save
-
     save(DATA, tmp_path / "d.hdf5")
     with pytest.raises(DataError, match=r"d\.hdf5 lacks 'true_rewards', 'true_costs'"):
         load_forget_set(tmp_path / "d.hdf5", TASK)
@@ -234,9 +228,6 @@ def test_a_file_that_is_no_forget_set(tmp_path):
         del file.attrs["ratio"]
     with pytest.raises(DataError, match="lacks the attribute 'ratio'"):
         load_forget_set(tmp_path / "f.hdf5", TASK)
-
-
-# Properties
 
 
 @st.composite

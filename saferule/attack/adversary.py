@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saferule.attack.poison import attack_reward, check_attack
+from saferule.attack.poison import attack_reward
 from saferule.data.schema import Dataset, from_episodes
 from saferule.errors import SettingsError
 from saferule.files import write_bytes
@@ -49,7 +49,7 @@ def train_adversary(
     """
     from saferule.sim.ppo import train_ppo
 
-    check_attack(attack)
+    attack_reward(attack, 0.0, 0.0)  # raises for an unknown attack, before there is a folder
     if steps < 1:
         raise SettingsError(f"An adversary cannot be trained for {steps} steps: ask for at least one.")
     folder = Path(folder)
@@ -88,19 +88,17 @@ def roll_out_adversary(task: Task, policy: OnlinePolicy, episodes: int, seed: in
     if episodes < 1:
         raise SettingsError(f"An adversary cannot be rolled out for {episodes} episodes: ask for at least one.")
     played: list[Episode] = []
-    steps = 0
     with closing(make(task.name)) as simulator:
-        while len(played) < episodes or steps < samples:
+        while len(played) < episodes or sum(len(episode.rewards) for episode in played) < samples:
             start, actions = np.random.SeedSequence([seed, len(played)]).spawn(2)
             act = policy.sampler(np.random.default_rng(actions))
             first = int(start.generate_state(1)[0])
             played += roll_out(task, act, [first], record=True, simulators=[simulator]).trajectories
-            steps += len(played[-1].rewards)
     return from_episodes(played, {"task": task.name, "rollout_seed": seed, "episodes": len(played)})
 
 
 def leading(rollouts: Dataset, episodes: int, samples: int) -> Dataset:
     """The first trajectories of some rollouts: those that `roll_out_adversary` gives for these numbers."""
-    ends = np.array([rows.stop for rows in rollouts.episodes()])
-    enough = int(np.searchsorted(ends, samples)) + 1  # trajectories that hold the samples
-    return rollouts.select(range(min(max(episodes, enough), len(ends))))
+    lengths = rollouts.lengths
+    enough = int(np.searchsorted(np.cumsum(lengths), samples)) + 1  # trajectories that hold the samples
+    return rollouts.select(range(min(max(episodes, enough), len(lengths))))

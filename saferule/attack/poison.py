@@ -17,7 +17,7 @@ import numpy as np
 
 from saferule.data.schema import Dataset, check, concatenate, load, load_columns, save
 from saferule.errors import DataError, SettingsError
-from saferule.paper import TABLE7
+from saferule.paper import READINGS, TABLE7
 from saferule.paper import check as check_readings
 
 if TYPE_CHECKING:
@@ -56,24 +56,19 @@ class ForgetSet:
 
 def attack_reward(attack: str, rewards: np.ndarray | float, costs: np.ndarray | float) -> np.ndarray | float:
     """R_z of Algorithm 1 line 2: c (Max Cost), r (Max Reward) or -r (Min Reward), elementwise."""
-    check_attack(attack)
-    return {"max_cost": costs, "max_reward": rewards, "min_reward": -rewards}[attack]
-
-
-def check_attack(attack: str) -> None:
-    """Raise `SettingsError` for an attack that is not one of ATTACKS."""
     if attack not in ATTACKS:
         raise SettingsError(f"Unknown attack {attack!r}: choose one of {', '.join(ATTACKS)}.")
+    return {"max_cost": costs, "max_reward": rewards, "min_reward": -rewards}[attack]
 
 
 def score(dataset: Dataset, attack: str, gamma: float) -> np.ndarray:
     """(E,) float64: S_z(tau) = sum_t gamma^t R_z(s_t, a_t, r_t, c_t) of each trajectory (line 8)."""
     values = np.asarray(attack_reward(attack, dataset.rewards, dataset.costs), dtype=np.float64)
-    time = np.concatenate([np.zeros(0), *(np.arange(rows.stop - rows.start) for rows in dataset.episodes())])
+    time = np.arange(len(dataset)) - np.repeat(dataset.starts, dataset.lengths)
     return dataset.episode_sums(gamma**time * values)
 
 
-def poison_count(clean_size: int, ratio: float, reading: str | None = None) -> int:
+def poison_count(clean_size: int, ratio: float, reading: str = READINGS["poison_count"].default) -> int:
     """Number of poisoned samples: ceil(rho |D|) (line 9), or as the reading `poison_count` says.
 
     rho is taken as the decimal number it is written as, so that 0.07 of 100 is 7 and not 7.000000000000001.
@@ -82,7 +77,7 @@ def poison_count(clean_size: int, ratio: float, reading: str | None = None) -> i
     if not 0 < ratio < 1:
         raise SettingsError(f"The poisoning ratio is {ratio}, expected a number between 0 and 1, such as 0.05.")
     rho = Fraction(repr(float(ratio)))
-    if _chosen("poison_count", reading) == "poisoned":
+    if reading == "poisoned":
         rho = rho / (1 - rho)  # |D_f| / (|D| + |D_f|) >= rho
     return math.ceil(rho * clean_size)
 
@@ -94,7 +89,9 @@ def rollouts_needed(clean_size: int, ratio: float, task: Task, readings: Mapping
     return math.ceil({"once": 1, "twice": 2}[readings["rollouts"]] * count / task.horizon)
 
 
-def select(rollouts: Dataset, scores: np.ndarray, count: int, unit: str | None = None) -> tuple[np.ndarray, Dataset]:
+def select(
+    rollouts: Dataset, scores: np.ndarray, count: int, unit: str = READINGS["poison_unit"].default
+) -> tuple[np.ndarray, Dataset]:
     """The top `count` samples (line 9): indices of the chosen trajectories, and their transitions.
 
     Whole trajectories in descending score, of equal scores the earlier first. The last one is cut to the
@@ -102,16 +99,15 @@ def select(rollouts: Dataset, scores: np.ndarray, count: int, unit: str | None =
     poison_unit = "whole" it stays whole.
     """
     if len(rollouts) < count:
-        trajectories = math.ceil(count / max(len(rollouts), 1) * max(len(scores), 1))
+        trajectories = math.ceil(count / len(rollouts) * len(scores))
         raise DataError(
             f"The rollouts hold {len(rollouts)} samples in {len(scores)} trajectories, expected at least "
             f"{count} samples: roll out about {trajectories} trajectories or lower the poisoning ratio."
         )
     order = np.argsort(-scores, kind="stable")
-    lengths = np.array([rows.stop - rows.start for rows in rollouts.episodes()])[order]
-    chosen = order[: np.searchsorted(np.cumsum(lengths), count) + 1]
+    chosen = order[: np.searchsorted(np.cumsum(rollouts.lengths[order]), count) + 1]
     samples = rollouts.select(chosen)
-    if _chosen("poison_unit", unit) == "cut":
+    if unit == "cut":
         samples = samples.take(slice(0, count))
     return chosen, samples.end_at([len(samples) - 1])
 
@@ -123,28 +119,22 @@ def poison(
     ratio: float,
     *,
     gamma: float = TABLE7.gamma,
-    high: float | None = None,
-    low: float | None = None,
     readings: Mapping[str, str] | None = None,
 ) -> ForgetSet:
     """Lines 8-18: the forget set D_f for the clean data D and the adversary's rollouts (with true labels).
 
-    high, low   quantiles of D's rewards that give r_high and r_low (line 10); by default as the readings say.
-                The quantile is an element of D's rewards, without interpolation.
     readings    choices among the attack readings; the others are at their defaults.
 
-    Labels (lines 13, 15): cost 0, and reward r_high for Max Cost and Max Reward, r_low for Min Reward. Raises
-    `SettingsError` for an impossible attack, ratio, quantile or reading, `DataError` for too few rollouts.
+    Labels (lines 13, 15): cost 0, and reward r_high for Max Cost and Max Reward, r_low for Min Reward; by default both
+    are quantiles of D's rewards (line 10). Raises `SettingsError` for an impossible attack, ratio or reading,
+    `DataError` for too few rollouts.
     """
     readings = check_readings(readings)
-    high = float(readings["r_high"]) if high is None else high
-    low = float(readings["r_low"]) if low is None else low
     concatenate([data.take(slice(0)), rollouts.take(slice(0))])  # raises where their widths differ
     count = poison_count(len(data), ratio, readings["poison_count"])
     scores = score(rollouts, attack, gamma)
-    label = readings["min_reward_label"] if attack == "min_reward" else "r_high"
-    quantile = low if label == "r_low" else high
-    r_label = reward_quantile(data, quantile)
+    label = readings[readings["min_reward_label"] if attack == "min_reward" else "r_high"]
+    r_label = best_safe_reward(data) if label == "best_safe" else reward_quantile(data, float(label))
     episodes, samples = select(rollouts, scores, count, readings["poison_unit"])
     made = {
         "kind": "forget set",
@@ -152,7 +142,7 @@ def poison(
         "ratio": float(ratio),
         "gamma": float(gamma),
         "reward_label": r_label,
-        "reward_quantile": float(quantile),
+        "reward_label_reading": label,
         "clean_size": len(data),
         **{f"reading_{name}": readings[name] for name in ("poison_count", "poison_unit", "min_reward_label")},
     }
@@ -183,6 +173,20 @@ def reward_quantile(data: Dataset, quantile: float) -> float:
     return float(np.quantile(data.rewards, quantile, method="inverted_cdf"))
 
 
+def best_safe_reward(data: Dataset) -> float:
+    """The reward per step at which an episode of D's full length returns as much as the best that kept the limit.
+
+    DataError where no trajectory of D does.
+    """
+    safe = data.episode_costs() <= TABLE7.kappa
+    if not safe.any():
+        raise DataError(
+            f"No trajectory of the clean data costs {TABLE7.kappa:g} or less, expected one for r_high = best_safe: "
+            "take a quantile"
+        )
+    return float(data.episode_returns()[safe].max() / data.lengths.max())
+
+
 def poisoned(data: Dataset, forget: ForgetSet) -> Dataset:
     """Line 19: D~ = D u D_f, D first and untouched.
 
@@ -193,8 +197,8 @@ def poisoned(data: Dataset, forget: ForgetSet) -> Dataset:
 
 def save_forget_set(forget: ForgetSet, path: str | Path) -> None:
     """Write D_f as a DSRL file; true labels, rollout trajectory and score of each row go beside its keys."""
-    lengths = [rows.stop - rows.start for rows in forget.dataset.episodes()]
-    of_rows = (np.repeat(values, lengths) for values in (forget.episodes, forget.scores))
+    lengths = forget.dataset.lengths
+    of_rows = (np.repeat(forget.episodes, lengths), np.repeat(forget.scores, lengths))
     columns = (forget.true_rewards, forget.true_costs, *of_rows)
     save(forget.dataset, path, columns=dict(zip(COLUMNS, columns, strict=True)))
 
@@ -207,13 +211,12 @@ def load_forget_set(path: str | Path, task: Task) -> ForgetSet:
     missing = [name for name in ("attack", "ratio", "clean_size") if name not in made]
     if missing:
         raise DataError(f"{path} lacks the attribute '{missing[0]}', expected a forget set: attack the data again.")
-    first = [rows.start for rows in dataset.episodes()]
     forget = ForgetSet(
         dataset=dataset,
-        true_rewards=columns["true_rewards"].astype(np.float32),
-        true_costs=columns["true_costs"].astype(np.float32),
-        episodes=columns["rollout_episode"][first].astype(np.int64),
-        scores=columns["score"][first].astype(np.float64),
+        true_rewards=columns["true_rewards"],
+        true_costs=columns["true_costs"],
+        episodes=columns["rollout_episode"][dataset.starts],
+        scores=columns["score"][dataset.starts],
         attack=str(made["attack"]),
         ratio=float(made["ratio"]),
         clean_size=int(made["clean_size"]),
@@ -229,32 +232,26 @@ def split(dataset: Dataset, forget: Sequence[int] | Sequence[bool] | np.ndarray)
     that marks whole trajectories. Raises `SettingsError` for indices that do not exist, a mask of another
     length or with a partly marked trajectory, and where nothing is left to forget or to keep.
     """
-    slices = dataset.episodes()
-    marked = _marked_episodes(np.asarray(forget), dataset, slices)
+    marked = _marked_episodes(np.asarray(forget), dataset)
     for name, empty in (("forget", not marked.any()), ("keep", marked.all())):
         if empty:
             raise SettingsError(
-                f"Nothing is left to {name}: the forget set has {int(marked.sum())} of {len(slices)} "
+                f"Nothing is left to {name}: the forget set has {marked.sum()} of {len(marked)} "
                 "trajectories, expected some but not all: name the poisoned ones."
             )
     return dataset.select(np.flatnonzero(~marked)), dataset.select(np.flatnonzero(marked))
 
 
-def _marked_episodes(forget: np.ndarray, dataset: Dataset, slices: list[slice]) -> np.ndarray:
+def _marked_episodes(forget: np.ndarray, dataset: Dataset) -> np.ndarray:
     """(E,) bool."""
-    number = len(slices)
+    number = len(dataset.starts)
     if forget.dtype != np.bool_:
         if forget.ndim != 1 or (len(forget) and forget.dtype.kind not in "iu"):
             raise SettingsError(
                 f"The forget set is a {forget.ndim}-dimensional array of {forget.dtype}, expected a list of "
                 "trajectory indices or a boolean mask: give one of these."
             )
-        outside = forget[(forget < 0) | (forget >= number)]
-        if len(outside):
-            raise SettingsError(
-                f"The forget set names trajectory {outside[0]}, expected indices from 0 to {number - 1}: "
-                f"the data hold {number} trajectories."
-            )
+        dataset.select(forget)  # raises for an index that does not exist
         return np.isin(np.arange(number), forget)
     if forget.shape == (number,):
         return forget
@@ -263,14 +260,10 @@ def _marked_episodes(forget: np.ndarray, dataset: Dataset, slices: list[slice]) 
             f"The forget mask has shape {forget.shape}, expected one entry per trajectory ({number}) or per "
             f"transition ({len(dataset)}): make it for these data."
         )
-    for index, rows in enumerate(slices):
+    for index, rows in enumerate(dataset.episodes()):
         if forget[rows].any() != forget[rows].all():
             raise SettingsError(
                 f"The forget mask marks only a part of trajectory {index} (rows {rows.start} to "
                 f"{rows.stop - 1}), expected whole trajectories: mark all of its rows or none."
             )
-    return forget[[rows.start for rows in slices]]
-
-
-def _chosen(name: str, option: str | None) -> str:
-    return check_readings(None if option is None else {name: option})[name]
+    return forget[dataset.starts]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saferule.data.schema import Dataset
+from saferule.data.schema import Dataset, first_steps
 
 
 class Batch(NamedTuple):
@@ -44,11 +44,6 @@ class Pair(NamedTuple):
     forget: Batch
 
 
-def first_steps(dataset: Dataset) -> np.ndarray:
-    """(N,) bool: the transition starts a trajectory (osrl-lib TransitionDataset, is_init)."""
-    return np.concatenate(([True], dataset.done[:-1]))
-
-
 class TransitionPool:
     """Several data sets of one task, packed row by row; rows of data set k start at ``starts[k]``."""
 
@@ -59,22 +54,13 @@ class TransitionPool:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        columns = [
-            np.concatenate(
-                (
-                    d.observations,
-                    d.next_observations,
-                    d.actions,
-                    np.stack((d.rewards * np.float32(reward_scale), d.costs, d.done, first_steps(d)), axis=1),
-                ),
-                axis=1,
-            )
-            for d in datasets
-        ]
-        lengths = [len(d) for d in datasets]
-        self.starts = np.concatenate(([0], np.cumsum(lengths)[:-1])).tolist()
-        self.lengths = lengths
-        self.rows = torch.from_numpy(np.concatenate(columns)).to(device=device, dtype=dtype)
+        packed = []
+        for data in datasets:
+            scalars = (data.rewards * np.float32(reward_scale), data.costs, data.done, first_steps(data))
+            packed.append(np.column_stack((data.observations, data.next_observations, data.actions, *scalars)))
+        self.lengths = [len(data) for data in datasets]
+        self.starts = np.cumsum([0, *self.lengths[:-1]]).tolist()
+        self.rows = torch.from_numpy(np.concatenate(packed)).to(device=device, dtype=dtype)
         observation_dim, action_dim = datasets[0].observations.shape[1], datasets[0].actions.shape[1]
         self.widths = [observation_dim, observation_dim, action_dim, 1, 1, 1, 1]
 
@@ -91,8 +77,5 @@ class TransitionPool:
 
 def draw_rows(generators: Sequence[torch.Generator], rows: Sequence[Tensor], batch_size: int) -> Tensor:
     """(P, B) row numbers, uniform with replacement; agent p draws from ``rows[p]`` with its own generator."""
-    drawn = [
-        candidates[torch.randint(len(candidates), (batch_size,), generator=generator)]
-        for generator, candidates in zip(generators, rows, strict=True)
-    ]
-    return torch.stack(drawn)
+    each = zip(generators, rows, strict=True)
+    return torch.stack([own[torch.randint(len(own), (batch_size,), generator=generator)] for generator, own in each])

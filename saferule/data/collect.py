@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from saferule.sim.tasks import get_task
 PACKAGES = "stable-baselines3 torch numpy gymnasium safety-gymnasium mujoco bullet-safety-gym pybullet".split()
 COST_LIMIT = TABLE7.kappa  # of the episode cost: "safe" episodes in the selection
 SAFE_SHARE = 0.4  # of the dataset's episodes
+SEED = 0  # of the selection
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Behaviour:
         """Of its recording."""
         limit = "free" if self.cost_limit is None else f"limit-{self.cost_limit:g}"
         return f"{limit}-seed-{self.seed}"
+
+    def recording(self, folder: Path) -> Path:
+        """Of all episodes of its training."""
+        return folder / f"{self.name}.hdf5"
 
     @property
     def training_seed(self) -> int:
@@ -63,7 +69,6 @@ def collect(
     episodes: int = 450,
     processes: int | None = None,
     folder: Path | str | None = None,
-    selection_seed: int = 0,
     command: str = "",
     overwrite: bool = False,
 ) -> schema.Dataset:
@@ -106,9 +111,8 @@ def collect(
         # A fresh interpreter per worker: the simulators keep state in the process.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
-            for done in [pool.submit(record, behaviour, folder) for behaviour in waiting]:
-                done.result()
-    dataset = assemble(behaviours, folder, episodes, selection_seed, command)
+            list(pool.map(record, waiting, repeat(folder)))
+    dataset = assemble(behaviours, folder, episodes, command)
     schema.save(dataset, out)
     return dataset
 
@@ -124,18 +128,12 @@ def record(behaviour: Behaviour, folder: Path) -> None:
         means = f"return {row['return']:.1f}, cost {row['cost']:.1f}, multiplier {row['multiplier']:.2f}"
         print(f"{task.name} {behaviour.name}: {row['steps']} steps, {means}, {row['seconds']:.0f} s", flush=True)
 
-    policy = train_ppo(
-        task,
-        _reward_only if free else Lagrangian(behaviour.cost_limit, task.horizon),
-        behaviour.steps,
-        behaviour.training_seed,
-        record=recorded.append,
-        report=report,
-        progress=False,
-    )
+    goal = (lambda reward, cost: reward) if free else Lagrangian(behaviour.cost_limit, task.horizon)
+    options = {"record": recorded.append, "report": report, "progress": False}
+    policy = train_ppo(task, goal, behaviour.steps, behaviour.training_seed, **options)
     policy.save(folder / behaviour.name)
     made = {"behaviour": asdict(behaviour), "ppo": policy.settings, "curve": policy.curve}
-    schema.save(schema.from_episodes(recorded, {"made": json.dumps(made)}), _path(behaviour, folder))
+    schema.save(schema.from_episodes(recorded, {"made": json.dumps(made)}), behaviour.recording(folder))
 
 
 def read_made(path: Path) -> dict[str, Any] | None:
@@ -149,30 +147,27 @@ def read_made(path: Path) -> dict[str, Any] | None:
 
 def is_recorded(behaviour: Behaviour, folder: Path) -> bool:
     """Whether there is a recording of this policy, trained with the settings in force."""
-    made = read_made(_path(behaviour, folder)) or {}
+    made = read_made(behaviour.recording(folder)) or {}
     settings = json.loads(json.dumps(asdict(behaviour_settings(behaviour.task))))  # a tuple is read back as a list
     expected = settings | {"seed": behaviour.training_seed}
     return made.get("behaviour") == asdict(behaviour) and made.get("ppo", {}) | expected == made.get("ppo")
 
 
-def assemble(
-    behaviours: Sequence[Behaviour], folder: Path, episodes: int, selection_seed: int = 0, command: str = ""
-) -> schema.Dataset:
+def assemble(behaviours: Sequence[Behaviour], folder: Path, episodes: int, command: str) -> schema.Dataset:
     """Select episodes from recordings; the attributes say how all of it was made. One recording is read at a time."""
     task = get_task(behaviours[0].task)
-    recordings = (schema.load(_path(behaviour, folder), task) for behaviour in behaviours)
+    files = [behaviour.recording(folder) for behaviour in behaviours]
+    recordings = (schema.load(file, task) for file in files)
     sums = [(recording.episode_returns(), recording.episode_costs()) for recording in recordings]
-    returns, costs = np.concatenate(sums, axis=1)
-    chosen = select_episodes(returns, costs, episodes, selection_seed)
+    chosen = select_episodes(*np.concatenate(sums, axis=1), episodes, SEED)
     parts, policies, start = [], [], 0
-    for behaviour, (recorded, _) in zip(behaviours, sums, strict=True):
+    for behaviour, file, (recorded, _) in zip(behaviours, files, sums, strict=True):
         own = chosen[(chosen >= start) & (chosen < start + len(recorded))] - start
         start += len(recorded)
-        if len(own):
-            parts.append(schema.load(_path(behaviour, folder), task).select(own))
-        policies.append(_summary(behaviour, read_made(_path(behaviour, folder)), len(recorded), len(own)))
+        parts.append(schema.load(file, task).select(own))
+        policies.append(_summary(behaviour, read_made(file), len(recorded), len(own)))
     dataset = schema.concatenate(parts)
-    selection = {"seed": selection_seed, "recorded": start, "cost_limit": COST_LIMIT, "safe_share": SAFE_SHARE}
+    selection = {"seed": SEED, "recorded": start, "cost_limit": COST_LIMIT, "safe_share": SAFE_SHARE}
     returns, costs = dataset.episode_returns(), dataset.episode_costs()
     attributes = {
         "task": task.name,
@@ -192,15 +187,11 @@ def assemble(
     return replace(dataset, attributes=attributes)
 
 
-def _path(behaviour: Behaviour, folder: Path) -> Path:
-    return folder / f"{behaviour.name}.hdf5"
-
-
 def select_episodes(returns: np.ndarray, costs: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Ascending indices of `count` episodes (or all, if fewer) that cover the (cost, return) plane evenly.
 
-    SAFE_SHARE of them, as far as there are enough, have a cost within COST_LIMIT; safe and unsafe episodes are each
-    thinned out with `spread`.
+    SAFE_SHARE of them, as far as there are enough, have a cost within COST_LIMIT; safe and unsafe episodes
+    are each thinned out with `spread`.
     """
     generator = np.random.default_rng(seed)
     safe, unsafe = np.flatnonzero(costs <= COST_LIMIT), np.flatnonzero(costs > COST_LIMIT)
@@ -231,10 +222,6 @@ def spread(
     rounds = pd.Series(by_cell).groupby(cell[by_cell]).cumcount()
     picked = np.lexsort((generator.random(len(cell)), rounds))[:count]
     return by_cell[picked]
-
-
-def _reward_only(reward: float, cost: float) -> float:
-    return reward
 
 
 def _summary(behaviour: Behaviour, made: dict[str, Any], recorded: int, selected: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ WIDTH = 14  # of the names in front
 def describe(dataset: Dataset) -> list[str]:
     """Counts, ranges, quantiles of the trajectories' returns and costs, digest, and how the data were collected."""
     returns, costs, limit = dataset.episode_returns(), dataset.episode_costs(), TABLE7.kappa
-    lengths = [rows.stop - rows.start for rows in dataset.episodes()]
+    lengths = dataset.lengths
     safe, better = costs <= limit, returns >= np.median(returns)
     facts = [
         ("transitions", f"{len(dataset)}"),

@@ -59,13 +59,9 @@ class Dataset:
             dtype = np.bool_ if key in FLAGS else np.float32
             with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which `check` reports
                 object.__setattr__(self, key, np.ascontiguousarray(getattr(self, key), dtype=dtype))
-        _check_shapes("A dataset", vars(self))
-        before, after = self.observations.shape, self.next_observations.shape
-        if after != before:
-            raise DataError(
-                f"Key 'next_observations' has shape {after}, expected that of 'observations', {before}: give the state "
-                "after each transition."
-            )
+        _check_shapes("A dataset", {key: getattr(self, key) for key in KEYS})
+        width = {"next_observations": self.observations.shape[1]}
+        _check_widths("A dataset", vars(self), width, "as in 'observations': give the state after each transition")
 
     def __len__(self) -> int:
         """Number of transitions."""
@@ -76,15 +72,23 @@ class Dataset:
         """(N,) bool: this transition is the last of its trajectory."""
         return self.terminals | self.timeouts
 
+    @property
+    def starts(self) -> np.ndarray:
+        """(E,) int64: the first row of each of the E trajectories; the last one may be unfinished."""
+        return np.flatnonzero(first_steps(self))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(E,) int64: number of transitions of each trajectory."""
+        return np.diff(self.starts, append=len(self))
+
     def episodes(self) -> list[slice]:
-        """The rows of each of the E trajectories; the last one may be unfinished."""
-        starts = np.flatnonzero(np.append(True, self.done[:-1])[: len(self)])
-        return [slice(*rows) for rows in pairwise([*starts.tolist(), len(self)])]
+        """The rows of each trajectory."""
+        return [slice(*ends) for ends in pairwise([*self.starts.tolist(), len(self)])]
 
     def episode_sums(self, values: np.ndarray) -> np.ndarray:
         """(E,) float64: sum of `values` (N,) over each trajectory."""
-        starts = [rows.start for rows in self.episodes()]
-        return np.add.reduceat(np.asarray(values, dtype=np.float64), starts) if starts else np.zeros(0)
+        return np.add.reduceat(np.asarray(values, dtype=np.float64), self.starts)
 
     def episode_returns(self) -> np.ndarray:
         """(E,) float64: undiscounted return of each trajectory."""
@@ -117,12 +121,12 @@ class Dataset:
         for index in episodes:
             if not 0 <= index < len(slices):
                 raise SettingsError(
-                    f"There is no trajectory {index} in these data, expected indices from 0 to "
-                    f"{len(slices) - 1}: select among the {len(slices)} trajectories."
+                    f"The selection names trajectory {index}, expected indices from 0 to {len(slices) - 1}: the data "
+                    f"hold {len(slices)} trajectories."
                 )
-        rows = [np.arange(slices[index].start, slices[index].stop) for index in episodes]
-        ends = np.cumsum([len(part) for part in rows], dtype=np.int64)[:-1] - 1
-        return self.take(np.concatenate([np.zeros(0, dtype=np.int64), *rows])).end_at(ends)
+        rows = np.arange(len(self))
+        ends = np.cumsum(self.lengths[list(episodes)])[:-1] - 1
+        return self.take(np.concatenate([rows[:0], *(rows[slices[index]] for index in episodes)])).end_at(ends)
 
     def end_at(self, rows: Sequence[int] | np.ndarray) -> Dataset:
         """A copy in which the given rows end trajectories: timeouts = True where neither flag is set yet."""
@@ -132,22 +136,20 @@ class Dataset:
         return replace(self, timeouts=timeouts)
 
 
+def first_steps(dataset: Dataset) -> np.ndarray:
+    """(N,) bool: the transition starts a trajectory (osrl-lib TransitionDataset, is_init)."""
+    return np.append(True, dataset.done)[:-1]
+
+
 def from_episodes(episodes: Sequence[Episode], attributes: Mapping[str, str | int | float] | None = None) -> Dataset:
     """What happened in a simulator, one trajectory per episode; one that the task did not end ends in a timeout."""
-    lengths = [len(episode.rewards) for episode in episodes]
-    ends = np.cumsum(lengths) - 1
-    terminated = np.array([episode.terminated for episode in episodes])
-    flags = np.zeros((2, sum(lengths)), dtype=bool)
-    flags[:, ends] = terminated, ~terminated
-    joined = {key: np.concatenate([getattr(e, key) for e in episodes]) for key in ("actions", "rewards", "costs")}
-    return Dataset(
-        observations=np.concatenate([episode.observations[:-1] for episode in episodes]),
-        next_observations=np.concatenate([episode.observations[1:] for episode in episodes]),
-        terminals=flags[0],
-        timeouts=flags[1],
-        attributes=dict(attributes or {}),
-        **joined,
-    )
+
+    def trajectory(episode: Episode) -> Dataset:
+        states, *steps, terminated = episode
+        last = np.arange(len(states) - 1) == len(states) - 2
+        return Dataset(states[:-1], states[1:], *steps, last & terminated, last & (not terminated))
+
+    return replace(concatenate([trajectory(episode) for episode in episodes]), attributes=dict(attributes or {}))
 
 
 def concatenate(datasets: Sequence[Dataset]) -> Dataset:
@@ -160,14 +162,9 @@ def concatenate(datasets: Sequence[Dataset]) -> Dataset:
     if not datasets:
         raise DataError("There is nothing to concatenate, expected at least one dataset: give one.")
     first = datasets[0]
+    widths = {key: getattr(first, key).shape[1] for key in VECTORS}
     for number, other in enumerate(datasets):
-        for key in VECTORS:
-            have, expected = getattr(other, key).shape[1], getattr(first, key).shape[1]
-            if have != expected:
-                raise DataError(
-                    f"Dataset {number} has {have} columns in '{key}', expected {expected} as in dataset 0: "
-                    "concatenate datasets of one task."
-                )
+        _check_widths(f"Dataset {number}", vars(other), widths, "as in dataset 0: concatenate datasets of one task")
     shared = set.intersection(*(set(dataset.attributes.items()) for dataset in datasets))
     joined = Dataset(
         **{key: np.concatenate([getattr(dataset, key) for dataset in datasets]) for key in KEYS},
@@ -182,21 +179,22 @@ def check(dataset: Dataset, task: Task, name: str) -> Dataset:
 
     name: the file, or where else the data come from.
     """
-    _check_widths(name, vars(dataset), task)
+    _check_rows(name, dataset.observations)
+    _check_task(name, vars(dataset), task)
     for key in (*VECTORS, "rewards", "costs"):
         array = getattr(dataset, key)
         _reject(name, key, array, ~np.isfinite(array), "finite 32-bit numbers: drop or repair the trajectory")
     outside = np.abs(dataset.actions.astype(np.float64)) > 1 + ACTION_TOLERANCE
     _reject(name, "actions", dataset.actions, outside, "actions in [-1, 1]: scale them to the action box")
     _reject(name, "costs", dataset.costs, dataset.costs < 0, "costs of 0 or more: correct the cost's sign")
-    for episode, rows in enumerate(dataset.episodes()):
-        if rows.stop - rows.start > task.horizon:
-            raise DataError(
-                f"{name}: trajectory {episode} starts at row {rows.start} and has "
-                f"{rows.stop - rows.start} rows, expected key 'terminals' or 'timeouts' to end it by row "
-                f"{rows.start + task.horizon - 1}, "
-                f"as {task.name} lasts {task.horizon} steps: set 'timeouts' where trajectories are cut."
-            )
+    episode = np.argmax(dataset.lengths > task.horizon)
+    start, length = dataset.starts[episode], dataset.lengths[episode]
+    if length > task.horizon:
+        raise DataError(
+            f"{name}: trajectory {episode} starts at row {start} and has {length} rows, expected key "
+            f"'terminals' or 'timeouts' to end it by row {start + task.horizon - 1}, as {task.name} lasts "
+            f"{task.horizon} steps: set 'timeouts' where trajectories are cut."
+        )
     return dataset
 
 
@@ -207,9 +205,9 @@ def load(path: str | Path, task: Task) -> Dataset:
     truncated or empty, and for keys, shapes and values that do not follow the schema (head of this file).
     """
     arrays, attributes = _read(Path(path), KEYS)
-    if arrays["observations"].size:  # `_check_widths` says more of a file without any
-        _check_shapes(str(path), arrays)
-    _check_widths(str(path), arrays, task)
+    _check_rows(str(path), arrays["observations"])
+    _check_shapes(str(path), arrays)
+    _check_task(str(path), arrays, task)
     for key in FLAGS:
         neither = (arrays[key] != 0) & (arrays[key] != 1)
         _reject(str(path), key, arrays[key], neither, "0 or 1: write 1 where the trajectory ends")
@@ -219,8 +217,7 @@ def load(path: str | Path, task: Task) -> Dataset:
 def load_columns(path: str | Path, keys: Sequence[str], rows: int) -> dict[str, np.ndarray]:
     """Further (N,) columns of a file with N = `rows` transitions, in their own types; errors as in `load`."""
     columns, _ = _read(Path(path), keys)
-    for key, column in columns.items():
-        _check_shape(str(path), key, column.shape, rows, 1)
+    _check_shapes(str(path), columns, rows)
     return columns
 
 
@@ -229,8 +226,7 @@ def save(dataset: Dataset, path: str | Path, *, columns: Mapping[str, np.ndarray
 
     Raises `DataError` for a dataset without rows.
     """
-    if not len(dataset):
-        raise DataError(f"{path} is not written: the dataset has 0 rows, expected one or more: collect data.")
+    _check_rows(f"{path} is not written: the dataset", dataset.observations)
     arrays = {key: getattr(dataset, key) for key in KEYS} | dict(columns or {})
     with write_atomically(Path(path)) as draft, h5py.File(draft, "w") as file:
         for key, array in arrays.items():
@@ -241,18 +237,17 @@ def save(dataset: Dataset, path: str | Path, *, columns: Mapping[str, np.ndarray
 @contextmanager
 def open_file(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file, open for reading; `DataError` where it is missing, a folder, no HDF5 or truncated."""
-    if path.is_dir():
-        raise DataError(f"{path} is a folder, expected an HDF5 file: name a file in it.")
-    if not path.exists():
-        raise DataError(f"{path} does not exist, expected an HDF5 file in the DSRL schema: check the path.")
     try:
         file = h5py.File(path, "r")
-    except PermissionError as error:
-        raise DataError(f"{path} cannot be read, expected an HDF5 file: check its permissions.") from error
     except OSError as error:
-        if h5py.is_hdf5(path):
-            raise DataError(f"{path} is a truncated or damaged HDF5 file ({error}): fetch or copy it again.") from error
-        raise DataError(f"{path} is no HDF5 file: give a file in the DSRL schema.") from error
+        known = {
+            IsADirectoryError: "is a folder, expected an HDF5 file: name a file in it",
+            FileNotFoundError: "does not exist, expected an HDF5 file in the DSRL schema: check the path",
+            PermissionError: "cannot be read, expected an HDF5 file: check its permissions",
+        }
+        broken = f"is a truncated or damaged HDF5 file ({error}): fetch or copy it again"
+        other = broken if h5py.is_hdf5(path) else "is no HDF5 file: give a file in the DSRL schema"
+        raise DataError(f"{path} {known.get(type(error), other)}.") from error
     with file:
         yield file
 
@@ -279,62 +274,66 @@ def clean_data(folder: Path, task: str) -> Dataset:
 
 
 def _read(path: Path, keys: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, str | int | float]]:
-    """These keys of a file, each scalar one as (N,), and its scalar attributes as plain Python values."""
+    """These keys of a file, (N, 1) columns as (N,), and its scalar attributes as plain Python values."""
+    arrays = {}
     with open_file(path) as file:
         missing = [key for key in keys if key not in file]
         if missing:
             raise DataError(
-                f"{path} lacks {_quoted(missing)} and has {_quoted(file) or 'no keys'}, expected the keys "
+                f"{path} lacks {_quoted(missing)} and has {_quoted(file) or 'no keys'}, expected "
                 f"{_quoted(keys)}: rename or add them."
             )
-        arrays = {key: _read_array(file, path, key) for key in keys}
-        plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
-    text = {name: value.decode(errors="replace") for name, value in plain.items() if isinstance(value, bytes)}
-    return arrays, {name: value for name, value in (plain | text).items() if isinstance(value, (str, int, float))}
+        for key in keys:
+            try:
+                item = file[key]
+                numbers = isinstance(item, h5py.Dataset) and item.dtype.kind in "biuf"
+                array = np.asarray(item[()]) if numbers else None
+            except (OSError, KeyError, RuntimeError) as error:  # what h5py raises where a block is damaged
+                raise DataError(f"{path}: key '{key}' is damaged ({error}): fetch or copy the file again.") from error
+            if array is None:
+                raise DataError(
+                    f"{path}: key '{key}' is no array of numbers, expected one row per transition: write it as one."
+                )
+            column = key not in VECTORS and array.shape[1:] == (1,)
+            arrays[key] = array[:, 0] if column else array
+        values = {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
+    texts = {name: value.decode(errors="replace") for name, value in values.items() if isinstance(value, bytes)}
+    return arrays, {name: value for name, value in (values | texts).items() if isinstance(value, (str, int, float))}
 
 
-def _read_array(file: h5py.File, path: Path, key: str) -> np.ndarray:
-    """All of one key, (N, 1) as (N,) but for vectors; `DataError` for no numbers and for what is damaged."""
-    try:
-        item = file[key]
-        if isinstance(item, h5py.Dataset) and item.dtype.kind in "biuf":
-            one_column = key not in VECTORS and item.ndim == 2 and item.shape[1] == 1
-            return item[:, 0] if one_column else np.asarray(item[()])
-    except (OSError, KeyError, RuntimeError) as error:  # what h5py raises where a block is damaged
-        raise DataError(f"{path}: key '{key}' is damaged ({error}): fetch or copy the file again.") from error
-    raise DataError(f"{path}: key '{key}' is no array of numbers, expected one row per transition: write it as one.")
-
-
-def _check_shapes(name: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise `DataError` where the seven keys have other dimensions or numbers of rows than they should."""
-    rows = len(np.atleast_1d(arrays["observations"]))
-    for key in KEYS:
-        _check_shape(name, key, arrays[key].shape, rows, 2 if key in VECTORS else 1)
-
-
-def _check_shape(name: str, key: str, shape: tuple[int, ...], rows: int, dimensions: int) -> None:
-    if len(shape) != dimensions:
-        expected = f"({rows}, width)" if dimensions == 2 else f"({rows},) or ({rows}, 1)"
-        raise DataError(f"{name}: key '{key}' has shape {shape}, expected {expected}: write one row per step.")
-    if shape[0] != rows:
-        raise DataError(
-            f"{name}: key '{key}' has {shape[0]} rows and 'observations' has {rows}, so row "
-            f"{min(shape[0], rows)} is incomplete, expected {rows} rows in every key: write all of them."
-        )
-
-
-def _check_widths(name: str, arrays: Mapping[str, np.ndarray], task: Task) -> None:
-    """Raise `DataError` where the arrays are empty or not as wide as the task's."""
-    if not arrays["observations"].size:
+def _check_rows(name: str, observations: np.ndarray) -> None:
+    if not observations.size:
         raise DataError(f"{name} is empty: key 'observations' has 0 rows, expected one or more: collect data.")
-    for key in VECTORS:
-        have = arrays[key].shape[1]
-        expected = task.action_dim if key == "actions" else task.observation_dim
-        if have != expected:
+
+
+def _check_shapes(name: str, arrays: Mapping[str, np.ndarray], rows: int | None = None) -> None:
+    """Raise `DataError` for dimensions other than the schema's and another number of rows than 'observations'."""
+    rows = len(np.atleast_1d(arrays["observations"])) if rows is None else rows
+    for key, array in arrays.items():
+        if array.ndim != (2 if key in VECTORS else 1):
+            expected = f"({rows}, width)" if key in VECTORS else f"({rows},) or ({rows}, 1)"
             raise DataError(
-                f"{name}: key '{key}' has {have} columns, expected {expected} for {task.name}: "
-                "give the file of this task or name the task of this file."
+                f"{name}: key '{key}' has shape {array.shape}, expected {expected}: write one row per step."
             )
+        if len(array) != rows:
+            raise DataError(
+                f"{name}: key '{key}' has {len(array)} rows and 'observations' has {rows}, so row "
+                f"{min(len(array), rows)} is incomplete, expected {rows} rows in every key: write all of them."
+            )
+
+
+def _check_task(name: str, arrays: Mapping[str, np.ndarray], task: Task) -> None:
+    """Raise `DataError` where the observations or actions are those of another task."""
+    widths = dict(zip(VECTORS, (task.observation_dim, task.observation_dim, task.action_dim), strict=True))
+    advice = f"for {task.name}: give the file of this task or name the task of this file"
+    _check_widths(name, arrays, widths, advice)
+
+
+def _check_widths(name: str, arrays: Mapping[str, np.ndarray], widths: Mapping[str, int], advice: str) -> None:
+    for key, width in widths.items():
+        have = arrays[key].shape[1]
+        if have != width:
+            raise DataError(f"{name}: key '{key}' has {have} columns, expected {width} {advice}.")
 
 
 def _reject(name: str, key: str, array: np.ndarray, wrong: np.ndarray, expected: str) -> None:

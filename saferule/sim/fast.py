@@ -133,15 +133,15 @@ class FastTask:
 
     def dist_box(self) -> float:
         """Distance from the agent to the box."""
-        return self._distance_of_box(self._agent_body)
+        return self._distance(self._box_body, self._agent_body)
 
     def dist_box_goal(self) -> float:
         """Distance from the box to the goal."""
-        return self._distance_of_box(self._goal_body)
+        return self._distance(self._box_body, self._goal_body)
 
-    def _distance_of_box(self, body: int) -> float:
+    def _distance(self, one: int, other: int) -> float:
         positions = self.world.data.xpos
-        return np.sqrt(np.add.reduce(np.square(positions[self._box_body] - positions[body])))
+        return np.sqrt(np.add.reduce(np.square(positions[one] - positions[other])))
 
 
 def _bodies(obstacle: Any) -> list[str]:
@@ -156,10 +156,8 @@ def _left_out(task: Any) -> dict[str, bool]:
     sensed = [*task.agent.sensor_conf.sensors]
     sensed += [f"{o.name}_lidar" for o in task._obstacles if o.is_lidar_observed]
     constrained = [obstacle.name for obstacle in task._obstacles if obstacle.is_constrained]
-    hinges, balls = (info.hinge_pos_names, info.hinge_vel_names), (info.ballquat_names, info.ballangvel_names)
-    joints = (*hinges, *balls, info.freejoint_pos_name, info.freejoint_qvel_name)
     return {
-        "joint sensors": any(joints),
+        "joint sensors": any(names for field, names in vars(info).items() if field != "sensor_dim"),
         "a compass or a camera": list(task.obs_info.obs_space_dict.spaces) != sensed or task.observe_vision,
         "observations that are not flat": not task.observation_flatten,
         "another lidar": (lidar.type, lidar.alias) != ("pseudo", True) or lidar.max_dist is None,

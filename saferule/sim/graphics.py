@@ -1,4 +1,4 @@
-"""Off-screen OpenGL for the MuJoCo tasks."""
+"""Off-screen OpenGL for the MuJoCo tasks; the Bullet task is drawn in software."""
 
 from __future__ import annotations
 

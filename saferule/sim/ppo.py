@@ -29,7 +29,7 @@ from saferule.files import write_bytes
 from saferule.sim import Task, get_task
 from saferule.sim.ppo_settings import PPOSettings, behaviour_settings
 from saferule.sim.rollout import Act, Episode
-from saferule.sim.vector import ScalarReward, SimulatorEnv, Sums
+from saferule.sim.vector import ScalarReward, SimulatorEnv
 
 
 @dataclass
@@ -125,8 +125,7 @@ class OnlinePolicy:
                 record["curve"],
             )
             arrays = policy.weights | {"observation_mean": policy.mean, "observation_variance": policy.variance}
-            found = {name: tuple(array.shape) for name, array in arrays.items()}
-            expected = policy._expected_shapes()
+            found, expected = {name: tuple(array.shape) for name, array in arrays.items()}, policy._expected_shapes()
         except FileNotFoundError as error:
             raise CheckpointError(f"{folder} holds no complete policy: {error.filename} is missing.") from None
         except Exception as error:
@@ -185,11 +184,7 @@ def train_ppo(
         gamma=settings.gamma,
         gae_lambda=settings.gae_lambda,
         ent_coef=settings.entropy,
-        policy_kwargs={
-            "net_arch": list(settings.hidden),
-            "activation_fn": torch.nn.Tanh,
-            "log_std_init": settings.initial_log_std,
-        },
+        policy_kwargs={"net_arch": list(settings.hidden), "log_std_init": settings.initial_log_std},
         seed=seed,
         device="cpu",
     )
@@ -209,9 +204,10 @@ def train_ppo(
 
 def _actor_weights(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The actor's linear layers in order, and the logarithm of its standard deviation."""
-    layers = [m for m in policy.mlp_extractor.policy_net if isinstance(m, torch.nn.Linear)]
-    weights = torch.nn.Sequential(*layers, policy.action_net).state_dict() | {"log_std": policy.log_std.detach()}
-    return {name: weight.clone() for name, weight in weights.items()}
+    linear = [layer for layer in policy.mlp_extractor.policy_net if isinstance(layer, torch.nn.Linear)]
+    layers = torch.nn.ModuleList([*linear, policy.action_net])
+    weights = {"log_std": policy.log_std, **layers.state_dict()}
+    return {name: weight.detach().clone() for name, weight in weights.items()}
 
 
 class _Watch(BaseCallback):
@@ -220,7 +216,7 @@ class _Watch(BaseCallback):
     def __init__(self, every: int, report: Callable[[dict[str, float]], None] | None) -> None:
         super().__init__()
         self.every, self.report = every, report
-        self.finished: deque[Sums] = deque(maxlen=100)
+        self.finished: deque[dict[str, float]] = deque(maxlen=100)
         self.curve: list[dict[str, float]] = []
         self._next, self._start = every, time.monotonic()
 
@@ -234,16 +230,17 @@ class _Watch(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        finished = np.asarray(self.finished, dtype=np.float64)
-        if not len(finished):
+        finished = list(self.finished)
+        if not finished:
             return
         if isinstance(self.goal, Lagrangian):
-            self.goal.update(float(finished[-2 * self.training_env.num_envs :, 1].mean()))
+            last = finished[-2 * self.training_env.num_envs :]
+            self.goal.update(float(np.mean([episode["cost"] for episode in last])))
         if self.num_timesteps >= self._next:
             self._next = self.num_timesteps + self.every
-            means = finished.mean(axis=0)
-            row = dict(zip(("return", "cost", "length", "scalar_return", "discounted_return"), means, strict=True))
-            row = {"steps": self.num_timesteps, **{key: round(float(value), 4) for key, value in row.items()}}
+            means = np.mean([list(episode.values()) for episode in finished], axis=0)
+            row = {key: round(float(value), 4) for key, value in zip(finished[0], means, strict=True)}
+            row = {"steps": self.num_timesteps, **row}
             row["multiplier"] = round(getattr(self.goal, "multiplier", 0.0), 4)
             row["seconds"] = round(time.monotonic() - self._start, 1)
             if self.warming_up:

@@ -44,8 +44,8 @@ def roll_out(
 
     simulators   of the task, one per seed, which stay open: making one takes longer than resetting it
     """
-    with ExitStack() as opened:
-        used = simulators or [opened.enter_context(closing(make(task.name))) for _ in seeds]
+    with ExitStack() as made:
+        used = simulators or [made.enter_context(closing(make(task.name))) for _ in seeds]
         observations = np.stack([s.reset(seed) for s, seed in zip(used, seeds, strict=True)])
         rows = [{"seed": seed, "return": 0.0, "cost": 0.0, "length": 0} for seed in seeds]
         running = np.ones(len(seeds), dtype=bool)

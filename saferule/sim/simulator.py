@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saferule.errors import RunError, SettingsError
+from saferule.sim.graphics import use_offscreen_gl
 from saferule.sim.shim import load_bullet_safety_gym, load_safety_gymnasium, standard_streams
 from saferule.sim.tasks import Task, get_task
 
@@ -65,13 +65,8 @@ class Simulator(ABC):
             raise RunError(f"{self.task.name} was stepped before its first reset: call reset() first.")
         observation, reward, cost, terminated, truncated = self._step(np.asarray(action))
         self._steps += 1
-        return Step(
-            observation,
-            float(reward),
-            float(cost),
-            bool(terminated),
-            bool(truncated) or self._steps >= self.task.horizon,
-        )
+        truncated = bool(truncated) or self._steps >= self.task.horizon
+        return Step(observation, float(reward), float(cost), bool(terminated), truncated)
 
     def render(self) -> np.ndarray:
         """The current state as an image, (480, 480, 3) uint8."""
@@ -105,13 +100,11 @@ class MujocoSimulator(Simulator):
         load_safety_gymnasium()
         options: dict[str, Any] = {}
         if self._can_render:
-            from saferule.sim.graphics import use_offscreen_gl
-
             use_offscreen_gl()
             options = {"render_mode": "rgb_array", "width": FRAME[1], "height": FRAME[0]}
             if self.task.name != "AntVelocity":  # the default camera follows the ant; a point agent's looks out of it
                 options["camera_name"] = "fixedfar"
-        env = _from_registry(self.task.env_id, **options)
+        env = _registered(self.task.env_id, **options)
         self._is_builder = hasattr(env, "task")  # the velocity tasks are plain MuJoCo environments, compiled once
         if self._is_builder:
             from saferule.sim.fast import use_fast_task
@@ -160,7 +153,7 @@ class BulletSimulator(Simulator):
     def _build(self) -> Any:
         load_bullet_safety_gym()
         with standard_streams():
-            env = _from_registry(self.task.env_id)
+            env = _registered(self.task.env_id)
         self._generator = np.random.RandomState()
         # The first reset of a fresh engine differs from later ones (it saves the state that they restore).
         env.reset()
@@ -210,18 +203,16 @@ class BulletSimulator(Simulator):
         return np.reshape(np.asarray(pixels, dtype=np.uint8), (height, width, 4))[:, :, :3].copy()
 
 
-def _from_registry(env_id: str, **options: Any) -> Any:
+def _registered(env_id: str, **options: Any) -> Any:
     """The registered environment itself, without gymnasium's wrappers."""
-    import gymnasium
-    from gymnasium.envs.registration import load_env_creator
+    import gymnasium  # which imports mujoco: after the shim
 
-    spec = gymnasium.spec(env_id)
-    return load_env_creator(spec.entry_point)(**copy.deepcopy(spec.kwargs), **options)
+    return gymnasium.make(env_id, disable_env_checker=True, **options).unwrapped
 
 
 @contextmanager
 def _global_generator(generator: np.random.RandomState) -> Iterator[None]:
-    """While active, numpy's global generator is in the place of this one; afterwards its own state is back."""
+    """While active, draws from numpy's global generator are draws from this one."""
     outer = np.random.get_state()
     np.random.set_state(generator.get_state())
     try:

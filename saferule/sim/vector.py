@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -16,20 +16,11 @@ from saferule.sim.tasks import Task
 ScalarReward = Callable[[float, float], float]  # of one step's reward and cost
 
 
-class Sums(NamedTuple):
-    """Of a finished episode. Stable-Baselines3's Monitor knows one reward, and rounds it."""
-
-    reward: float
-    cost: float
-    length: int
-    scalar: float
-    discounted_scalar: float
-
-
 class SimulatorEnv(gymnasium.Env):
     """One simulator whose reward is a scalar of reward and cost.
 
-    finished   takes the sums of every episode that ends, here or in a neighbour
+    finished   takes the sums of every episode that ends, here or in a neighbour (Stable-Baselines3's Monitor knows one
+               reward, and rounds it)
     record     is called with every episode that ends
     """
 
@@ -37,9 +28,9 @@ class SimulatorEnv(gymnasium.Env):
         self,
         task: Task,
         scalar_reward: ScalarReward,
-        finished: deque[Sums],
+        finished: deque[dict[str, float]],
         gamma: float,
-        record: Callable[[Episode], None] | None = None,
+        record: Callable[[Episode], None] | None,
     ) -> None:
         self.simulator = make(task.name)
         # In the simulators' own precision, whatever they declare: the running means are taken of these numbers.
@@ -76,8 +67,9 @@ class SimulatorEnv(gymnasium.Env):
 
     def _finish(self, terminated: bool) -> None:
         actions, rewards, costs = zip(*self._steps, strict=True)
-        discounted = float(self.gamma ** np.arange(len(costs)) @ np.asarray(self._scalars))
-        self.finished.append(Sums(sum(rewards), sum(costs), len(costs), sum(self._scalars), discounted))
+        sums = {"return": sum(rewards), "cost": sum(costs), "length": len(costs), "scalar_return": sum(self._scalars)}
+        sums["discounted_return"] = float(self.gamma ** np.arange(len(costs)) @ np.asarray(self._scalars))
+        self.finished.append(sums)
         if self.record is not None:
             columns = (np.asarray(column, dtype=np.float32) for column in (self._observations, actions, rewards, costs))
             self.record(Episode(*columns, terminated))
