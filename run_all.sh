@@ -12,7 +12,7 @@ Usage: ./run_all.sh [--profile smoke|cpu|paper] [choices] [--help]
 
 Choices, each with one or more values; without them all of the profile:
   --tasks CarCircle ...   --backbones cpq ...   --attacks max_cost ...   --ratios 0.15 ...   --replicates 0 1 ...
-  --notebooks attack ...  --set episodes=50 ...
+  --notebooks attack ...  --set episodes=50 ...  --runs-only (makes the runs, executes no notebook)
 
 Makes .venv from requirements.lock if there is none (another place: SAFERULE_VENV=/path), then says which device is
 used. Results are in artifacts/<profile>/. Finished work is kept: a second run trains nothing again, an interrupted one
@@ -40,6 +40,10 @@ while (($#)); do
             (($# > 1)) || bad_usage "--profile needs a value"
             profile="$2"
             shift 2
+            ;;
+        --runs-only)
+            choices+=("$1")
+            shift
             ;;
         --tasks | --backbones | --attacks | --ratios | --replicates | --notebooks | --set)
             if (($# < 2)) || [[ "$2" == --* ]]; then bad_usage "$option needs a value"; fi

@@ -86,10 +86,11 @@ def run(
     replicates: ReplicatesOption = None,
     changes: SetOption = None,
     notebooks: Annotated[list[str] | None, typer.Option(help="Which, repeatable [all, in order].")] = None,
+    runs_only: Annotated[bool, typer.Option("--runs-only", help="Make the runs, execute no notebook.")] = False,
     output: OutputOption = None,
     data: DataFolderOption = None,
 ) -> None:
-    """Execute the notebooks of a profile; finished work is kept, interrupted work continues."""
+    """Make the runs of a profile and execute its notebooks; finished work is kept, interrupted work continues."""
     from saferule.doctor import device
     from saferule.runs.engine import make
     from saferule.runs.experiment import get_profile, plan
@@ -100,6 +101,8 @@ def run(
     chosen = _chosen(own, changes)
     wanted = get_profile(profile, **chosen)
     check_names(notebooks or NOTEBOOKS)  # an unknown name is reported before anything is made
+    if notebooks and runs_only:
+        raise SettingsError("--notebooks and --runs-only are both given: leave one of them out")
     changed = {name: value for name, value in chosen.items() if name not in own}
     parameters = {name: value for name, value in chosen.items() if name in own}
     parameters |= {"changes": changed} if changed else {}
@@ -110,7 +113,8 @@ def run(
         place = workspace(wanted, output, data)
         parts = plan(wanted, known_data(wanted, place.data_folder)[0])
         make([*parts.pop("evaluations"), *(run for runs in parts.values() for run in runs)], place)
-    run_all(profile, notebooks or NOTEBOOKS, output, parameters)
+    if not runs_only:
+        run_all(profile, notebooks or NOTEBOOKS, output, parameters)
 
 
 @app.command()
@@ -126,8 +130,11 @@ def status(
     data: DataFolderOption = None,
     missing: Annotated[bool, typer.Option("--missing", help="Name the runs that are missing.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Check every file of finished runs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object.")] = False,
 ) -> None:
     """Which runs a profile asks for, and which of them are done; exit 1 when one is damaged."""
+    import json
+
     from saferule.runs.experiment import get_profile, plan
     from saferule.runs.places import known_data, workspace
 
@@ -135,18 +142,24 @@ def status(
     chosen = get_profile(profile, **_chosen(own, changes))
     place = workspace(chosen, output, data)
     known, notes = known_data(chosen, place.data_folder)
-    store, damaged, total = place.store, [], [0, 0]
+    store, damaged, parts = place.store, [], {}
     for part, runs in plan(chosen, known).items():
         done = {run: None for run in runs if store.done(run)}
-        total = [total[0] + len(done), total[1] + len(runs)]
-        typer.echo(f"{part:17} {len(done):6} of {len(runs):6} done")
+        left = [f"{run.KIND} {store.folder(run).name}" for run in runs if run not in done]
         damaged += [sentence for run in (done if verify else ()) for sentence in store.verify(run)]
-        for run in runs if missing else ():
-            if run not in done:
-                typer.echo(f"    missing {run.KIND} {store.folder(run).name}")
-    for sentence in [*notes, *damaged]:
-        typer.echo(sentence)
-    typer.echo(f"{total[0]} of {total[1]} runs of profile {profile} are done in {store.root}")
+        parts[part] = {"done": len(done), "asked": len(runs)} | ({"missing": left} if missing else {})
+        if not as_json:
+            typer.echo(f"{part:17} {len(done):6} of {len(runs):6} done")
+            for name in left if missing else ():
+                typer.echo(f"    missing {name}")
+    done, asked = (sum(part[what] for part in parts.values()) for what in ("done", "asked"))
+    if as_json:
+        total = {"profile": profile, "store": str(store.root), "done": done, "asked": asked}
+        typer.echo(json.dumps(total | {"parts": parts, "notes": notes, "damaged": damaged}, indent=1))
+    else:
+        for sentence in [*notes, *damaged]:
+            typer.echo(sentence)
+        typer.echo(f"{done} of {asked} runs of profile {profile} are done in {store.root}")
     if damaged:
         raise typer.Exit(1)
 

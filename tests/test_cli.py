@@ -1,5 +1,6 @@
 """The command line: what it lists, what it answers to wrong names, and files checked and attacked from it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +181,9 @@ def test_status_lists_what_is_missing(good, tmp_path):
     assert sum(line.startswith("    missing") for line in lines) == sum(counts.values())
     assert sum(" missing policy CarCircle-cpq-" in line for line in lines) == 9 + 6 + 7 + 11 + 10
     assert lines[-1].startswith(f"0 of {sum(counts.values())} runs of profile smoke are done")
+    told = json.loads(run(*common, tmp_path, "--backbones", "cpq", "--missing", "--json").stdout)
+    assert {part: row["asked"] for part, row in told["parts"].items()} == counts and told["done"] == 0
+    assert len(told["parts"]["main"]["missing"]) == 9 and told["damaged"] == []
     without = run(*common, tmp_path / "nowhere")
     assert "the runs of CarCircle have no names yet" in without.stdout
 
@@ -199,5 +203,9 @@ def test_choices_and_changes_reach_the_notebooks(monkeypatch):
     assert result.exit_code == 0, result.output
     assert given["k"] == {"ratios": [0.15], "replicates": [0, 2], "changes": {"episodes": 9, "videos": False}}
     assert given["p"] == "smoke" and result.stdout.startswith("profile smoke on ")
-    policies = [run for run in given["runs"] if run.KIND == "policy"]
+    policies = [run for run in given.pop("runs") if run.KIND == "policy"]
     assert {(run.task, run.replicate) for run in policies} == {("CarCircle", 0), ("CarCircle", 2)}
+    given.clear()
+    assert run("run", "--runs-only").exit_code == 0 and set(given) == {"runs"}  # no notebook
+    refused = run("run", "--runs-only", "--notebooks", "attack")
+    assert refused.exit_code == 2 and "leave one of them out" in refused.stderr
