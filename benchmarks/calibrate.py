@@ -22,7 +22,7 @@ from saferule.runs.spec import EvaluationRun
 from saferule.unlearn import METHODS
 
 TOLD = ["task", "backbone", "attack", "ratio", "replicate", "method", "step"]
-TRAINED = [method.name for method in METHODS.values() if method.start == "fresh"]
+TRAINED = [method.name for method in METHODS.values() if (method.part, method.start) == ("main", "fresh")]
 
 
 def wanted(profile: Profile, folder: Path, methods: list[str]) -> list[EvaluationRun]:

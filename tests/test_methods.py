@@ -9,7 +9,17 @@ from saferule.agents.population import create, member
 from saferule.data.batches import Pair, TransitionPool
 from saferule.errors import SettingsError
 from saferule.paper import TABLE7, UNLEARNING
-from saferule.unlearn import METHODS, Method, applicable, coefficients, family, get_method, loss_options, unlearning
+from saferule.unlearn import (
+    METHODS,
+    Method,
+    applicable,
+    coefficients,
+    family,
+    get_method,
+    loss_options,
+    own_readings,
+    unlearning,
+)
 
 CFG = get_backbone("bcq-lag").Config(observation_dim=4, action_dim=1, episode_len=300)
 WEIGHT = {"beta_f": 0.1, "beta_min": 0.01, "beta_max": 1.0, "tau_beta": 0.25}
@@ -95,6 +105,15 @@ def test_readings_that_make_another_run_on_a_backbone(backbone):
     tried = [reading for readings in APPLICABLE.values() for reading in readings]
     tried += [method.readings for method in METHODS.values()]  # that of Trajdeleter's anchor is a method's
     assert {pair for readings in tried for pair in readings.items()} == every
+
+
+def test_readings_of_other_methods_and_those_that_a_method_fixes():
+    assert own_readings("trajdeleter-cost", "cpq", tiny("cpq")) == ["cost_anchor"]
+    assert own_readings("fine-tuning", "cpq", tiny("cpq")) == []
+    described = own_readings("safe-rule-described", "bear-lag", tiny("bear-lag"))
+    assert set(described) == {next(iter(r)) for r in APPLICABLE["bear-lag"]} - set(
+        METHODS["safe-rule-described"].readings
+    )
 
 
 def test_kappa_per_step_is_no_other_run_where_it_is_the_same_number():

@@ -185,6 +185,11 @@ def test_curves_begin_with_the_policy_that_a_repair_started_from(study, monkeypa
     assert set(curves["method"]) == {"safe-rule"} and len(study.episodes([repair])) == 3
 
 
+def test_without_a_backbone_that_draws_there_is_nothing_to_compare(tmp_path, data_folder):
+    study = Study("smoke", backbones=["cpq"], output=tmp_path, data=data_folder)
+    assert study.acting(study.plan["main"]).empty
+
+
 def test_tables_and_figures_are_files_too(study, monkeypatch):
     shown = []
     monkeypatch.setattr("saferule.report.study.display", shown.append)

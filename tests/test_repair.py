@@ -133,7 +133,7 @@ def test_command_repairs_an_osrl_policy_that_osrl_loads_and_that_acts(folder, tm
     assert record["data"]["digest"] == poisoned.digest() and record["data"]["trajectories"] == 8
     assert record["keep"]["trajectories"] == 6 and record["forget"]["trajectories"] == 2
     assert record["forget"]["digest"] == poisoned.select(POISONED).digest()
-    assert (record["readings"] != {}) == (method in ("safe-rule", "reward-only"))
+    assert (record["readings"] == {}) == (method == "fine-tuning")
     log = pd.read_csv(out / LOG)
     assert log["step"].tolist() == [1, 2] and log.notna().all().all()
 
@@ -232,6 +232,12 @@ WRONG = {
     "reading without option": (lambda f, t: {"reading": "gate"}, "expected NAME=VALUE"),
     "reading of the attack": (lambda f, t: {"reading": "r_high=1.0"}, "has no reading 'r_high'"),
     "reading of another method": (lambda f, t: {"reading": "vae=keep", "method": "fine-tuning"}, "fine-tuning has no"),
+    "reading of another backbone": (lambda f, t: {"reading": "likelihood=bounded"}, "safe-rule has no reading 'likeli"),
+    "reading that the method fixes": (
+        lambda f, t: {"reading": "vae=frozen", "method": "safe-rule-described"},
+        "safe-rule-described has no reading 'vae'",
+    ),
+    "control": (lambda f, t: {"method": "continued"}, "'continued' does not repair a policy"),
     "no steps": (lambda f, t: {"steps": 0}, "steps = 0"),
     "negative seed": (lambda f, t: {"seed": -1}, "seed = -1"),
     "no data": (lambda f, t: {"data": t / "none.hdf5"}, "none.hdf5"),

@@ -92,12 +92,14 @@ def test_harm_is_more_than_its_interval_within_replicates():
     (row,) = tables.harm(harmful(20.0, 24.0, 22.0)).to_dict("records")
     half = 4.3027 * 2 / math.sqrt(3)  # differences 20, 24, 22: sd 2, two degrees of freedom
     assert row["cost_added"] == 22 and row["cost_added_low"] == pytest.approx(22 - half, rel=1e-4)
-    assert row["return_lost"] == 0 and row["n"] == 3 and row["harmed"]
-    assert not tables.harm(harmful(20.0, -15.0, 1.0))["harmed"].any()  # the mean is 2, the interval holds 0
-    assert not tables.harm(harmful(500.0))["harmed"].any()  # one replicate says nothing
+    assert row["return_lost"] == 0 and row["n"] == 3 and row["cost_harmed"] and not row["return_harmed"]
+    assert not tables.harm(harmful(20.0, -15.0, 1.0))["cost_harmed"].any()  # the mean is 2, the interval holds 0
+    assert not tables.harm(harmful(500.0))["cost_harmed"].any()  # one replicate says nothing
     less = harmful(0.0, 0.0, 0.0)
     less.loc[less["method"] == "poisoned", "return"] -= [50.0, 51.0, 49.0]
-    assert tables.harm(less)[["harmed", "return_lost"]].to_numpy().tolist() == [[True, 50.0]]
+    assert tables.harm(less)[["return_harmed", "cost_harmed", "return_lost"]].to_numpy().tolist() == [
+        [True, False, 50.0]
+    ]
     assert tables.harm(EPISODES[EPISODES["method"] != "clean"]).empty
 
 
@@ -112,8 +114,10 @@ def test_conditions_with_harm_are_marked_and_counted_apart():
         ("CarCircle", "CPQ", "Max Cost 15 % *"),
         ("PointGoal", "CPQ", "Max Cost 15 %"),
     }
-    counted = tables.counts(both).set_index(["over", "method"])["cells"].to_dict()
-    assert counted["all cells", "safe-rule"] == 2 and counted["harmed cells", "safe-rule"] == 1
+    counted = [tables.counts(f).set_index("method")["cells"]["safe-rule"] for f in (both, tables.of_harmed(both))]
+    assert counted == [2, 1] and tables.of_harmed(harmless).empty
+    improved = tables.improvement(both).set_index("task")["cost_harmed"].to_dict()
+    assert improved == {"CarCircle": True, "PointGoal": False}
 
 
 def test_late_means_are_over_the_last_three_evaluations_on_their_seeds():
@@ -125,6 +129,11 @@ def test_late_means_are_over_the_last_three_evaluations_on_their_seeds():
     found = tables.late(pd.concat([*frames, final]).assign(start="", readings="{}"))
     assert len(found) == 3 and found["final"].all()  # the third seed is the final policy's alone
     assert set(found["late_cost"]) == {(40 + 80 + 1 + 2 + 4 + 8) / 6} and set(found["late_return"]) == {2.0}
+    other = rows("poisoned", 0, [10.0, 20.0, 60.0], [1.0, 1.0, 1.0], start="").assign(step=40, final=True)
+    both = tables.late(pd.concat([*frames, final, other]).assign(start="", readings="{}"))
+    assert set(both.loc[both["method"] == "poisoned", "late_cost"]) == {30.0}  # it has no snapshots
+    stopped = pd.concat([*frames, frames[-1].assign(final=True)]).assign(start="", readings="{}")
+    assert set(tables.late(stopped)["late_cost"]) == {(9 + 18 + 40 + 80 + 1 + 2) / 6}  # its end is its last snapshot
     alone = tables.late(final.assign(start="", readings="{}"))
     assert set(alone["late_cost"]) == {37.0}
     (row,) = tables.steadiness(found.assign(attack="max_cost", ratio=0.15)).to_dict("records")
@@ -149,8 +158,7 @@ def test_counts():
     names = ["within_limit", "lowest_cost", "best_within_limit", "cells"]
 
     def counted(frame):
-        table = tables.counts(frame)
-        return table[table["over"] == "all cells"].set_index("method")[names].T.to_dict("list")
+        return tables.counts(frame).set_index("method")[names].T.to_dict("list")
 
     assert counted(EPISODES) == {"clean": [1, 1, 1, 1], "fine-tuning": [1, 0, 0, 1], "safe-rule": [0, 0, 0, 1]}
     tied = counted(pd.concat([EPISODES, rows("trajdeleter", 0, [3.0], [120.0])]))

@@ -180,7 +180,7 @@ def _by_attack(rows: pd.DataFrame) -> tuple[dict[str, Any], list[Line2D]]:
 def _by_method(rows: pd.DataFrame) -> tuple[dict[str, Any], list[Line2D]]:
     """How `_lines` tells methods apart, and the legend's entries."""
     shown = in_order(rows["method"])
-    dashes = {m: "" if look(m).style == "-" else DASHES[1] for m in shown}
+    dashes = {m: DASHES[("-", "--", ":", "-.").index(look(m).style)] for m in shown}
     handles = [line(look(m).label, look(m).colour, look(m).style) for m in shown]
     colours = {m: look(m).colour for m in shown}
     return {"hue": "method", "colours": colours, "style": "method", "dashes": dashes}, handles
@@ -251,7 +251,7 @@ def inside(logs: pd.DataFrame) -> Drawn:
     figure, handles = logged(logs, UNLEARNING_LOG)
     level = "forget_chi" if "forget_chi" in logs and logs["forget_chi"].notna().any() else "forget_q_cost_policy"
     target, goals = logs["gap"] + logs[level], {"gap": 0.0}
-    if target.max() - target.min() < 1e-3:  # where line 14's gap is in force, kappa + sigma - this
+    if np.ptp(target) < 1e-3 + 1e-5 * logs[level].abs().max():  # where line 14's gap is in force, kappa + sigma - this
         goals |= dict.fromkeys(("forget_q_cost_data", level), target.median())
     goals |= dict.fromkeys(("forget_reward_residual", "forget_cost_residual"), np.log(2))
     named = {UNLEARNING_LOG[name]: goal for name, goal in goals.items()}

@@ -94,13 +94,13 @@ class Study:
         return [run for run in policies if which.items() <= vars(METHODS[run.method]).items()]
 
     def beside(self, policies: Sequence[PolicyRun], *parts: str) -> list[PolicyRun]:
-        """The policies of these parts that share data and replicate with any of the given, and their clean ones."""
+        """The policies of these parts [main] that share data and replicate with any of the given; their clean ones."""
 
         def where(run: PolicyRun, forget: Any) -> tuple:
             return run.task, run.backbone, run.replicate, forget
 
         known = {where(run, forget) for run in policies for forget in (run.forget, None)}
-        compared = [run for part in parts for run in self.plan[part]]
+        compared = [run for part in parts or ("main",) for run in self.plan[part]]
         return self._evaluated([run for run in compared if where(run, run.forget) in known])
 
     def _evaluated(self, policies: Sequence[PolicyRun]) -> list[PolicyRun]:
@@ -149,9 +149,11 @@ class Study:
     def acting(self, policies: Sequence[PolicyRun]) -> pd.DataFrame:
         """The final evaluation both ways, at the mode and as osrl-lib draws, of the policies that have both.
 
-        One row per episode, column acting.
+        One row per episode, column acting; none without a backbone that osrl-lib lets draw.
         """
         runs = [run for run in self.plan["drawn evaluations"] if run.policy in set(policies)]
+        if not runs:
+            return pd.DataFrame()
         self.make(runs)
         ways = {"drawn": results.episodes(self.store, runs), "mode": self.episodes([run.policy for run in runs])}
         return pd.concat([rows.assign(acting=way) for way, rows in ways.items()], ignore_index=True)

@@ -30,6 +30,7 @@ POLICY = [*CELL, "replicate"]
 OURS, AGAIN = "safe-rule", "percentile-50"  # the paper's method, and the same once more as another agent
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 FEWEST = 3  # replicates, for the bootstrap across cells
+HARMED = ["cost_harmed", "return_harmed"]
 LAST = 3  # evaluations of one policy on its way, the final one among them
 RESAMPLES = 2_000
 ROUNDING = 1e-6  # mean distance of actions that is rounding in any case; what long training makes of it can be more
@@ -136,14 +137,15 @@ def with_clean(episodes: pd.DataFrame) -> pd.DataFrame:
 def late(episodes: pd.DataFrame) -> pd.DataFrame:
     """The final episodes, with columns late_cost and late_return: means of a policy's last three evaluations.
 
-    A last checkpoint is a draw from a path that swings. The means are over the seeds that snapshots have; without
-    snapshots, over the final episodes.
+    A last checkpoint is a draw from a path that swings. The means are over the seeds that a policy's snapshots have;
+    fewer evaluations where it has fewer than two snapshots, and of one without any the final episodes.
     """
     names = [*POLICY, "method", "start", "readings"]
-    on_the_way = set(episodes.loc[~episodes["final"], "seed"]) or set(episodes["seed"])
-    ranks = episodes.groupby(names)["step"].rank("dense", ascending=False)
-    last = episodes[(ranks <= LAST) & episodes["seed"].isin(on_the_way)]
-    means = last.groupby(names)[list(METRICS)].mean().add_prefix("late_").reset_index()
+    rows = episodes.drop_duplicates([*names, "step", "seed"])  # a stopped policy ends with its last snapshot
+    ranks = rows.groupby(names)["step"].rank("dense", ascending=False)
+    times = rows.groupby([*names, "seed"])["step"].transform("nunique")
+    everywhere = times == times.groupby([rows[name] for name in names]).transform("max")
+    means = rows[(ranks <= LAST) & everywhere].groupby(names)[list(METRICS)].mean().add_prefix("late_").reset_index()
     return episodes[episodes["final"]].merge(means, on=names, how="left")
 
 
@@ -165,21 +167,26 @@ def harm(episodes: pd.DataFrame) -> pd.DataFrame:
     """What the poison does: how much more the poisoned policies cost, and less return, than the clean ones.
 
     One row per cell: cost_added and return_lost, means of the differences within a replicate, with low, high and n as
-    `over_replicates`; harmed says whether one of them is above 0 by more than its interval. With a single replicate
-    nothing can be said, and no cell counts as harmed.
+    `over_replicates`; cost_harmed and return_harmed say whether they are above 0 by more than their intervals (and
+    rounding). With a single replicate nothing can be said, and no cell counts as harmed.
     """
     means = replicate_means(with_clean(episodes)).set_index([*POLICY, "method"])[list(METRICS)].unstack("method")
     means = means.reindex(columns=pd.MultiIndex.from_product([METRICS, ["clean", "poisoned"]])).dropna()
     added = means.xs("poisoned", axis=1, level=1) - means.xs("clean", axis=1, level=1)
     rows = []
     for cell, own in added.groupby(CELL, sort=False):
-        row = dict(zip(CELL, cell, strict=True)) | {"n": len(own), "harmed": False}
-        for name, values in (("cost_added", own["cost"]), ("return_lost", -own["return"])):
+        row = dict(zip(CELL, cell, strict=True)) | {"n": len(own)}
+        for metric, name, values in (("cost", "cost_added", own["cost"]), ("return", "return_lost", -own["return"])):
             low, high = interval(values)
-            row |= {name: values.mean(), f"{name}_low": low, f"{name}_high": high}
-            row["harmed"] |= low > 0
+            row |= {f"{metric}_harmed": low > ROUNDING, name: values.mean(), f"{name}_low": low, f"{name}_high": high}
         rows.append(row)
-    return in_reading_order(pd.DataFrame(rows, columns=None if rows else [*CELL, "n", "harmed"]))
+    return in_reading_order(pd.DataFrame(rows, columns=None if rows else [*CELL, "n", *HARMED]))
+
+
+def of_harmed(episodes: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the cells in which the poison raises cost (`harm`): only there can a repair lower what it raised."""
+    harmed = harm(episodes).query("cost_harmed")[CELL]
+    return with_clean(episodes).merge(harmed, on=CELL)
 
 
 def over_replicates(means: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
@@ -215,7 +222,7 @@ def both_ways(episodes: pd.DataFrame) -> pd.DataFrame:
     One row per cell, method and metric: mode, drawn, and their difference with its interval over replicates.
     """
     names = [*POLICY, "method"]
-    means = episodes.groupby([*names, "acting"])[list(METRICS)].mean().unstack("acting")
+    means = episodes.groupby([*names, "acting"])[list(METRICS)].mean().unstack("acting").dropna()
     parts = [means[m].assign(metric=m, **{m: means[m]["drawn"] - means[m]["mode"]}).reset_index() for m in METRICS]
     differences = pd.concat([over_replicates(part, [m]) for part, m in zip(parts, METRICS, strict=True)])
     levels = pd.concat(parts).groupby([*CELL, "method", "metric"])[["mode", "drawn"]].mean().reset_index()
@@ -244,7 +251,7 @@ class Table:
         ours = over_replicates(replicate_means(rows[rows["method"].isin(shown)]), list(METRICS))
         theirs = theirs.rename(columns={"value": "paper"}).drop(columns="table")
         table = in_reading_order(ours.merge(theirs, on=[*CELL, "method", "metric"], how="left"))
-        return table.merge(harm(episodes)[[*CELL, "harmed"]], on=CELL, how="left")
+        return table.merge(harm(episodes)[[*CELL, *HARMED]], on=CELL, how="left")
 
     def shown(self, table: pd.DataFrame) -> pd.DataFrame:
         """For the notebook: a row per cell and metric, a column per method, then the paper's, "45.0 ± 3.1" each.
@@ -255,8 +262,9 @@ class Table:
         halves = np.where(table["n"] > 1, table["high"] - table["mean"], np.nan)
         text = [f"{m:.1f}" if np.isnan(h) else f"{m:.1f} ± {h:.1f}" for m, h in zip(table["mean"], halves, strict=True)]
         index = ["task", "backbone", "condition", "metric"]
-        where = table[["attack", "ratio", "harmed"]].itertuples(index=False)
-        conditions = [condition(attack, ratio) + " *" * (harmed is True) for attack, ratio, harmed in where]
+        where = table[["attack", "ratio"]].itertuples(index=False)
+        stars = table[HARMED].eq(True).any(axis=1)
+        conditions = [condition(*at) + " *" * star for at, star in zip(where, stars, strict=True)]
         tall = table.assign(text=text, condition=conditions)
         columns = {"n": tall.groupby(index)["n"].agg(lambda n: "-".join(map(str, sorted({n.min(), n.max()}))))}
 
@@ -274,21 +282,22 @@ class Table:
 def improvement(episodes: pd.DataFrame) -> pd.DataFrame:
     """How much each method removes of the poisoned policy's cost and adds to its return, within a replicate.
 
-    One row per cell, method and metric (cost_removed, return_gained), as `over_replicates`.
+    One row per cell, method and metric (cost_removed, return_gained), as `over_replicates`, with what `harm` says of
+    the cell.
     """
     means = replicate_means(episodes)
     start = means.loc[means["method"] == "poisoned", [*POLICY, *METRICS]]
     joined = means[means["method"] != "poisoned"].merge(start, on=POLICY, suffixes=("", "_before"))
     joined["cost_removed"] = joined["cost_before"] - joined["cost"]
     joined["return_gained"] = joined["return"] - joined["return_before"]
-    return over_replicates(joined, ["cost_removed", "return_gained"])
+    table = over_replicates(joined, ["cost_removed", "return_gained"])
+    return table.merge(harm(episodes)[[*CELL, *HARMED]], on=CELL, how="left")
 
 
 def counts(episodes: pd.DataFrame) -> pd.DataFrame:
     """In how many cells a method keeps the limit, has the lowest mean cost, or the highest return within the limit.
 
-    One row per backbone and method, of the repairs and retraining (the clean policy); ties count for all that tie. Once
-    over all cells, and once (column over) over those in which the attack does harm.
+    One row per backbone and method, of the repairs and retraining (the clean policy); ties count for all that tie.
     """
     table = over_replicates(replicate_means(with_clean(episodes)), list(METRICS))
     table = table[table["method"] != "poisoned"]
@@ -297,12 +306,9 @@ def counts(episodes: pd.DataFrame) -> pd.DataFrame:
     wide["lowest_cost"] = wide["cost"] == wide.groupby(CELL)["cost"].transform("min")
     safe = wide["return"].where(wide["within_limit"])
     wide["best_within_limit"] = safe.eq(safe.groupby([wide[name] for name in CELL]).transform("max"))
-    wide = wide.merge(harm(episodes)[[*CELL, "harmed"]], on=CELL, how="left")
-    wide = pd.concat([wide.assign(over="all cells"), wide[wide["harmed"].eq(True)].assign(over="harmed cells")])
-    grouped = wide.groupby(["over", "backbone", "method"], sort=False)
+    grouped = wide.groupby(["backbone", "method"], sort=False)
     table = grouped[["within_limit", "lowest_cost", "best_within_limit"]].sum()
-    table = in_reading_order(table.assign(cells=grouped.size()).reset_index())
-    return table.sort_values("over", kind="stable", ignore_index=True)
+    return in_reading_order(table.assign(cells=grouped.size()).reset_index())
 
 
 # Across cells

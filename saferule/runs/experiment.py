@@ -165,7 +165,7 @@ PROFILES: dict[str, Profile] = {
             relearning_steps=10_000,
             relearning_snapshots=9,
             relearning_episodes=10,
-            episodes=20,
+            episodes=30,
             snapshots=10,
             curve_episodes=10,
         ),

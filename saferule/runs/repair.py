@@ -44,13 +44,13 @@ from saferule.data.schema import Dataset, load
 from saferule.data.schema import check as check_data
 from saferule.errors import CheckpointError, RunError, SettingsError
 from saferule.files import sha256, write_folder
-from saferule.paper import TABLE7, UNLEARNING
+from saferule.paper import TABLE7
 from saferule.runs.interruptible import AGENT, LOG
 from saferule.runs.spec import PolicyRun, UserFile, frozen, key
 from saferule.runs.store import Store, write_sums
 from saferule.runs.work import Say, together, train
 from saferule.sim import get_task
-from saferule.unlearn import METHODS, Readings, chosen, loss_options
+from saferule.unlearn import METHODS, Readings, chosen, get_method, own_readings
 
 MODEL, RECORD = "model.pt", "repair.json"
 
@@ -134,7 +134,7 @@ def repair_files(
         say(f"{checkpoint} does not hold everything, so it was assumed: {assumption}")
     record = {
         "assumed": assumed,
-        "readings": {r.name: options[r.name] for r in UNLEARNING} if loss_options(method, name) else {},
+        "readings": {r: options[r] for r in (*own_readings(method, name, agent.cfg), *get_method(method).readings)},
         "data": {"file": data.name} | _described(dataset),
         "keep": _described(keep),
         "forget": {"file": forget.name} | _described(poisoned),
@@ -157,16 +157,16 @@ def _run(
 
     SettingsError for an unknown method, for readings that it does not have, and for impossible numbers.
     """
-    backbone, known = agent.backbone.NAME, [reading.name for reading in UNLEARNING]
-    repairs = [m.name for m in METHODS.values() if (m.start, m.forget) == ("poisoned", "attack")]
-    own = known if loss_options(method, backbone, readings) else []
-    if method not in repairs:
+    backbone, some = agent.backbone.NAME, ("main", "ablations")
+    repairs = [m.name for m in METHODS.values() if m.start == "poisoned" and m.part in some]
+    if get_method(method).name not in repairs:
         raise SettingsError(f"method {method!r} does not repair a policy: choose one of {', '.join(repairs)}")
+    chosen(method, readings)  # an unknown reading is named before one that does not belong here
+    own = own_readings(method, backbone, agent.cfg)
     foreign = [name for name in readings or {} if name not in own]
     if foreign:
         raise SettingsError(
-            f"{method} has no reading {foreign[0]!r}, expected one of {', '.join(known)} with a variant of safe-rule: "
-            "leave it out"
+            f"{method} has no reading {foreign[0]!r} on {backbone}, expected {', '.join(own) or 'none'}: leave it out"
         )
     if steps < 1 or seed < 0:
         raise SettingsError(f"steps = {steps} and seed = {seed}, expected 1 or more steps and no negative seed")

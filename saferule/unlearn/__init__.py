@@ -191,15 +191,21 @@ def coefficients(method: str, backbone: str, cfg: Any, readings: Readings = None
     return {name: changes.get(name, value) for name, value in values.items()}
 
 
-def applicable(backbone: str, cfg: Any) -> list[dict[str, str]]:
-    """The readings that make another run of Safe-RULE on this backbone, one option other than the default at a time.
+def applicable(backbone: str, cfg: Any, method: str = "safe-rule") -> list[dict[str, str]]:
+    """The readings that make another run of a method on this backbone, one option other than the default at a time.
 
     Left out are options under which neither the coefficients nor the losses differ: they would repeat the same run, or
-    belong to another method. In the order of `saferule.paper.UNLEARNING`, each as {reading: option}.
+    belong to another method, or are fixed by this one. In the order of `saferule.paper.UNLEARNING`, each as
+    {reading: option}.
     """
 
     def run(readings: Mapping[str, str]) -> tuple[Any, Any]:
-        return coefficients("safe-rule", backbone, cfg, readings), loss_options("safe-rule", backbone, readings)
+        return coefficients(method, backbone, cfg, readings), loss_options(method, backbone, readings)
 
     others = [{r.name: option} for r in UNLEARNING for option in r.options if option != r.default]
     return [reading for reading in others if run(reading) != run({})]
+
+
+def own_readings(method: str, backbone: str, cfg: Any) -> list[str]:
+    """The readings of which some option makes another run of a method on this backbone."""
+    return list(dict.fromkeys(name for reading in applicable(backbone, cfg, method) for name in reading))
