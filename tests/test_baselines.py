@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import sigmoid, softplus
+from helpers import Corrupted, sigmoid, softplus
 from torch.utils._pytree import tree_map
 
 from saferule.agents import get_backbone
 from saferule.agents.parts import originals
+from saferule.agents.population import member
 from saferule.data.batches import Batch, Pair
 from saferule.unlearn import coefficients, unlearning
 from saferule.unlearn.safe_rule_dice import actor_loss as dice_actor_loss
@@ -65,9 +66,9 @@ def dice(mean: float = 0.0, options=(), **changes: float):
     return loss.item(), info, moved, nets["actor"]["b0"].grad[0].item()
 
 
-def log_density(action: float) -> float:
-    """Of the standard normal distribution."""
-    return -(action**2) / 2 - math.log(2 * math.pi) / 2
+def log_density(action: float, mean: float = 0.0) -> float:
+    """Of the normal distribution with standard deviation 1."""
+    return -((action - mean) ** 2) / 2 - math.log(2 * math.pi) / 2
 
 
 @pytest.mark.parametrize(("cost_weight", "weights"), [(1.0, (5.0, 2.0)), (0.0, (5.0, 1.0)), (3.0, (5.0, 4.0))])
@@ -112,30 +113,50 @@ def test_gap_follows_chi_raw_or_in_unit_range(normalised, gap):
     assert info["beta_f"].item() == pytest.approx(0.1) and moved["beta_f"].item() == pytest.approx(0.1 + 0.01 * gap)
 
 
-def test_bounded_likelihood_lets_go_of_what_is_less_likely_than_the_keep_actions():
-    # Both keep actions are 0.5: the floor is their log-density, whatever the quantile.
-    for mean in (0.0, 3.0):
-        _, info, _, gradient = dice(mean, {"bounded": True}, beta_f=1.0, tau_beta=0.0)
-        floor = log_density(0.5, mean)
+def test_bounded_likelihood_lets_go_of_what_is_less_likely_than_the_floor():
+    for mean, floor in ((0.0, -1.2), (3.0, -4.0)):
+        _, info, _, gradient = dice(mean, {"bounded": True}, beta_f=1.0, tau_beta=0.0, likelihood_floor=floor)
         above = [log_density(0.6, mean) - floor, log_density(-0.2, mean) - floor]
         by_hand = (5 * softplus(above[0]) + 2 * softplus(above[1])) / 2
-        assert info["likelihood_floor"].item() == pytest.approx(floor, rel=1e-6)
         assert info["forget_actor_loss"].item() == pytest.approx(by_hand, rel=1e-5)
         slopes = [weight * sigmoid(x) * (a - mean) for weight, x, a in zip((5, 2), above, (0.6, -0.2), strict=True)]
-        assert gradient == pytest.approx(-(0.5 - mean) + sum(slopes) / 2, rel=1e-5)  # nothing through the floor
-    # Far away the printed loss pulls on with the distance; the bounded one has let go of the action at -0.2.
-    assert abs(2 * sigmoid(log_density(-0.2, 3.0) - log_density(0.5, 3.0)) * 3.2) < 0.8 < 2 * 3.2
+        assert gradient == pytest.approx(-(0.5 - mean) + sum(slopes) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_what_is_to_be_forgotten_and_kept_at_once_runs_away_unless_it_is_bounded(bounded):
+    """D_f with D_k's own states and actions: descent on both losses, for as long as a repair takes a few times over."""
+    nets = dice_nets()
+    scalars = dice_scalars(beta_f=1.0, tau_beta=0.0, likelihood_floor=log_density(0.5) - 0.5)
+    same = FORGET._replace(observations=KEEP.observations, actions=KEEP.actions)
+    optimiser = torch.optim.Adam(nets["actor"].values(), 0.5)
+    for _ in range(400):
+        optimiser.zero_grad()
+        dice_actor_loss(DICE, nets, scalars, Pair(KEEP, same), NO_NOISE, CFG, bounded=bounded)[0].backward()
+        optimiser.step()
+    likelihood = log_likelihood(nets["actor"], KEEP).mean().item()
+    assert (likelihood > log_density(0.5) - 3) if bounded else (likelihood < -100), likelihood
+
+
+def test_the_floor_is_a_low_quantile_of_what_the_corrupted_agent_thinks_of_the_keep_set_and_stays():
+    made = Corrupted("coptidice", "safe-rule-described")
+    actor, floor = member(made.population.nets, 0)["actor"], made.population.scalars["likelihood_floor"].clone()
+    likely = log_likelihood(actor, made.pool.gather(made.rows[0][0])).sort().values
+    assert floor.item() == pytest.approx((likely[1] + 0.95 * (likely[2] - likely[1])).item(), rel=1e-5)  # 0.05 * 39
+    made.run(3)
+    assert torch.equal(made.population.scalars["likelihood_floor"], floor)
+    assert "likelihood_floor" not in Corrupted("coptidice", "safe-rule").population.scalars
 
 
 def test_nearness_is_how_much_more_likely_than_the_floor_the_poisoned_actions_are():
     gaps = []
     for mean in (0.3, 3.0):
-        _, info, moved, _ = dice(mean, {"nearness": True}, tau_beta=0.01)
-        by_hand = (log_density(0.6, mean) + log_density(-0.2, mean)) / 2 - log_density(0.5, mean)
+        _, info, moved, _ = dice(mean, {"nearness": True}, tau_beta=0.01, likelihood_floor=-1.5)
+        by_hand = (log_density(0.6, mean) + log_density(-0.2, mean)) / 2 + 1.5
         assert info["gap"].item() == pytest.approx(by_hand, abs=1e-6)
-        assert moved["beta_f"].item() == pytest.approx(0.1 + 0.01 * by_hand, abs=1e-6)
+        assert moved["beta_f"].item() == pytest.approx(max(0.1 + 0.01 * by_hand, 0.01), abs=1e-6)
         gaps.append(by_hand)
-    assert gaps[1] < gaps[0] < 0  # it falls as the mean leaves the poisoned actions
+    assert gaps[1] < 0 < gaps[0]  # it falls as the mean leaves the poisoned actions
 
 
 def test_two_phases_train_the_values_and_then_the_actor():

@@ -36,8 +36,9 @@ def test_a_method_moves_what_it_trains_and_stays_finite(name, method):
     after = frozen(made.population)
     trained = {net for networks, _ in made.backbone.LOSSES for net in networks}
     if declared.family == "safe_rule":
-        described = method == "safe-rule-described"  # the VAE is trained on keep data
-        trained = {"actor"} if method == "no-critic" else trained - (set() if described else {"vae"})
+        described = bool(declared.readings)
+        learns = ("vae", "keep") in loss_options(method, name)  # its VAE, on keep data
+        trained = {"actor"} if method == "no-critic" else trained - (set() if learns else {"vae"})
     # The targets follow, also towards critics that stand still. The frozen copies do not move.
     assert changed_networks(before, after) == trained | set(made.backbone.TARGETS)
     assert all(set(info) == set(infos[0]) for info in infos)  # one log for all phases
@@ -65,7 +66,7 @@ def test_every_repair_is_looked_into_and_a_look_changes_nothing(name, method):
     assert all(value.shape == (1,) and value.isfinite().all() for value in seen.values())
     if seen:  # of a gradient that an actor's step takes there is something to see
         assert seen["keep_gradient"] > 0 and seen["keep_distance"] > 0
-        idle = {"keep-only", "critic-only"}
+        idle = {"keep-only", "described-keep-only", "critic-only"}
         if made.backbone.CRITICS:  # fresh critics are far below kappa: reward-only's gate is shut, and nothing is left
             idle.add("reward-only")
         forgets = METHODS[method].family in ("safe_rule", "trajdeleter") and method not in idle

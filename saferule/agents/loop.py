@@ -87,8 +87,8 @@ def run(
     """Update until ``population.step == steps``.
 
     draw_batch(population, agents) -> batch with a leading P; ``agents``: numbers of the agents still in the population
-    log_every  a step is logged when this divides it, and looked into at every fifth of these; the last one and those in
-               ``log_also`` are logged too
+    log_every  a step is logged when this divides it, as are the last one and those in ``log_also``; the first and every
+               fifth of the former are looked into
     on_log     called after each logged step, to save
     on_stop    called for an agent that leaves the population because a loss or a parameter of it was not finite
     Returns the population of the agents that reached the end, and their numbers.
@@ -101,7 +101,7 @@ def run(
     first_bad: dict[tuple[str, ...], Tensor] = {}
     while population.step < steps and agents:
         batch, noise = inputs(population, algorithm, draw_batch, agents)
-        looks = (population.step + 1) % (LOOK_EVERY * log_every) == 0
+        looks = population.step + 1 == log_every or (population.step + 1) % (LOOK_EVERY * log_every) == 0
         seen = look(population, algorithm, batch, noise) if looks else {}
         info = update(population, algorithm, batch, noise)
         names = tuple(info)

@@ -267,7 +267,11 @@ def why(logs: pd.DataFrame) -> Drawn:
     rows, (look, handles) = _tall(logs, WHY_LOG), _by_method(logs)
     names = [name for name in WHY_LOG if name in set(rows["metric"])]
     order = {"col": "metric", "col_order": names, "col_wrap": 2, "titles": WHY_LOG}
-    return _lines(rows, "step", width=4.3, height=2.1, **look, **order).figure, handles
+    grid = _lines(rows, "step", width=4.3, height=2.1, **look, **order)
+    for name in names:
+        if name.endswith("gradient"):  # one that diverges would flatten the others
+            grid.axes_dict[name].set_yscale("symlog", linthresh=1)
+    return grid.figure, handles
 
 
 def training_curves(episodes: pd.DataFrame) -> Drawn:

@@ -122,7 +122,8 @@ def together(states: Sequence[Population], runs: Sequence[PolicyRun], device: st
     """Complete agents as one population to start the runs from: without optimisers and what methods had added.
 
     The generator depends on the replicate alone: agents of the same replicate see the same batches and noise, whatever
-    was done to them, as long as their losses draw equally much noise (those of one family do).
+    was done to them, as long as their losses draw equally much noise (those of one family do, but where a reading adds
+    a loss: a VAE's, a regulariser's).
     """
     seeds = REPAIR if family(runs[0].method, runs[0].backbone).PAIRED else FURTHER_TRAINING
     _, ordinary = get_backbone(runs[0].backbone).init(config(runs[0]), torch.Generator())

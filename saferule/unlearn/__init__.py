@@ -79,7 +79,7 @@ NO_CRITIC = {"alpha_k": 0.0, "alpha_f": 0.0}  # Table 5
 NO_FORGET_ACTOR = {"beta_f": 0.0, "beta_min": 0.0, "beta_max": 0.0}
 NOTHING_FORGOTTEN = NO_FORGET_ACTOR | {"alpha_f": 0.0}
 # What the text describes where the equations do something else: the policy leaves the poisoned actions, by a weight
-# that falls as it leaves, and stays close to the behaviour in D_k.
+# that falls as it leaves, and stays close to the behaviour in D_k (of the backbones CPQ has no term for that).
 DESCRIBED = {
     "forget_actor": "repelling",
     "gap": "nearness",
@@ -102,13 +102,29 @@ DECLARED = (
     Method("safe-rule", "Safe-RULE", "#0072B2", "safe_rule", "main"),
     Method("safe-rule-described", "Safe-RULE, as described", "#56B4E9", "safe_rule", "main", readings=DESCRIBED),
     # What happens without D_f, without the actor's forgetting, with the wrong D_f, to the wrong policy; and by itself.
-    Method("keep-only", "D_f unused", "#117733", "safe_rule", "controls", NOTHING_FORGOTTEN, style=":"),
+    Method(  # COptiDICE's would be fine-tuning
+        *("keep-only", "D_f unused", "#117733", "safe_rule", "controls", NOTHING_FORGOTTEN),
+        needs_critics=True,
+        style=":",
+    ),
+    Method(
+        *("described-keep-only", "as described, D_f unused", "#117733", "safe_rule", "controls", NOTHING_FORGOTTEN),
+        readings=DESCRIBED,
+        needs_critics=True,
+        style="-.",
+    ),
     Method(
         *("critic-only", "critics forget alone", "#999933", "safe_rule", "controls", NO_FORGET_ACTOR),
         needs_critics=True,
         style=":",
     ),
     Method("random-forget", "random D_f", "#661100", "safe_rule", "controls", forget="random", style=":"),
+    Method(
+        *("described-random-forget", "as described, random D_f", "#661100", "safe_rule", "controls"),
+        readings=DESCRIBED,
+        forget="random",
+        style="-.",
+    ),
     Method("on-clean", "Safe-RULE on clean", "#6699CC", "safe_rule", "controls", start="clean", style=":"),
     Method("short-retraining", "short retraining", "#44AA99", part="controls", forget="none", style=":", **TRAINED),
     Method("continued", "training goes on", "#AA4466", "train_on_all", "controls", style=":"),

@@ -53,5 +53,5 @@ def inside(backbone: ModuleType, losses: Losses, forgets: bool = False) -> Look:
 
 
 def norm(gradient: Network) -> Tensor:
-    """Euclidean norm of a network's gradient (scalar)."""
-    return torch.stack([leaf.pow(2).sum() for leaf in gradient.values()]).sum().sqrt()
+    """Euclidean norm of a network's gradient (scalar); in float64, as squares of one that diverges leave float32."""
+    return torch.stack([leaf.double().pow(2).sum() for leaf in gradient.values()]).sum().sqrt()

@@ -36,9 +36,15 @@ PAIRED = True
 
 
 def options(backbone: ModuleType, readings: Mapping[str, str]) -> dict[str, str]:
-    """The readings that change what is computed: not the regulariser of a backbone that has none with a gradient."""
-    names = ["reference", "gate", "forget_gate", "gap", "weight_update", "forget_actor", "vae"]
-    return {name: readings[name] for name in names + ["regulariser"] * (backbone.regulariser is not None)}
+    """The readings that change what is computed.
+
+    Not the regulariser of a backbone that has none with a gradient (BCQ-Lag, CPQ), nor whether a VAE is trained that
+    nothing looks at: BCQ-Lag acts with its own, BEAR-Lag's regulariser compares with it, CPQ needs it in training only.
+    """
+    names = ["reference", "gate", "forget_gate", "gap", "weight_update", "forget_actor"]
+    names += ["regulariser"] * (backbone.regulariser is not None)
+    regularised = backbone.regulariser is not None and readings["regulariser"] == "kept"
+    return {name: readings[name] for name in names + ["vae"] * ("vae" in backbone.ACTING or regularised)}
 
 
 def coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
@@ -72,13 +78,14 @@ def shared_coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, floa
 def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str, str]) -> Algorithm:
     """One Safe-RULE step: critics (lines 5-11), then actor and weight (lines 12-16), then targets (line 17).
 
-    Under vae = keep the VAE is trained first, on the keep batch; under regulariser = kept the backbone's regulariser,
-    if it has one, is part of the keep actor loss.
+    Under vae = keep the VAE, where it is looked at, is trained first, on the keep batch; under regulariser = kept the
+    backbone's regulariser, if it has one, is part of the keep actor loss.
     """
     ordinary = backbone.noise_shapes(cfg, cfg.batch_size)
     policy = ordinary["policy"]
     shapes = {"target": ordinary["target"], "keep_policy": policy, "forget_policy": policy}
-    regularised = readings["regulariser"] == "kept" and backbone.regulariser is not None
+    chosen = options(backbone, readings)
+    regularised = chosen.get("regulariser") == "kept"
     by_reward = readings["gap"] == "reward"
     critics = partial(critics_loss, backbone, over_dataset=readings["reference"] == "dataset", remembers=by_reward)
     actor = partial(
@@ -92,7 +99,7 @@ def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str,
         regularised=regularised,
     )
     losses: tuple = ((("critic", "cost_critic"), critics), (("actor",), actor))
-    if readings["vae"] == "keep":
+    if chosen.get("vae") == "keep":
         losses = ((("vae",), partial(on_keep, dict(backbone.LOSSES)[("vae",)])), *losses)
         shapes |= {"vae": ordinary["vae"]}
     if regularised:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Normal
 
-from saferule.agents.networks import Network, gaussian, quantile
+from saferule.agents.networks import Network, gaussian
 from saferule.agents.parts import Nets, Noise, Scalars
 from saferule.agents.population import Algorithm, Report
 from saferule.data.batches import Batch, Pair
@@ -30,7 +30,7 @@ from saferule.unlearn.inside import inside
 from saferule.unlearn.safe_rule import next_weight, shared_coefficients
 
 PAIRED = True
-LOW = 0.05  # quantile of the log-likelihood of D_k's actions: what is less likely counts as forgotten
+LOW = 0.05  # quantile of the log-likelihood of D_k's actions: the floor below which an action counts as forgotten
 VALUES = 0.5  # share of the steps in which only values are updated, under dice_phases = two
 
 
@@ -41,8 +41,12 @@ def options(backbone: ModuleType, readings: Mapping[str, str]) -> dict[str, str]
 
 
 def coefficients(cfg: Any, readings: Mapping[str, str]) -> dict[str, float]:
-    """Of Safe-RULE's scalars those that Appendix C.2 uses."""
-    return shared_coefficients(cfg, readings)
+    """Of Safe-RULE's scalars those that Appendix C.2 uses.
+
+    likelihood_floor is there where a reading looks at it, and is set by `saferule.unlearn.start.prepare`.
+    """
+    looks = readings["likelihood"] == "bounded" or readings["gap"] == "nearness"
+    return shared_coefficients(cfg, readings) | ({"likelihood_floor": 0.0} if looks else {})
 
 
 def algorithm(backbone: ModuleType, cfg: Any, steps: int, readings: Mapping[str, str]) -> Algorithm:
@@ -101,8 +105,9 @@ def actor_loss(
 
     normalised    the gap is kappa + sigma minus the mean over the forget batch of chi scaled to [0, 1], not of chi
     weight_first  beta_f moves before the actor's step
-    bounded       the softplus of the log-likelihood above a floor, a low quantile of that of D_k's actions, is what is
-                  lowered: an action that is less likely than those of D_k is let go
+    bounded       the softplus of the log-likelihood above likelihood_floor is what is lowered: an action that is less
+                  likely than D_k's actions were to the corrupted agent is let go. A floor that followed the agent would
+                  sink with what it holds up wherever D_f and D_k share states
     nearness      the gap is how much more likely than that floor the poisoned actions are, in the mean
     """
     keep_loss, _, _ = backbone.actor_loss(nets, scalars, batch.keep, noise, cfg)
@@ -111,14 +116,15 @@ def actor_loss(
         chi, _ = backbone.state_values(nets["chi"], batch.forget)
         scaled = to_unit_range(chi)
         weight = w * (1 + scalars["cost_weight"] * scaled)
-        floor = quantile(log_likelihood(nets["actor"], batch.keep), LOW)
     likelihood = log_likelihood(nets["actor"], batch.forget)
     with torch.no_grad():
         level = (scaled if normalised else chi).mean()
-        gap = likelihood.mean() - floor if nearness else scalars["kappa"] + scalars["sigma"] - level
+        target = scalars["kappa"] + scalars["sigma"]
+        gap = likelihood.mean() - scalars["likelihood_floor"] if nearness else target - level
         beta_next = next_weight(scalars["beta_f"], gap, scalars)
     beta_f = beta_next if weight_first else scalars["beta_f"]
-    forget_loss = (weight * (F.softplus(likelihood - floor) if bounded else likelihood)).mean()
+    lowered = F.softplus(likelihood - scalars["likelihood_floor"]) if bounded else likelihood
+    forget_loss = (weight * lowered).mean()
     info = {
         "actor_loss": keep_loss,
         "forget_actor_loss": forget_loss,
@@ -127,6 +133,5 @@ def actor_loss(
         "forget_chi": chi.mean(),
         "forget_weight": weight.mean(),
         "forget_likelihood": likelihood.mean(),
-        "likelihood_floor": floor,
     }
     return keep_loss + beta_f * forget_loss, info, {"beta_f": beta_next}

@@ -15,6 +15,7 @@ from saferule.agents.parts import Nets, Scalars, originals
 from saferule.agents.population import Algorithm, Population, member, reset_optimisers, stack
 from saferule.data.batches import Batch, Pair, TransitionPool, draw_rows
 from saferule.unlearn import coefficients, family, get_method
+from saferule.unlearn.safe_rule_dice import LOW, log_likelihood
 
 CHUNK = 1024  # transitions whose Bellman targets are computed at once
 Rows = Sequence[tuple[Tensor, Tensor]]  # for each agent: the rows of its keep and of its forget set in the pool
@@ -34,7 +35,8 @@ def prepare(
     Adds the coefficients to the scalars and, where the method refers to the agent that it started from, frozen copies
     of its networks; Adam starts cold and the steps count from 0. Statistics of the data are those of what is trained
     on: D_k in a method that takes pairs, else D_k and D_f. Where the reward reference is taken over all of D_k (reading
-    reference = dataset), it is computed here, once, from the corrupted agent's Bellman targets.
+    reference = dataset), it is computed here, once, from the corrupted agent's Bellman targets; so is COptiDICE's floor
+    of the likelihood (likelihood = bounded).
     """
     cfg, paired = algorithm.cfg, family(methods[0], backbone.NAME).PAIRED
     added = [coefficients(m, backbone.NAME, cfg, r) for m, r in zip(methods, readings, strict=True)]
@@ -50,6 +52,11 @@ def prepare(
         for p, (keep, _) in enumerate(rows):
             y_r = reward_targets(backbone, member(population.nets, p), cfg, pool, keep)
             population.scalars["dataset_reference"][p] = quantile(y_r, population.scalars["percentile"][p])
+    if "likelihood_floor" in population.scalars:
+        for p, (keep, _) in enumerate(rows):
+            with torch.no_grad():
+                likely = log_likelihood(member(population.nets, p)["actor"], pool.gather(keep))
+            population.scalars["likelihood_floor"][p] = quantile(likely, LOW)
     if get_method(methods[0]).frozen_copy:
         population.nets |= originals(population.nets)
     population.step = 0
