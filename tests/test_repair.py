@@ -15,6 +15,7 @@ import osrl_peer
 import pandas as pd
 import pytest
 import torch
+from helpers import LOOKS
 from typer.testing import CliRunner
 
 from benchmarks.osrl_lib import quiet_trainer
@@ -135,7 +136,7 @@ def test_command_repairs_an_osrl_policy_that_osrl_loads_and_that_acts(folder, tm
     assert record["forget"]["digest"] == poisoned.select(POISONED).digest()
     assert (record["readings"] == {}) == (method == "fine-tuning")
     log = pd.read_csv(out / LOG)
-    assert log["step"].tolist() == [1, 2] and log.notna().all().all()
+    assert log["step"].tolist() == [1, 2] and log[[n for n in log if n not in LOOKS]].notna().all().all()
 
     before = torch.load(checkpoint, weights_only=True)["model_state"]
     after = torch.load(out / MODEL, weights_only=True)["model_state"]
