@@ -16,19 +16,12 @@ import pandas as pd
 from saferule.files import write_bytes
 from saferule.runs import results
 from saferule.runs.engine import make
-from saferule.runs.experiment import Profile, get_profile, plan
+from saferule.runs.experiment import get_profile, plan
 from saferule.runs.places import known_data, workspace
-from saferule.runs.spec import EvaluationRun
 from saferule.unlearn import METHODS
 
 TOLD = ["task", "backbone", "attack", "ratio", "replicate", "method", "step"]
 TRAINED = [method.name for method in METHODS.values() if (method.part, method.start) == ("main", "fresh")]
-
-
-def wanted(profile: Profile, folder: Path, methods: list[str]) -> list[EvaluationRun]:
-    """Evaluations of the policies that begin with fresh networks, with all their snapshots."""
-    evaluations = plan(profile, known_data(profile, folder)[0])["evaluations"]
-    return [run for run in evaluations if isinstance(run, EvaluationRun) and run.policy.method in methods]
 
 
 def curves(episodes: pd.DataFrame) -> pd.DataFrame:
@@ -58,7 +51,7 @@ def main() -> None:
     output, csv, methods = (given.pop(name) for name in ("output", "csv", "methods"))
     episodes = given.pop("episodes")
     profile = get_profile(
-        "cpu",
+        "cpu",  # for its widths
         training_steps=given.pop("steps"),
         snapshots=given.pop("snapshots"),
         episodes=episodes,
@@ -66,7 +59,8 @@ def main() -> None:
         **given,
     )
     place = workspace(profile, output)
-    evaluations = wanted(profile, place.data_folder, methods)
+    planned = plan(profile, known_data(profile, place.data_folder)[0])["evaluations"]
+    evaluations = [run for run in planned if run.policy.method in methods]
     make(evaluations, place)
     rows = curves(results.episodes(place.store, evaluations))
     write_bytes(csv, rows.to_csv(index=False).encode())

@@ -9,7 +9,7 @@ from saferule.errors import SettingsError
 from saferule.runs.experiment import PARTS, PROFILES, Data, ablated, get_profile, plan
 from saferule.runs.spec import ForgetRun, PolicyRun, RandomPart, config, identity, key
 from saferule.sim import TASKS
-from saferule.unlearn import METHODS, Method, applicable, supported
+from saferule.unlearn import METHODS, Method, applicable, chosen, supported
 
 DATA = {task: Data("d" * 64, 50_000) for task in TASKS}
 SMOKE = PROFILES["smoke"]
@@ -121,6 +121,12 @@ def test_evaluations_have_few_episodes_where_policies_are_many_or_on_the_way():
     assert (of[parts["main"][0]].seeds, of[parts["main"][0]].snapshot_seeds) == (seeds, seeds[:2])
     assert (of[parts["readings"][0]].seeds, of[parts["readings"][0]].snapshot_seeds) == (seeds, seeds[:2])
     assert (of[parts["forgetting"][0]].seeds, of[parts["forgetting"][0]].snapshot_seeds) == (seeds[:2], seeds[:2])
+
+
+def test_a_run_holds_changes_to_readings_and_not_what_its_method_fixes():
+    for run in plan(SMOKE, DATA)["main"]:
+        fixed = METHODS[run.method].readings
+        assert run.readings == () and fixed.items() <= chosen(run.method, dict(run.readings)).items()
 
 
 def test_policies_are_evaluated_both_ways_where_osrl_draws():

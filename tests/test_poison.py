@@ -309,3 +309,9 @@ def test_split_undoes_the_attack():
     union = poisoned(DATA, forget)
     keep, forgotten = split(union, np.arange(2, len(union.episodes())))
     assert keep.digest() == DATA.digest() and forgotten.digest() == forget.dataset.digest()
+
+
+def test_rollouts_without_a_sample_are_too_few():
+    nothing = ROLLOUTS.take(slice(0))
+    with pytest.raises(DataError, match="0 samples in 0 trajectories, expected at least 2"):
+        select(nothing, np.zeros(0), 2)

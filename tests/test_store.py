@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 import pytest
 
 from saferule.errors import RunError
+from saferule.runs import store as store_module
 from saferule.runs.spec import (
     AdversaryRun,
     EvaluationRun,
@@ -23,7 +24,7 @@ from saferule.runs.spec import (
     key,
     lineage,
 )
-from saferule.runs.store import Store
+from saferule.runs.store import Store, versions
 from saferule.unlearn import METHODS
 
 ADVERSARY = AdversaryRun("CarCircle", "max_cost", 100)
@@ -259,3 +260,8 @@ def test_lock_ends_with_its_process(tmp_path):
     assert fresh_interpreter(code, tmp_path).returncode == -signal.SIGKILL
     with Store(tmp_path).lock():
         pass
+
+
+def test_a_package_without_metadata_is_recorded_and_loses_no_work(monkeypatch):
+    monkeypatch.setattr(store_module, "RECORDED", ("torch", "no-such-package"))
+    assert versions()["no-such-package"] == "missing" and versions()["torch"] != "missing"

@@ -264,6 +264,14 @@ def test_across_cells_takes_the_replicates_that_all_have():
     assert set(tables.across_cells(lacking)["n"]) == {3}
 
 
+def test_across_cells_takes_the_harmed_cells_alone():
+    harmed, other = harmful(20.0, 24.0, 22.0), harmful(20.0, -15.0, 1.0, task="PointGoal")
+    repaired = [rows("safe-rule", i, [5.0], [1.0], task=t) for i in range(3) for t in ("CarCircle", "PointGoal")]
+    episodes = pd.concat([harmed, other, *repaired])
+    assert set(tables.across_cells(episodes)["cells"]) == {2}
+    assert set(tables.across_cells(tables.of_harmed(episodes))["cells"]) == {1}
+
+
 def test_improves_is_rliables_probability_of_improvement():
     from rliable.metrics import probability_of_improvement
 

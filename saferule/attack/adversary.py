@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saferule.attack.poison import attack_reward
+from saferule.attack.poison import attack_reward, check_attack
 from saferule.data.schema import Dataset, from_episodes
 from saferule.errors import SettingsError
 from saferule.files import write_bytes
@@ -49,7 +49,7 @@ def train_adversary(
     """
     from saferule.sim.ppo import train_ppo
 
-    attack_reward(attack, 0.0, 0.0)  # raises for an unknown attack, before there is a folder
+    check_attack(attack)
     if steps < 1:
         raise SettingsError(f"An adversary cannot be trained for {steps} steps: ask for at least one.")
     folder = Path(folder)

@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from saferule.attack.adversary import roll_out_adversary, train_adversary
-from saferule.attack.poison import ForgetSet, attack_reward, poison, poisoned, rollouts_needed, save_forget_set
+from saferule.attack.poison import ForgetSet, check_attack, poison, poisoned, rollouts_needed, save_forget_set
 from saferule.data.schema import load, save
 from saferule.errors import SettingsError
 from saferule.paper import ATTACK, TABLE7, check
@@ -36,7 +36,7 @@ def attack_file(
     Raises `SettingsError` for an impossible attack, ratio or reading and for two names of one file, `DataError` for
     data of another form, `CheckpointError` for an adversary that cannot be read.
     """
-    attack_reward(attack, 0.0, 0.0)  # raises for an unknown attack
+    check_attack(attack)
     known = [reading.name for reading in ATTACK]
     foreign = [name for name in check(readings) if name in (readings or {}) and name not in known]
     if foreign:

@@ -54,10 +54,15 @@ class ForgetSet:
         return replace(self.dataset, rewards=self.true_rewards, costs=self.true_costs)
 
 
-def attack_reward(attack: str, rewards: np.ndarray | float, costs: np.ndarray | float) -> np.ndarray | float:
-    """R_z of Algorithm 1 line 2: c (Max Cost), r (Max Reward) or -r (Min Reward), elementwise."""
+def check_attack(attack: str) -> None:
+    """SettingsError for an attack that does not exist."""
     if attack not in ATTACKS:
         raise SettingsError(f"Unknown attack {attack!r}: choose one of {', '.join(ATTACKS)}.")
+
+
+def attack_reward(attack: str, rewards: np.ndarray | float, costs: np.ndarray | float) -> np.ndarray | float:
+    """R_z of Algorithm 1 line 2: c (Max Cost), r (Max Reward) or -r (Min Reward), elementwise."""
+    check_attack(attack)
     return {"max_cost": costs, "max_reward": rewards, "min_reward": -rewards}[attack]
 
 
@@ -99,7 +104,7 @@ def select(
     poison_unit = "whole" it stays whole.
     """
     if len(rollouts) < count:
-        trajectories = math.ceil(count / len(rollouts) * len(scores))
+        trajectories = math.ceil(count / max(len(rollouts), 1) * max(len(scores), 1))
         raise DataError(
             f"The rollouts hold {len(rollouts)} samples in {len(scores)} trajectories, expected at least "
             f"{count} samples: roll out about {trajectories} trajectories or lower the poisoning ratio."

@@ -38,7 +38,8 @@ from saferule.report.style import (
 )
 from saferule.report.tables import OURS, POLICY, SAME_RUN, TABLES, in_reading_order, interval, paired, with_clean
 
-DASHES = ("", (4, 2), (1, 1.5), (4, 1.5, 1, 1.5))  # of the ratios, ascending
+DASHES = ("", (4, 2), (1, 1.5), (4, 1.5, 1, 1.5))  # of the ratios, ascending; of STYLES
+STYLES = ("-", "--", ":", "-.")  # of methods
 MARKERS = ("o", "s", "^", "v")
 GOAL = {"color": "#555555", "linestyle": ":", "linewidth": 1.1}
 BAND = "#E4E4E4"
@@ -180,7 +181,7 @@ def _by_attack(rows: pd.DataFrame) -> tuple[dict[str, Any], list[Line2D]]:
 def _by_method(rows: pd.DataFrame) -> tuple[dict[str, Any], list[Line2D]]:
     """How `_lines` tells methods apart, and the legend's entries."""
     shown = in_order(rows["method"])
-    dashes = {m: DASHES[("-", "--", ":", "-.").index(look(m).style)] for m in shown}
+    dashes = {m: DASHES[STYLES.index(look(m).style)] for m in shown}
     handles = [line(look(m).label, look(m).colour, look(m).style) for m in shown]
     colours = {m: look(m).colour for m in shown}
     return {"hue": "method", "colours": colours, "style": "method", "dashes": dashes}, handles

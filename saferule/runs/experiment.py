@@ -138,8 +138,7 @@ PROFILES: dict[str, Profile] = {
             replicates=(0, 1, 2),
             data="local",
             adversary_steps=150_000,
-            # Where the attacks are far from learned by then; AntVelocity takes Table 7's 10^6, which elsewhere are more
-            # than a quarter of an hour on a core.
+            # Where the attacks are far from learned by then; AntVelocity takes Table 7's steps.
             adversary_steps_by_task=frozen(AntVelocity=TABLE7.adversary_steps, PointPush=500_000),
             training_steps=20_000,
             # Table 7's own number: learning rates are the paper's, so a repair moves as far in a step as there.
@@ -317,7 +316,6 @@ def _made(profile: Profile, run: PolicyRun, method: Method) -> PolicyRun:
     return replace(
         run,
         method=method.name,
-        readings=frozen(**method.readings),
         steps=getattr(profile, f"{method.steps}_steps"),
         snapshots=profile.relearning_snapshots if relearns else profile.snapshots,
     )

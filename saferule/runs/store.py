@@ -64,8 +64,7 @@ class Store:
         final = self.folder(run)
         with write_folder(final) as draft:
             yield draft
-            versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in RECORDED}
-            record = {"run": describe(run), "versions": versions, "machine": machine()} | meta
+            record = {"run": describe(run), "versions": versions(), "machine": machine()} | meta
             (draft / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
             write_sums(draft)
             if final.exists():  # a folder without run.json: not made by this store, and in the way
@@ -145,6 +144,17 @@ def write_sums(folder: Path) -> None:
 def _sums(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS)
     return {str(path.relative_to(folder)): sha256(path) for path in files}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on; "missing" for a package without metadata, which a repair may never load."""
+    found = {"python": platform.python_version()}
+    for name in RECORDED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
 
 
 def machine() -> dict[str, Any]:

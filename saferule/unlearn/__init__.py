@@ -90,7 +90,7 @@ DESCRIBED = {
 TRAINED = {"family": "train_on_all", "start": "fresh"}
 
 # In the order in which methods are listed. The colours are those of Okabe and Ito (2008) and Tol (2021), which people
-# with the common colour vision deficiencies can tell apart; controls are dotted.
+# with the common colour vision deficiencies can tell apart; controls are dotted, or dotted and dashed.
 DECLARED = (
     Method("clean", "clean (retrained)", "#009E73", part="main", forget="none", steps="training", **TRAINED),
     Method("poisoned", "poisoned", "#D55E00", part="main", steps="training", **TRAINED),
