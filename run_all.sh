@@ -13,6 +13,7 @@ Usage: ./run_all.sh [--profile smoke|cpu|paper] [choices] [--help]
 Choices, each with one or more values; without them all of the profile:
   --tasks CarCircle ...   --backbones cpq ...   --attacks max_cost ...   --ratios 0.15 ...   --replicates 0 1 ...
   --notebooks attack ...  --set episodes=50 ...  --runs-only (makes the runs, executes no notebook)
+  --ray ADDRESS           makes the runs on a Ray cluster (docs/cluster.md); --ray-gpus 0.25: with so much of a GPU each
 
 Makes .venv from requirements.lock if there is none (another place: SAFERULE_VENV=/path), then says which device is
 used. Results are in artifacts/<profile>/. Finished work is kept: a second run trains nothing again, an interrupted one
@@ -39,6 +40,11 @@ while (($#)); do
         --profile)
             (($# > 1)) || bad_usage "--profile needs a value"
             profile="$2"
+            shift 2
+            ;;
+        --ray | --ray-gpus)
+            (($# > 1)) || bad_usage "$1 needs a value"
+            choices+=("$1" "$2")
             shift 2
             ;;
         --runs-only)

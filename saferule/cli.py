@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from ast import literal_eval
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,20 @@ from typer.core import TyperGroup
 from saferule.errors import SaferuleError, SettingsError
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as batch systems send it before they kill."""
+
+
+def _terminate(*_: Any) -> None:
+    raise Terminated
+
+
 class Commands(TyperGroup):
-    """Turns an error on purpose into one line and exit code 2, an interrupt into 130."""
+    """Turns an error on purpose into one line and exit code 2, an interrupt into 130, SIGTERM into 143."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
+        before = signal.signal(signal.SIGTERM, _terminate)
         try:
             return super().invoke(ctx)
         except SaferuleError as error:
@@ -29,9 +39,11 @@ class Commands(TyperGroup):
                 raise
             typer.echo(f"saferule: error: {error}: choose another place or make room", err=True)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             typer.echo("saferule: interrupted: finished work is kept; an adversary in training begins again", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 app = typer.Typer(
@@ -89,10 +101,13 @@ def run(
     runs_only: Annotated[bool, typer.Option("--runs-only", help="Make the runs, execute no notebook.")] = False,
     output: OutputOption = None,
     data: DataFolderOption = None,
+    ray: Annotated[str | None, typer.Option(envvar="RAY_ADDRESS", help="Make them on this Ray cluster.")] = None,
+    ray_gpus: Annotated[float, typer.Option(help="The share of a GPU that each job there is given.")] = 0.0,
 ) -> None:
     """Make the runs of a profile and execute its notebooks; finished work is kept, interrupted work continues."""
     from saferule.doctor import device
     from saferule.runs.engine import make
+    from saferule.runs.execute import use_cluster
     from saferule.runs.experiment import get_profile, plan
     from saferule.runs.notebooks import check_names, run_all
     from saferule.runs.places import NOTEBOOKS, known_data, workspace
@@ -108,7 +123,9 @@ def run(
     parameters |= {"changes": changed} if changed else {}
     if data is not None:
         parameters["data"] = str(data.resolve())
-    typer.echo(f"profile {profile} on {device().found}")
+    if ray or ray_gpus:
+        use_cluster(ray, ray_gpus)
+    typer.echo(f"profile {profile} on {f'Ray at {ray}' if ray else device().found}")
     if not notebooks:  # everything in one go keeps all cores busy; a single notebook makes what it shows
         place = workspace(wanted, output, data)
         parts = plan(wanted, known_data(wanted, place.data_folder)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -9,6 +10,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a full disk, a quota, a limit of the size of files
 
 
 @contextmanager
@@ -27,6 +30,8 @@ def write_atomically(final: Path) -> Iterator[Path]:
         draft.chmod(mode)  # safetensors replaces the file by one for its owner's eyes
         _sync(draft)
         os.replace(draft, final)
+    except OSError as error:
+        raise _placed(error, final) from None
     finally:
         draft.unlink(missing_ok=True)
 
@@ -44,8 +49,7 @@ def write_folder(final: Path) -> Iterator[Path]:
     OSError when there is a folder with something in it at the final place by then.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    draft = final.with_name(f".{final.name}.{os.getpid()}.part")
-    shutil.rmtree(draft, ignore_errors=True)
+    draft = final.with_name(f".{final.name}.{secrets.token_hex(4)}.part")
     draft.mkdir()
     try:
         yield draft
@@ -54,6 +58,8 @@ def write_folder(final: Path) -> Iterator[Path]:
                 _sync(path)
         os.replace(draft, final)
         _sync(final.parent)
+    except OSError as error:
+        raise _placed(error, final) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -62,6 +68,12 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _placed(error: OSError, final: Path) -> OSError:
+    """The error, with the place where a full disk was met: a write that fails does not say it."""
+    bare = error.errno in FULL and error.filename is None
+    return OSError(error.errno, os.strerror(error.errno), str(final)) if bare else error
 
 
 def _sync(path: Path) -> None:

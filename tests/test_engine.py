@@ -1,145 +1,37 @@
 """Runs on a tiny real dataset: made once, found again, and continued after SIGKILL as if nothing had happened."""
 
-import math
-import os
-import shutil
-import signal
-import threading
-import time
-from concurrent.futures import Executor, Future
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from helpers import LOOKS, assert_same_state
-from test_store import fresh_interpreter
+from tiny_runs import (
+    CONFIG,
+    LOGGED,
+    SNAPSHOT,
+    STEPS,
+    TRIED,
+    agent_of,
+    applied,
+    files,
+    moved,
+    relearnings,
+    repairs,
+    trainings,
+)
 
 from saferule.agents import BACKBONES, get_backbone, loop
 from saferule.agents.checkpoint import load_agent, read
 from saferule.agents.loop import LOOK_EVERY
-from saferule.attack.poison import save_forget_set
-from saferule.errors import RunError
-from saferule.runs import engine, execute, interruptible, results
-from saferule.runs.interruptible import AGENT, Interruptible
-from saferule.runs.spec import AdversaryRun, EvaluationRun, ForgetRun, PolicyRun, RandomPart, TimingRun, frozen
+from saferule.runs import engine, execute, results
+from saferule.runs.interruptible import AGENT
+from saferule.runs.spec import EvaluationRun, RandomPart, TimingRun, frozen
 from saferule.runs.store import Store
-from saferule.runs.work import FORGET, TIMES, Workspace, snapshot
+from saferule.runs.work import TIMES, snapshot
 from saferule.unlearn import METHODS, start
 
-TRIED = ("cpq", "bcq-lag")
-CONFIG = frozen(hidden=(8, 8), vae_hidden=8, batch_size=8, samples=3)
-STEPS, LOG_EVERY, SNAPSHOT, KILLED_IN, KEPT = 28, 4, 14, 19, 16
-LOGGED = [4, 8, 12, 14, 16, 20, 24, 28]  # a snapshot is logged too
-
-
-def trainings(digest: str, backbone: str) -> list[PolicyRun]:
-    """One clean and two poisoned policies."""
-    forget = ForgetRun(AdversaryRun("CarCircle", "max_cost", 1000), digest, 0.15, 2, 0.99, ())
-    clean = PolicyRun("CarCircle", backbone, digest, None, "clean", STEPS, 0, config=CONFIG, snapshots=1)
-    return [clean, *(replace(clean, forget=forget, method="poisoned", replicate=r) for r in (0, 1))]
-
-
-def applied(method: str, start: PolicyRun, **changes) -> PolicyRun:
-    return replace(start, method=method, start=start, **changes)
-
-
-def repairs(digest: str, backbone: str) -> list[PolicyRun]:
-    """Two variants of Safe-RULE on each poisoned policy."""
-    return [applied(m, run) for run in trainings(digest, backbone)[1:] for m in ("safe-rule", "no-critic")]
-
-
-def relearnings(digest: str, backbone: str) -> list[PolicyRun]:
-    """Of replicate 0 the clean, poisoned and repaired policy, of replicate 1 the poisoned one."""
-    clean, poisoned, other = trainings(digest, backbone)
-    starts = [clean, poisoned, repairs(digest, backbone)[0], other]
-    return [applied("relearn", start, forget=poisoned.forget) for start in starts]
-
-
-@pytest.fixture(autouse=True)
-def _log_often(monkeypatch):
-    monkeypatch.setattr(loop, "LOG_ROWS", STEPS // LOG_EVERY)
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory, digest, car_forget) -> Path:
-    """A store that has the forget set, without the adversary that it came from."""
-    store = Store(tmp_path_factory.mktemp("empty"))
-    with store.write(trainings(digest, "cpq")[1].forget) as folder:
-        save_forget_set(car_forget, folder / FORGET)
-    return store.root
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory, empty_store, make, digest) -> Path:
-    """A store with all policies, made without interruption, one population at a time in this process."""
-    root = tmp_path_factory.mktemp("reference") / "store"
-    shutil.copytree(empty_store, root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "LOG_ROWS", STEPS // LOG_EVERY)
-        for backbone in TRIED:
-            make([*trainings(digest, backbone), *repairs(digest, backbone)], root)
-    return root
-
-
-@pytest.fixture
-def fresh(empty_store, tmp_path) -> Path:
-    """A copy of the store that has the forget set."""
-    return Path(shutil.copytree(empty_store, tmp_path / "store"))
-
-
-@pytest.fixture
-def made(reference, tmp_path) -> Path:
-    """A copy of the store that has all policies."""
-    return Path(shutil.copytree(reference, tmp_path / "store"))
-
-
-@pytest.fixture(scope="module")
-def digest(car_data) -> str:
-    return car_data.digest()
-
-
-@pytest.fixture(scope="module")
-def make(data_folder):
-    return partial(make_from, data_folder)
-
-
-def make_from(data_folder: Path, runs, root: Path, say=lambda line: None, executor=None) -> Store:
-    workspace = Workspace(Store(root), data_folder, "cpu")
-    engine.make(runs, workspace, executor or execute.InProcess(), say)
-    return workspace.store
-
-
-def agent_of(root: Path, run: PolicyRun):
-    return load_agent(Store(root).folder(run) / AGENT)
-
-
-def moved(before, after) -> set[str]:
-    """Names of the networks of which a parameter differs."""
-    return {net for net in {*before, *after} if any(not torch.equal(before[net][k], after[net][k]) for k in after[net])}
-
-
-def files(root: Path) -> dict[Path, int]:
-    """When each file below was last changed."""
-    return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.name != ".lock"}
-
-
-def assert_same_results(run, root: Path, other: Path) -> None:
-    """Equal parameters, optimisers, generators, snapshots and log, bit for bit."""
-    one, two = (Store(r).folder(run) for r in (root, other))
-    names = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
-    assert names == sorted(path.relative_to(two) for path in two.rglob("*") if path.is_file())
-    for name in names:
-        if name.suffix == ".safetensors":
-            (tensors, meta), (tensors_two, meta_two) = read(one / name), read(two / name)
-            assert_same_state(tensors, tensors_two)
-            assert meta == meta_two
-        elif name.name == "log.csv":
-            assert (one / name).read_text() == (two / name).read_text()
-    assert {path.name for path in one.iterdir()} == {AGENT, "log.csv", "run.json", "SHA256SUMS", "snapshots"}
+pytestmark = pytest.mark.usefixtures("log_often")
 
 
 @pytest.mark.parametrize("backbone", TRIED)
@@ -184,7 +76,7 @@ def test_all_stages_in_worker_processes_and_again_for_nothing(reference, fresh, 
     runs = [run for backbone in TRIED for run in trainings(digest, backbone)]
     repaired = [applied(m, runs[1 + 3 * i]) for i in range(2) for m in ("safe-rule", "fine-tuning")]
     evaluations = [EvaluationRun(runs[1], tuple(range(100, 106)), (100, 101)), EvaluationRun(repaired[0], (100, 101))]
-    everything, said, pool = [*evaluations, *runs, *repaired], [], execute.process_pool(2)
+    everything, said, pool = [*evaluations, *runs, *repaired], [], execute.Workers(2)
     store = make(everything, fresh, said.append, pool)
     for run in runs:
         assert_same_state(*(read(Store(root).folder(run) / AGENT)[0] for root in (fresh, reference)))
@@ -210,183 +102,6 @@ def test_the_cost_limit_of_the_training_is_that_of_the_rows(fresh, make, digest)
     evaluations = [EvaluationRun(run, (3,))]
     (row,) = results.episodes(make(evaluations, fresh), evaluations).to_dict("records")
     assert row["cost_limit"] == 25 and row["normalised_cost"] == row["cost"] / 25
-
-
-# What can happen on the way
-
-
-def make_until_killed(root: str, data_folder: str, digest: str, kind: str, backbone: str, when: str) -> None:
-    """Run in a process of its own: make runs and die by SIGKILL on the way.
-
-    Before a death in a step the state is saved at every logged step, else only when all steps are made.
-    """
-    die, update, write = partial(os.kill, os.getpid(), signal.SIGKILL), loop.update, Interruptible._write
-
-    def dying_update(population, *arguments):
-        if population.step == KILLED_IN - 1:
-            die()
-        return update(population, *arguments)
-
-    def dying_write(self, *arguments, **options):
-        write(self, *arguments, **options)
-        die()  # between the folders of the first and the second agent
-
-    if when == "step":
-        loop.update = dying_update
-    else:
-        Interruptible._write = dying_write
-    loop.LOG_ROWS, interruptible.SAVE_SECONDS = STEPS // LOG_EVERY, -1.0 if when == "step" else math.inf
-    make_from(Path(data_folder), RUNS[kind](digest, backbone), Path(root))
-
-
-RUNS = {"train": trainings, "unlearn": repairs, "relearn": relearnings}
-
-
-@pytest.mark.parametrize(
-    ("kind", "backbone", "when"),
-    [("train", "bcq-lag", "step"), ("train", "cpq", "folder"), ("unlearn", "cpq", "step"), ("relearn", "cpq", "step")],
-)
-def test_a_killed_run_ends_as_if_it_had_not_been_killed(
-    made, make, data_folder, digest, tmp_path, kind, backbone, when
-):
-    root, whole, runs = made, tmp_path / "whole", RUNS[kind](digest, backbone)
-    make(runs, root)
-    shutil.copytree(root, whole)
-    for run in runs:
-        shutil.rmtree(Store(root).folder(run))
-    code = "import sys; from test_engine import make_until_killed; make_until_killed(*sys.argv[1:])"
-    killed = fresh_interpreter(code, root, data_folder, digest, kind, backbone, when)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = [run for run in runs if Store(root).done(run)]
-    assert done == ([] if when == "step" else runs[:1])
-    (state,) = root.glob("partial/*/state.safetensors")
-    assert read(state)[1]["step"] == (KEPT if when == "step" else STEPS)
-
-    said, before = [], [files(Store(root).folder(run)) for run in done]
-    make(runs, root, said.append)
-    assert [files(Store(root).folder(run)) for run in done] == before  # what was finished is not written again
-    assert any(f"continued at step {KEPT if when == 'step' else STEPS}" in line for line in said)
-    for run in runs:
-        assert_same_results(run, root, whole)
-    assert not list(root.glob("partial/*"))
-
-
-def test_a_damaged_state_means_from_the_beginning(reference, fresh, make, digest):
-    runs, said = trainings(digest, "cpq"), []
-    (Store(fresh).partial(runs) / interruptible.STATE).write_bytes(b"half a file")
-    make(runs, fresh, said.append)
-    assert any("from the beginning" in line and interruptible.STATE in line for line in said)
-    for run in runs:
-        assert_same_results(run, fresh, reference)
-
-
-def test_an_agent_that_is_not_finite_is_kept_with_its_last_good_state(fresh, make, digest):
-    changed, said = frozen(**dict(CONFIG), critic_lr=float("inf")), []
-    runs = [replace(run, config=changed) for run in trainings(digest, "cpq")]
-    store = make(runs, fresh, said.append)
-    assert results.stopped(store, runs) == [store.meta(run)["stopped"] for run in runs]
-    for run in runs:
-        meta = store.meta(run)
-        assert "step 1" in meta["stopped"] and "state of step 0" in meta["stopped"] and meta["stopped"] in said
-        agent = agent_of(fresh, run)
-        assert agent.meta["step"] == 0 and agent.meta["stopped"] == meta["stopped"]
-        assert all(leaf.isfinite().all() for leaves in agent.nets.values() for leaf in leaves.values())
-    assert not list(fresh.glob("partial/*"))
-    before = files(fresh)
-    make(runs, fresh)
-    assert files(fresh) == before
-
-
-def test_a_run_that_stopped_is_shown_at_the_step_of_the_state_that_was_kept(made, make, digest, monkeypatch):
-    run, update = applied("fine-tuning", trainings(digest, "cpq")[1]), loop.update
-
-    def update_that_breaks(population, *arguments):
-        if population.step == KILLED_IN:
-            population.nets["actor"]["w0"].data.fill_(math.nan)
-        return update(population, *arguments)
-
-    monkeypatch.setattr(loop, "update", update_that_breaks)
-    evaluation = EvaluationRun(run, (1, 2), (1,))
-    rows = results.episodes(make([evaluation], made), [evaluation])
-    assert rows["step"].tolist() == [SNAPSHOT, KEPT, KEPT] and rows["final"].tolist() == [False, True, True]
-
-
-def three_repairs(digest: str) -> list[PolicyRun]:
-    """Of one policy, each a job of its own."""
-    poisoned = trainings(digest, "cpq")[1]
-    return [applied(method, poisoned) for method in ("fine-tuning", "trajdeleter", "trajdeleter-released")]
-
-
-def test_a_worker_that_is_killed_once_is_forgiven_and_twice_is_named(made, make, digest, monkeypatch):
-    """Its job is tried again alone; what builds on it goes with it, everything else is made."""
-    once, twice, fine = three_repairs(digest)
-    built, deaths = EvaluationRun(twice, (1,)), {once: 1, twice: 2}
-
-    class Dying(execute.InProcess):
-        def submit(self, function, workspace, runs, *more):
-            if deaths.get(runs[0], 0):
-                deaths[runs[0]] -= 1
-                return super().submit(lambda: (_ for _ in ()).throw(BrokenProcessPool("killed")))
-            return super().submit(function, workspace, runs, *more)
-
-    dying = Dying()
-    monkeypatch.setattr(engine, "stop", lambda pool: None)
-    monkeypatch.setattr(engine, "local_pool", lambda: dying)
-    with pytest.raises(RunError, match="2 of 4 runs could not be made.*killed twice.*out of memory"):
-        make([once, built, fine], made, executor=dying)
-    store = Store(made)
-    assert [store.done(run) for run in (once, fine, twice, built)] == [True, True, False, False]
-    make([built], made)
-    assert store.done(twice) and store.done(built)
-
-
-def test_a_worker_that_is_really_killed_is_replaced(fresh, make, digest):
-    """While two jobs run and others wait: none is submitted to what is left of the pool."""
-    pool = execute.process_pool(2)
-    runs = [replace(run, steps=400) for backbone in BACKBONES for run in trainings(digest, backbone)]
-
-    def kill():
-        while not list(fresh.glob("partial/*")):
-            time.sleep(0.01)
-        os.kill(next(iter(pool._processes)), signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    store = make(runs, fresh, executor=pool)
-    killer.join()
-    assert all(map(store.done, runs)) and not list(fresh.glob("partial/*"))
-    with pytest.raises(BrokenProcessPool):
-        pool.submit(len, "abc").result()
-    execute.stop(execute.local_pool())
-
-
-def test_nothing_is_submitted_to_a_pool_while_it_breaks(made, make, digest, monkeypatch):
-    """The first of two running jobs tells that their pool is broken; the other ends later, a third one waits."""
-    runs = three_repairs(digest)
-
-    class Breaking(Executor):
-        _max_workers, submitted = 2, 0
-
-        def submit(self, *_):
-            self.submitted += 1
-            assert self.submitted <= 2, "submitted to a broken pool"
-            future, end = Future(), BrokenProcessPool("killed")
-            threading.Timer(0.2 * self.submitted, future.set_exception, [end]).start()
-            return future
-
-    monkeypatch.setattr(engine, "stop", lambda pool: None)
-    monkeypatch.setattr(engine, "local_pool", execute.InProcess)
-    store = make(runs, made, executor=Breaking())
-    assert all(map(store.done, runs))
-
-
-def test_an_error_on_purpose_takes_only_what_builds_on_it(fresh, make, digest):
-    (clean, *_), (_, poisoned, _) = (trainings(digest, backbone) for backbone in TRIED)
-    store = Store(fresh)
-    (store.folder(poisoned.forget) / FORGET).write_bytes(b"text")
-    with pytest.raises(RunError, match="2 of 3 runs.*forget.hdf5"):
-        make([EvaluationRun(poisoned, (1,)), clean], fresh)
-    assert store.done(clean) and not store.done(poisoned)
 
 
 # The other backbones, relearning, timing

@@ -9,15 +9,16 @@ goes on.
 from __future__ import annotations
 
 import math
+import traceback
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
 from saferule.errors import RunError, SaferuleError
-from saferule.runs.execute import InProcess, cores, local_pool, stop
+from saferule.files import FULL
+from saferule.runs.execute import InProcess, JobExecutor, default
 from saferule.runs.interruptible import SAVE_SECONDS, progress
 from saferule.runs.spec import ForgetRun, PolicyRun, Run, TimingRun, lineage, parents
 from saferule.runs.store import Store
@@ -40,22 +41,20 @@ class Job:
         return f"{self.runs[0].KIND} {named(self.runs)}"
 
 
-def make(runs: Sequence[Run], workspace: Workspace, executor: Executor | None = None, say: Say = print) -> None:
+def make(runs: Sequence[Run], workspace: Workspace, executor: JobExecutor | None = None, say: Say = print) -> None:
     """Make the runs that are missing, and what they build on.
 
-    executor  where jobs run; None: on a CPU a process per core, on a GPU, and for a single job, this process
+    executor  where jobs run; None: where `saferule.runs.execute.default` says
     RunError, at the end, names the runs that could not be made; another process that makes runs here is one at once.
     """
     store = workspace.store
     if all(map(store.done, runs)):
         return
     with store.lock():
-        jobs = divide(runs, store, workspace.device)
-        timings = [job for job in jobs if isinstance(job.runs[0], TimingRun)]
-        others = [job for job in jobs if job not in timings]
-        alone = workspace.device != "cpu" or cores() == 1 or len(others) == 1
-        failed = _follow(others, workspace, executor or (InProcess() if alone else local_pool()), say)
-        failed |= _follow(timings, workspace, InProcess(), say)  # nothing else may run beside them
+        executor = executor or default(workspace.device)
+        executor.check(store.root)
+        jobs = divide(runs, store, workspace.device, executor.slots)
+        failed = _follow(jobs, workspace, executor, say)
     if failed:
         sentences = list(dict.fromkeys(failed.values()))
         raise RunError(
@@ -64,8 +63,8 @@ def make(runs: Sequence[Run], workspace: Workspace, executor: Executor | None = 
         )
 
 
-def divide(runs: Sequence[Run], store: Store, device: str) -> list[Job]:
-    """The missing runs as jobs: interrupted populations as they were, the others so that all cores have work.
+def divide(runs: Sequence[Run], store: Store, device: str, slots: int) -> list[Job]:
+    """The missing runs as jobs: interrupted populations as they were, the others so that all slots have work.
 
     On a CPU a population holds one replicate, which does not wait for the next; a GPU takes all at once.
     """
@@ -80,11 +79,7 @@ def divide(runs: Sequence[Run], store: Store, device: str) -> list[Job]:
             before = sum(_together(other) == key for other in lineage([run])[:-1])  # not beside what it builds on
             groups.setdefault((*key, replicate, before), []).append(run)
     alike = Counter(key[:2] for key in groups)  # groups that can be worked on at the same time
-    parts = [
-        part
-        for key, group in groups.items()
-        for part in _cut(group, math.ceil((cores() if device == "cpu" else 1) / alike[key[:2]]))
-    ]
+    parts = [part for key, group in groups.items() for part in _cut(group, math.ceil(slots / alike[key[:2]]))]
     order = {run: i for i, run in enumerate(todo)}
     return sorted((Job(part) for part in [*continued, *parts]), key=lambda job: min(order.get(r, 0) for r in job.runs))
 
@@ -104,23 +99,37 @@ def _cut(group: list[Run], wanted: int) -> list[list[Run]]:
     return [group[i : i + size] for i in range(0, len(group), size)]
 
 
-def _follow(jobs: Sequence[Job], workspace: Workspace, executor: Executor, say: Say) -> dict[Job, str]:
-    """Run all jobs, each when it can; returns why those that failed did. Says how far they are about once a minute."""
+def _timed(job: Job) -> bool:
+    return isinstance(job.runs[0], TimingRun)
+
+
+def _follow(jobs: Sequence[Job], workspace: Workspace, executor: JobExecutor, say: Say) -> dict[Job, str]:
+    """Run all jobs, each when it can; returns why those that failed did. Says how far they are about once a minute.
+
+    A job whose process was lost is tried once more. A measurement of time begins when everything before it has begun,
+    and runs alone. A full disk is no job's failure but the end.
+    """
     of_run = {run: job for job in jobs for run in job.runs}
     needs = {job: {of_run[p] for run in job.runs for p in parents(run) if p in of_run} - {job} for job in jobs}
-    waiting, running, failed, broken = list(jobs), {}, {}, False
-    slots = 1 if isinstance(executor, InProcess) else getattr(executor, "_max_workers", cores())
+    waiting, running, done, failed = dict.fromkeys(jobs), {}, set(), {}
+    live = (say,) if isinstance(executor, InProcess) else ()
+
+    def fail(job: Job, sentence: str) -> None:
+        failed[job] = sentence
+        for other in [other for other in waiting if job in needs[other]]:
+            if other in waiting:  # else it has failed by now with one between
+                del waiting[other]
+                fail(other, sentence)
+
     try:
         while waiting or running:
-            for job in [job for job in waiting if needs[job] & failed.keys()]:
-                waiting.remove(job)
-                failed[job] = next(failed[other] for other in needs[job] if other in failed)
-            pending = {*waiting, *running.values()}
-            for job in [job for job in waiting if not needs[job] & pending]:
-                suspect = job.tries or any(other.tries for other in running.values())
-                if len(running) < slots and not broken and not (running and suspect):  # a suspect runs alone
-                    waiting.remove(job)
-                    live = (say,) if isinstance(executor, InProcess) else ()
+            slots = executor.slots  # of a cluster: those of the nodes that are there now
+            for place, job in enumerate(list(waiting)):
+                timed = _timed(job)
+                if len(running) >= slots or any(map(_timed, running.values())) or (timed and running and not place):
+                    break
+                if needs[job] <= done and not (timed and place):
+                    del waiting[job]
                     running[executor.submit(work, workspace, job.runs, *live)] = job
             ended, _ = wait(running, timeout=SAVE_SECONDS, return_when=FIRST_COMPLETED)
             if not ended:
@@ -130,26 +139,27 @@ def _follow(jobs: Sequence[Job], workspace: Workspace, executor: Executor, say: 
                 try:
                     for line in future.result():
                         say(line)
-                except BrokenProcessPool:
-                    broken, job.tries = True, job.tries + 1
+                    done.add(job)
+                except BrokenExecutor as error:
+                    job.tries += 1
                     if job.tries > 1:
-                        failed[job] = f"{job.name}: its process was killed twice (out of memory?)"
+                        fail(job, f"{job.name}: its process was lost twice ({error}); out of memory?")
                     else:
-                        waiting.insert(0, job)
-                except SaferuleError as error:
-                    failed[job] = f"{job.name}: {error}"
-                    say(failed[job])
-            if broken and not running:  # all that ran there have ended with it
-                stop(executor)
-                executor, broken = local_pool(), False
-    except BaseException:  # an interrupt, or an error that nobody foresaw: leave no process behind
-        if isinstance(executor, ProcessPoolExecutor):
-            stop(executor)
+                        say(f"{job.name}: its process was lost ({error}) and it is tried once more")
+                        waiting = {job: None} | waiting
+                except Exception as error:
+                    if isinstance(error, OSError) and error.errno in FULL:
+                        raise
+                    known = isinstance(error, SaferuleError)
+                    fail(job, f"{job.name}: {'' if known else type(error).__name__ + ': '}{error}")
+                    say(failed[job] if known else "".join(traceback.format_exception(error)))
+    except BaseException:  # an interrupt, a full disk: leave nothing behind that runs
+        executor.stop()
         raise
     return failed
 
 
 def _say_progress(jobs: Any, store: Store, say: Say) -> None:
     for job in jobs:
-        if isinstance(job.runs[0], PolicyRun) and (step := progress(store.partial(job.runs))):
+        if isinstance(job.runs[0], PolicyRun) and (step := progress(store.state_folder(job.runs))):
             say(f"{job.runs[0].label}: step {step} of {job.runs[0].steps}")

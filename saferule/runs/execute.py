@@ -1,20 +1,44 @@
-"""Where jobs run: in this process, or in processes of their own with one thread each.
+"""Where jobs run: in this process, in processes of their own with one thread each, or on a Ray cluster.
 
-An executor is a `concurrent.futures.Executor`. On a CPU threads that wait for each other cost more than they bring: one
-process per core, each with one thread. On a GPU one process does everything.
+An executor is a `concurrent.futures.Executor` that knows how many jobs it can take, and can end what it runs. On a CPU
+threads that wait for each other cost more than they bring: one process per core, each with one thread. On a GPU one
+process does everything. Where RAY_ADDRESS names a cluster (``saferule run --ray``), jobs are its tasks instead.
+
+A job whose process was lost ends with `concurrent.futures.BrokenExecutor`, whatever ran it, and takes no other with it.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from pathlib import Path
 from typing import Any
 
+from saferule.errors import RunError, SettingsError
+from saferule.files import write_bytes
 
-class InProcess(Executor):
+ADDRESS, GPU_SHARE = "RAY_ADDRESS", "SAFERULE_RAY_GPUS"  # environment: notebooks' kernels run their jobs there too
+NODE_SECONDS = 120  # for a node to start a process and read a file
+
+
+class JobExecutor(Executor):
+    """An executor of jobs: ``slots`` of them run at the same time."""
+
+    slots: int = 1
+
+    def check(self, folder: Path) -> None:
+        """RunError when one of its processes would not see what this one writes to the folder."""
+
+    def stop(self) -> None:
+        """End what is running; its futures end with an error."""
+
+
+class InProcess(JobExecutor):
     """Runs a job when it is submitted, in this process."""
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
@@ -27,18 +51,168 @@ class InProcess(Executor):
         return future
 
 
-@cache
-def local_pool() -> ProcessPoolExecutor:
-    """One process per core, started when first needed and kept for the next jobs."""
-    return process_pool(cores())
+class Workers(JobExecutor):
+    """Processes with one thread each, started when first needed and kept for the next jobs.
+
+    Each is a pool of its own: one that is killed breaks no other, and the next job finds a new one in its place.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self._pools = [process_pool(1) for _ in range(slots)]
+        self._jobs: list[set[Future]] = [set() for _ in range(slots)]
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        """Give the job to the process that has the fewest."""
+        i = min(range(self.slots), key=lambda i: len(self._jobs[i]))
+        try:
+            future = self._pools[i].submit(function, *args, **kwargs)
+        except BrokenProcessPool:
+            self._pools[i] = process_pool(1)
+            future = self._pools[i].submit(function, *args, **kwargs)
+        self._jobs[i].add(future)
+        future.add_done_callback(self._jobs[i].discard)
+        return future
+
+    def stop(self) -> None:
+        """Kill the processes; the next jobs find new ones."""
+        for i, pool in enumerate(self._pools):
+            for process in list((pool._processes or {}).values()):  # Python 3.11 has no public way to end them
+                process.kill()
+            pool.shutdown(wait=True, cancel_futures=True)
+            self._pools[i] = process_pool(1)
 
 
-def stop(pool: ProcessPoolExecutor) -> None:
-    """End a pool and what its processes are doing; the next `local_pool` is a new one."""
-    for process in list((pool._processes or {}).values()):  # Python 3.11 has no public way to end them
-        process.kill()
-    pool.shutdown(wait=True, cancel_futures=True)
-    local_pool.cache_clear()
+class RayCluster(JobExecutor):
+    """Tasks of a Ray cluster, with a CPU each, or a CPU and a share of a GPU. Ray itself tries none again.
+
+    SettingsError when there is no cluster at the address.
+    """
+
+    def __init__(self, address: str, gpu_share: float = 0.0) -> None:
+        import ray
+
+        try:
+            ray.init(
+                address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise SettingsError(
+                f"--ray {address}: no Ray cluster there ({_line(error)}), expected HOST:PORT of a running one: "
+                "start it with `ray start --head`"
+            ) from None
+        self.address, self.gpu_share, self._refs = address, gpu_share, {}
+        self._task = cache(ray.remote(num_cpus=1, num_gpus=gpu_share, max_retries=0))
+
+    @property
+    def slots(self) -> int:
+        """As many as the nodes that are there now have CPUs, and shares of GPUs, for."""
+        import ray
+
+        resources = ray.cluster_resources()
+        shares = [resources.get("GPU", 0.0) / self.gpu_share] if self.gpu_share else []
+        return max(1, int(min([resources.get("CPU", 0.0), *shares])))
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        """The task's future, with the function's own errors."""
+        future: Future = Future()
+        future.set_running_or_notify_cancel()
+        self._refs[future] = ref = self._task(function).remote(*args, **kwargs)
+
+        def settle(ended: Future) -> None:
+            self._refs.pop(future, None)
+            if error := ended.exception():
+                lost = BrokenExecutor(_line(error))  # a worker or a node that died, memory that ran out
+                future.set_exception(getattr(error, "cause", None) or lost)
+            else:
+                future.set_result(ended.result())
+
+        ref.future().add_done_callback(settle)
+        return future
+
+    def stop(self) -> None:
+        """Kill the tasks of this process."""
+        import ray
+
+        running = dict(self._refs)
+        for ref in running.values():
+            ray.cancel(ref, force=True)
+        wait(running, timeout=5)
+
+    def check(self, folder: Path) -> None:
+        """RunError when a node cannot read a file that this process writes to the folder, or has no saferule."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+        file, content = folder / f".shared-{secrets.token_hex(4)}", secrets.token_hex(16)
+        write_bytes(file, content.encode())
+        try:
+            nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+            read = {node: ray.remote(num_cpus=0, scheduling_strategy=On(node, soft=False))(_read) for node in nodes}
+            answers = {node: task.remote(file) for node, task in read.items()}
+            for node, answer in answers.items():
+                try:
+                    found = ray.get(answer, timeout=NODE_SECONDS)
+                except ray.exceptions.RayError as error:
+                    raise RunError(
+                        f"--ray {self.address}: node {nodes[node]} cannot run saferule ({_line(error)}): give every "
+                        "node this environment at the same path"
+                    ) from None
+                if found != content:
+                    raise RunError(
+                        f"{folder}: node {nodes[node]} of --ray {self.address} does not see the file that was written "
+                        "there, expected a file system that all nodes share: give --output (and --data) on one"
+                    )
+        finally:
+            file.unlink()
+
+
+def _read(file: Path) -> str | None:
+    return file.read_text() if file.is_file() else None
+
+
+def _line(error: BaseException) -> str:
+    """What an error says, cut to a line of a sentence."""
+    cause = getattr(error, "cause", None) or error
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0][:100].rstrip(".")
+
+
+def default(device: str) -> JobExecutor:
+    """Where jobs run if nothing else is said: on the cluster that RAY_ADDRESS names, else on this machine.
+
+    device  of the tensors: on a GPU this process does everything, on a CPU a process per core
+    """
+    if os.environ.get(ADDRESS):
+        return _cluster(os.environ[ADDRESS], gpu_share())
+    return _workers(cores()) if device == "cpu" and cores() > 1 else InProcess()
+
+
+_cluster, _workers = cache(RayCluster), cache(Workers)
+
+
+def use_cluster(address: str | None, share: float = 0.0) -> None:
+    """Let this process, and the notebooks that it starts, run their jobs on a cluster.
+
+    share  of a GPU for each job: up to 1, or a whole number; 0: a CPU alone
+    """
+    if not address:
+        raise SettingsError("--ray-gpus is given without --ray: give --ray ADDRESS, or leave it out")
+    if not (0 <= share <= 1 or (share > 1 and share.is_integer())):
+        raise SettingsError(f"--ray-gpus {share:g}: expected a share between 0 and 1, or a whole number: give 0.25")
+    os.environ |= {ADDRESS: address, GPU_SHARE: str(share)}
+
+
+def gpu_share() -> float:
+    """The share of a GPU that a task on a cluster is given; 0 for tasks on CPUs."""
+    return float(os.environ.get(GPU_SHARE) or 0)
+
+
+def device() -> str:
+    """Where tensors lie, "cuda" or "cpu": as tasks on a cluster are declared, else on a GPU where there is one."""
+    import torch
+
+    gpu = gpu_share() > 0 if os.environ.get(ADDRESS) else torch.cuda.is_available()
+    return "cuda" if gpu else "cpu"
 
 
 def process_pool(processes: int) -> ProcessPoolExecutor:
@@ -51,13 +225,16 @@ def _start_worker() -> None:
     import signal
     import sys
 
-    import torch
-
-    torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles an interrupt
     if sys.platform.startswith("linux"):
         parent_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+        if os.getppid() != parent_process().pid:  # it died before that
+            os._exit(1)
+
+    import torch  # takes seconds
+
+    torch.set_num_threads(1)
 
 
 def cores() -> int:

@@ -8,6 +8,7 @@ import saferule
 from saferule.data.fetch import dataset_folder
 from saferule.data.schema import clean_data, clean_file
 from saferule.errors import DataError, RunError
+from saferule.runs.execute import device
 from saferule.runs.experiment import Data, Profile
 from saferule.runs.store import Store
 from saferule.runs.work import Workspace
@@ -29,17 +30,15 @@ def project_root() -> Path:
 
 
 def workspace(profile: Profile, output: str | Path | None = None, data: str | Path | None = None) -> Workspace:
-    """Where the runs of a profile are made: on a GPU where there is one.
+    """Where the runs of a profile are made: on a GPU where there is one (`saferule.runs.execute.device`).
 
     output  root of the results [the checkout's ``artifacts``]
     data    folder of the clean data [``artifacts/data``, or where dsrl keeps its downloads, as the profile says]
     """
-    import torch
-
     if data is None:
         data = dataset_folder() if profile.data == "dsrl" else project_root() / "artifacts" / "data"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Workspace(Store(Path(output or project_root() / "artifacts") / profile.name), Path(data), device)
+    output = Path(output or project_root() / "artifacts").absolute()  # processes on other machines work elsewhere
+    return Workspace(Store(output / profile.name), Path(data).absolute(), device())
 
 
 def known_data(profile: Profile, folder: Path) -> tuple[dict[str, Data], list[str]]:

@@ -91,12 +91,15 @@ class Store:
         differing = [name for name in {**listed, **found} if listed.get(name) != found.get(name)]
         return [f"{folder / name}: {changes[name in listed, name in found]}" for name in differing]
 
-    def partial(self, runs: Sequence[Run]) -> Path:
+    def state_folder(self, runs: Sequence[Run]) -> Path:
         """Where a population of these runs keeps its state while it runs."""
-        keys = [key(run) for run in runs]
-        folder = self.root / "partial" / hashlib.sha256(" ".join(keys).encode()).hexdigest()[:12]
+        return self.root / "partial" / hashlib.sha256(" ".join(map(key, runs)).encode()).hexdigest()[:12]
+
+    def partial(self, runs: Sequence[Run]) -> Path:
+        """The same, made if it is not there."""
+        folder = self.state_folder(runs)
         folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / "runs.json", json.dumps(keys).encode())
+        write_bytes(folder / "runs.json", json.dumps([*map(key, runs)]).encode())
         return folder
 
     def interrupted(self, among: Sequence[Run]) -> list[list[Run]]:

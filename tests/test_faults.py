@@ -1,0 +1,226 @@
+"""What can happen on the way, injected: processes, machines and drivers that die, full disks, damaged files, NaN."""
+
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from concurrent.futures import BrokenExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from test_store import fresh_interpreter
+from tiny_runs import (
+    CONFIG,
+    KEPT,
+    KILLED_IN,
+    LOG_EVERY,
+    SNAPSHOT,
+    STEPS,
+    TRIED,
+    agent_of,
+    applied,
+    assert_same_results,
+    files,
+    make_from,
+    relearnings,
+    repairs,
+    trainings,
+)
+
+from saferule.agents import loop
+from saferule.agents.checkpoint import read
+from saferule.errors import RunError
+from saferule.runs import engine, execute, interruptible, results
+from saferule.runs.interruptible import Interruptible
+from saferule.runs.spec import EvaluationRun, PolicyRun, frozen
+from saferule.runs.store import Store
+from saferule.runs.work import FORGET
+
+pytestmark = pytest.mark.usefixtures("log_often")
+
+
+# Killed and continued
+
+
+def make_until_killed(root: str, data_folder: str, digest: str, kind: str, backbone: str, when: str) -> None:
+    """Run in a process of its own: make runs and die by SIGKILL on the way.
+
+    Before a death in a step the state is saved at every logged step, else only when all steps are made.
+    """
+    die, update, write = partial(os.kill, os.getpid(), signal.SIGKILL), loop.update, Interruptible._write
+
+    def dying_update(population, *arguments):
+        if population.step == KILLED_IN - 1:
+            die()
+        return update(population, *arguments)
+
+    def dying_write(self, *arguments, **options):
+        write(self, *arguments, **options)
+        die()  # between the folders of the first and the second agent
+
+    if when == "step":
+        loop.update = dying_update
+    else:
+        Interruptible._write = dying_write
+    loop.LOG_ROWS, interruptible.SAVE_SECONDS = STEPS // LOG_EVERY, -1.0 if when == "step" else math.inf
+    make_from(Path(data_folder), RUNS[kind](digest, backbone), Path(root))
+
+
+RUNS = {"train": trainings, "unlearn": repairs, "relearn": relearnings}
+
+
+@pytest.mark.parametrize(
+    ("kind", "backbone", "when"),
+    [("train", "bcq-lag", "step"), ("train", "cpq", "folder"), ("unlearn", "cpq", "step"), ("relearn", "cpq", "step")],
+)
+def test_a_killed_run_ends_as_if_it_had_not_been_killed(
+    made, make, data_folder, digest, tmp_path, kind, backbone, when
+):
+    root, whole, runs = made, tmp_path / "whole", RUNS[kind](digest, backbone)
+    make(runs, root)
+    shutil.copytree(root, whole)
+    for run in runs:
+        shutil.rmtree(Store(root).folder(run))
+    code = "import sys; from test_faults import make_until_killed; make_until_killed(*sys.argv[1:])"
+    killed = fresh_interpreter(code, root, data_folder, digest, kind, backbone, when)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = [run for run in runs if Store(root).done(run)]
+    assert done == ([] if when == "step" else runs[:1])
+    (state,) = root.glob("partial/*/state.safetensors")
+    assert read(state)[1]["step"] == (KEPT if when == "step" else STEPS)
+
+    said, before = [], [files(Store(root).folder(run)) for run in done]
+    make(runs, root, said.append)
+    assert [files(Store(root).folder(run)) for run in done] == before  # what was finished is not written again
+    assert any(f"continued at step {KEPT if when == 'step' else STEPS}" in line for line in said)
+    for run in runs:
+        assert_same_results(run, root, whole)
+    assert not list(root.glob("partial/*"))
+
+
+def test_a_damaged_state_means_from_the_beginning(reference, fresh, make, digest):
+    runs, said = trainings(digest, "cpq"), []
+    (Store(fresh).partial(runs) / interruptible.STATE).write_bytes(b"half a file")
+    make(runs, fresh, said.append)
+    assert any("from the beginning" in line and interruptible.STATE in line for line in said)
+    for run in runs:
+        assert_same_results(run, fresh, reference)
+
+
+def test_an_agent_that_is_not_finite_is_kept_with_its_last_good_state(fresh, make, digest):
+    changed, said = frozen(**dict(CONFIG), critic_lr=float("inf")), []
+    runs = [replace(run, config=changed) for run in trainings(digest, "cpq")]
+    store = make(runs, fresh, said.append)
+    assert results.stopped(store, runs) == [store.meta(run)["stopped"] for run in runs]
+    for run in runs:
+        meta = store.meta(run)
+        assert "step 1" in meta["stopped"] and "state of step 0" in meta["stopped"] and meta["stopped"] in said
+        agent = agent_of(fresh, run)
+        assert agent.meta["step"] == 0 and agent.meta["stopped"] == meta["stopped"]
+        assert all(leaf.isfinite().all() for leaves in agent.nets.values() for leaf in leaves.values())
+    assert not list(fresh.glob("partial/*"))
+    before = files(fresh)
+    make(runs, fresh)
+    assert files(fresh) == before
+
+
+def test_a_run_that_stopped_is_shown_at_the_step_of_the_state_that_was_kept(made, make, digest, monkeypatch):
+    run, update = applied("fine-tuning", trainings(digest, "cpq")[1]), loop.update
+
+    def update_that_breaks(population, *arguments):
+        if population.step == KILLED_IN:
+            population.nets["actor"]["w0"].data.fill_(math.nan)
+        return update(population, *arguments)
+
+    monkeypatch.setattr(loop, "update", update_that_breaks)
+    evaluation = EvaluationRun(run, (1, 2), (1,))
+    rows = results.episodes(make([evaluation], made), [evaluation])
+    assert rows["step"].tolist() == [SNAPSHOT, KEPT, KEPT] and rows["final"].tolist() == [False, True, True]
+
+
+def three_repairs(digest: str) -> list[PolicyRun]:
+    """Of one policy, each a job of its own."""
+    poisoned = trainings(digest, "cpq")[1]
+    return [applied(method, poisoned) for method in ("fine-tuning", "trajdeleter", "trajdeleter-released")]
+
+
+class Dying(execute.InProcess):
+    """Stands in for processes that are lost: so many times for each run."""
+
+    def __init__(self, **deaths: int) -> None:
+        self.deaths = deaths
+
+    def submit(self, function, workspace, runs, *more):
+        if self.deaths.get(runs[0].method, 0):
+            self.deaths[runs[0].method] -= 1
+            return super().submit(lambda: (_ for _ in ()).throw(BrokenExecutor("killed")))
+        return super().submit(function, workspace, runs, *more)
+
+
+def test_a_worker_that_is_killed_once_is_forgiven_and_twice_is_named(made, make, digest):
+    """What builds on its run goes with it, everything else is made."""
+    once, twice, fine = three_repairs(digest)
+    built, said = EvaluationRun(twice, (1,)), []
+    with pytest.raises(RunError, match=r"2 of 4 runs could not be made.*lost twice \(killed\); out of memory"):
+        make([once, built, fine], made, said.append, Dying(**{once.method: 1, twice.method: 2}))
+    store = Store(made)
+    assert [store.done(run) for run in (once, fine, twice, built)] == [True, True, False, False]
+    assert sum("tried once more" in line for line in said) == 2
+    make([built], made)
+    assert store.done(twice) and store.done(built)
+
+
+def test_a_worker_that_is_really_killed_takes_no_other_with_it(fresh, make, digest):
+    """While two jobs run and others wait."""
+    pool, said = execute.Workers(2), []
+    runs = [replace(run, steps=150) for backbone in TRIED for run in trainings(digest, backbone)]
+
+    def kill():
+        while not list(fresh.glob("partial/*")):
+            time.sleep(0.01)
+        os.kill(next(iter(pool._pools[0]._processes)), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    store = make(runs, fresh, said.append, pool)
+    killer.join()
+    pool.stop()
+    assert all(map(store.done, runs)) and not list(fresh.glob("partial/*"))
+    assert sum("its process was lost" in line for line in said) == 1
+
+
+def test_a_worker_that_died_while_idle_is_replaced():
+    pool = execute.Workers(1)
+    with pytest.raises(BrokenExecutor):
+        pool.submit(os._exit, 1).result()
+    assert pool.submit(len, "abc").result() == 3
+    pool.stop()
+    assert pool.submit(len, "abcd").result() == 4
+    pool.stop()
+
+
+def test_an_error_that_nobody_foresaw_is_named_and_takes_only_what_builds_on_it(made, make, digest, monkeypatch):
+    broken, *others = three_repairs(digest)
+    work = engine.work
+
+    def breaking(workspace, runs, *more):
+        return work(workspace, runs, *more) if broken not in runs else [][0]
+
+    monkeypatch.setattr(engine, "work", breaking)
+    said = []
+    with pytest.raises(RunError, match="1 of 3 runs .*fine-tuning-r0: IndexError: list index out of range"):
+        make([broken, *others], made, said.append)
+    assert all(map(Store(made).done, others)) and any("Traceback" in line for line in said)
+
+
+def test_an_error_on_purpose_takes_only_what_builds_on_it(fresh, make, digest):
+    (clean, *_), (_, poisoned, _) = (trainings(digest, backbone) for backbone in TRIED)
+    store = Store(fresh)
+    (store.folder(poisoned.forget) / FORGET).write_bytes(b"text")
+    with pytest.raises(RunError, match="2 of 3 runs.*forget.hdf5"):
+        make([EvaluationRun(poisoned, (1,)), clean], fresh)
+    assert store.done(clean) and not store.done(poisoned)
