@@ -112,7 +112,7 @@ def test_a_damaged_state_means_from_the_beginning(reference, fresh, make, digest
 
 
 def test_an_agent_that_is_not_finite_is_kept_with_its_last_good_state(fresh, make, digest):
-    changed, said = frozen(**dict(CONFIG), critic_lr=float("inf")), []
+    changed, said = frozen(**dict(CONFIG), critic_lr=1e38), []
     runs = [replace(run, config=changed) for run in trainings(digest, "cpq")]
     store = make(runs, fresh, said.append)
     assert results.stopped(store, runs) == [store.meta(run)["stopped"] for run in runs]

@@ -10,15 +10,16 @@ import numpy as np
 import osrl_peer
 import pytest
 import torch
+import yaml
 from helpers import assert_same_state
 
 from benchmarks.osrl_lib import quiet_trainer
 from saferule.agents import BACKBONES
 from saferule.agents.checkpoint import load_agent, save_acting, save_agent
-from saferule.agents.osrl import export_osrl, import_osrl
+from saferule.agents.osrl import export_osrl, import_acting, import_osrl
 from saferule.agents.population import draw_noise, member, stack, training, update
 from saferule.data.schema import Dataset
-from saferule.errors import CheckpointError
+from saferule.errors import CheckpointError, SettingsError
 
 # CarCircle, with sizes that differ from the defaults and from each other.
 SIZES = {"observation_dim": 8, "action_dim": 2, "episode_len": 300, "hidden": (24, 20)}
@@ -49,9 +50,9 @@ def resumed(backbone: str, path: Path, cfg: Any) -> Any:
     return trainer
 
 
-def assert_same_actions(backbone: str, agent: Any, model: torch.nn.Module) -> None:
+def assert_same_actions(agent: Any, model: torch.nn.Module) -> None:
     observations = torch.randn(5, agent.cfg.observation_dim, generator=torch.Generator().manual_seed(3))
-    latents = [torch.zeros(1, agent.cfg.latent_dim)] if backbone == "bcq-lag" else []
+    latents = [torch.zeros(1, agent.cfg.latent_dim)] if agent.backbone.NAME == "bcq-lag" else []
     ours = agent.backbone.act(agent.nets, observations, None, agent.cfg)
     for i, observation in enumerate(observations.numpy()):
         with osrl_peer.fed(latents), torch.no_grad():
@@ -65,12 +66,12 @@ def test_round_trip(backbone, tmp_path):
     agent = import_osrl(tmp_path / "model.pt", "CarCircle", backbone)
     assert {name: getattr(agent.cfg, name) for name in settings(backbone)} == settings(backbone)
     trainer = resumed(backbone, tmp_path / "model.pt", agent.cfg)
-    assert_same_actions(backbone, agent, trainer.model)
+    assert_same_actions(agent, trainer.model)
 
     export_osrl(agent, tmp_path / "again.pt")
     again = torch.load(tmp_path / "again.pt", weights_only=True)["model_state"]
     assert_same_state(again, dict(state))
-    assert_same_actions(backbone, agent, resumed(backbone, tmp_path / "again.pt", agent.cfg).model)
+    assert_same_actions(agent, resumed(backbone, tmp_path / "again.pt", agent.cfg).model)
     torch.save(state, tmp_path / "bare.pt")  # without "model_state" around it
     bare = import_osrl(tmp_path / "bare.pt", "CarCircle")
     assert_same_state(agent.nets, bare.nets)
@@ -232,6 +233,198 @@ def test_damaged_states(backbone, tmp_path):
     ):
         write({name: value})
         refused(path, name, *words)
+
+
+# What lies around a model: numbers beside the tensors, wrapped names, a config.yaml.
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("wrap", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "{0}._orig_mod.{1}"])
+def test_prefixes_of_wrapped_models_are_stripped(backbone, wrap, tmp_path):
+    state = saved_model(backbone, tmp_path / "model.pt")
+    inside = "{0}" in wrap  # a part of the model was compiled
+    renamed = {wrap.format(*(k.split(".", 1) if inside else [k])): v for k, v in state.items()}
+    torch.save({"model_state": renamed}, tmp_path / "wrapped.pt")
+    one, two = (import_osrl(tmp_path / name, "CarCircle") for name in ("model.pt", "wrapped.pt"))
+    assert_same_state(one.nets, two.nets)
+
+
+def test_a_tensor_that_is_there_twice_once_wrapped_is_refused(tmp_path):
+    state = saved_model("cpq", tmp_path / "model.pt")
+    torch.save({"model_state": state | {f"module.{k}": v for k, v in state.items()}}, tmp_path / "two.pt")
+    refused(tmp_path / "two.pt", "twice")
+
+
+@pytest.mark.parametrize("number", [np.float64(3.5), np.float32(1), np.int64(7), np.bool_(True), 4, "best", None])
+def test_numbers_beside_the_tensors_are_left_out(number, tmp_path):
+    state = saved_model("cpq", tmp_path / "model.pt")
+    expected = import_osrl(tmp_path / "model.pt", "CarCircle").nets
+    for content in ({"model_state": state, "best_cost": number}, dict(state) | {"epoch": number}):
+        torch.save(content, tmp_path / "more.pt")
+        assert_same_state(import_osrl(tmp_path / "more.pt", "CarCircle").nets, expected)
+
+
+def test_what_cannot_be_unpickled_is_named(tmp_path):
+    path = tmp_path / "model.pt"
+    for content, *words in (
+        ({"model_state": {}, "curve": np.zeros(3)}, "numpy.core.multiarray._reconstruct", "save model.state_dict()"),
+        (osrl_peer.Peers("cpq", BATCH, torch.float32, **settings("cpq")).model, "osrl.algorithms.cpq.CPQ"),
+        ({"model_state": Path("x")}, "pathlib.PosixPath"),
+    ):
+        torch.save(content, path)
+        refused(path, *words)
+
+
+def test_other_algorithms_are_named(tmp_path):
+    from osrl import algorithms as osrl
+
+    models = {
+        "BC (behaviour cloning)": osrl.BC(8, 2, 1.0),
+        "CDT (a transformer)": osrl.CDT(8, 2, 1.0, embedding_dim=8, num_heads=1, num_layers=1),
+    }
+    for name, model in models.items():
+        torch.save({"model_state": model.state_dict()}, tmp_path / "model.pt")
+        refused(tmp_path / "model.pt", f"osrl-lib's {name}", "bcq-lag")
+
+
+def test_sizes_that_are_not_supported_are_named_but_act(tmp_path):
+    from osrl import algorithms as osrl
+
+    shape = {"vae_hidden_sizes": 16, "num_q": 2, "num_qc": 2, "a_hidden_sizes": [24, 20], "c_hidden_sizes": [24, 20]}
+    path = tmp_path / "model.pt"
+    for changes, *words in (
+        ({"c_hidden_sizes": [32, 20]}, "a_hidden_sizes is [24, 20] and c_hidden_sizes [32, 20]"),
+        ({"c_hidden_sizes": [24]}, "c_hidden_sizes [24]"),
+        ({"num_qc": 1}, "num_q is 2 and num_qc 1"),
+        ({"num_q": 1}, "num_q is 1 and num_qc 2"),
+    ):
+        for kind in (osrl.BCQL, osrl.BEARL, osrl.CPQ):
+            model = kind(8, 2, 1.0, **shape | changes)
+            torch.save({"model_state": model.state_dict()}, path)
+            refused(path, *words)
+            assert_same_actions(agent := import_acting(path, "CarCircle"), model)
+            assert agent.population is None
+    model = osrl.COptiDICE(8, 2, 1.0, "softchi", *NEUTRAL, a_hidden_sizes=[24], c_hidden_sizes=[20])
+    torch.save({"model_state": model.state_dict()}, path)
+    refused(path, "c_hidden_sizes [20]")
+    assert_same_actions(import_acting(path, "CarCircle"), model)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_acting_is_as_imported(backbone, tmp_path):
+    saved_model(backbone, tmp_path / "model.pt")
+    whole, acting = (read(tmp_path / "model.pt", "CarCircle") for read in (import_osrl, import_acting))
+    assert set(acting.nets) == set(whole.backbone.ACTING)
+    for net, leaves in acting.nets.items():
+        assert all(k.startswith(whole.backbone.ACTING[net] or "") for k in leaves)
+        assert_same_state(leaves, {k: whole.nets[net][k] for k in leaves})
+    assert any(acting.meta["assumed"][0] in words for words in whole.meta["assumed"])
+
+
+def written_config(folder: Path, **changes: Any) -> Path:
+    """A config.yaml as fsrl's loggers write osrl-lib's BEARLTrainConfig (other names are not read)."""
+    config = {
+        "project": "OSRL-baselines",
+        "task": "OfflineCarCircle-v0",
+        "inpaint_ranges": ((0.0, 1.0), (0.5, 0.7)),
+        "reward_scale": 0.2,
+        "cost_scale": 1,
+        "cost_limit": 20,
+        "episode_len": 300,
+        "a_hidden_sizes": [24, 20],
+        "c_hidden_sizes": [24, 20],
+        "vae_hidden_sizes": 28,
+        "sample_action_num": 7,
+        "num_samples_mmd_match": 5,
+        "gamma": 0.98,
+        "kernel": "laplacian",
+        "num_q": 3,
+        "num_qc": 3,
+        "PID": [0.2, 0.004, 0.002],
+    } | changes
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.dump(config, default_flow_style=False, indent=4, sort_keys=False))
+    return folder / "config.yaml"
+
+
+def test_config_yaml_is_read_where_osrl_puts_it(tmp_path):
+    """Beside the model or above its folder; what is told goes before it, and what nothing tells is named."""
+    expected = {"cost_limit": 20.0, "reward_scale": 0.2, "samples": 7, "mmd_samples": 5, "gamma": 0.98}
+    expected |= {"kernel": "laplacian", "gains": (0.2, 0.004, 0.002)}
+    written_config(tmp_path / "run")
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint"):
+        folder.mkdir(exist_ok=True)
+        saved_model("bear-lag", folder / "model.pt")
+        agent = import_osrl(folder / "model.pt")
+        assert agent.task == "CarCircle" and agent.meta["settings_from"] == "config.yaml"
+        assert {name: getattr(agent.cfg, name) for name in expected} == expected
+        (silent,) = [words for words in agent.meta["assumed"] if "as osrl-lib has it" in words]
+        assert "beta 0.5" in silent and not any(f"{name} " in silent for name in expected)
+        assert import_osrl(folder / "model.pt", cost_limit=5, beta=1.0).cfg.cost_limit == 5
+    other = tmp_path / "run" / "elsewhere"
+    other.mkdir()
+    saved_model("bear-lag", other / "model.pt")  # a folder of another name has no config.yaml above it
+    agent = import_osrl(other / "model.pt", "CarCircle")
+    named = ["phi", "beta", "cost_limit", "gamma", "reward_scale", "gains", "batch_size"][1:]
+    assert agent.cfg.cost_limit == 10 and all(f"{name} " in agent.meta["assumed"][-1] for name in named)
+    refused(other / "model.pt", "of which task", "--task", task=None)
+
+
+def test_config_as_wandb_writes_it(tmp_path):
+    saved_model("bear-lag", tmp_path / "model.pt")
+    written_config(tmp_path, cost_limit={"desc": None, "value": 30}, wandb_version=1)
+    assert import_osrl(tmp_path / "model.pt").cfg.cost_limit == 30
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cost_scale": 5}, ["cost_scale 5", "scale the costs of the data"]),
+        ({"task": "OfflineAntRun-v0"}, ["the task is OfflineAntRun-v0", "OfflineCarCircle-v0"]),
+        ({"a_hidden_sizes": [256, 256]}, ["a_hidden_sizes is [256, 256]", "(24, 20)", "another model", "move"][:2]),
+        ({"num_q": 2}, ["num_q is 2", "say 3"]),
+        ({"gamma": "high"}, ["config.yaml: gamma = 'high'"]),
+        ({"PID": [1, 2]}, ["gains = [1, 2]", "3 finite numbers"]),
+        ({"cost_limit": float("nan")}, ["cost_limit = nan"]),
+        ({"kernel": "cubic"}, ["unknown kernel 'cubic'"]),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused(changes, words, tmp_path):
+    saved_model("bear-lag", tmp_path / "model.pt")
+    written_config(tmp_path, **changes)
+    with warnings.catch_warnings(), pytest.raises(CheckpointError) as error:
+        warnings.simplefilter("error")
+        import_osrl(tmp_path / "model.pt", "CarCircle")
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize(
+    "text", ["- a\n- b\n", "a: [1,\n", "a: !!python/object/apply:os.system ['true']\n", "\udcff", ""]
+)
+def test_configs_that_are_none_are_refused(text, tmp_path):
+    saved_model("cpq", tmp_path / "model.pt")
+    (tmp_path / "config.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(CheckpointError, match="not osrl-lib's config.yaml"):
+        import_osrl(tmp_path / "model.pt", "CarCircle")
+
+
+def test_an_episode_length_that_is_not_the_tasks_is_named(tmp_path):
+    saved_model("bear-lag", tmp_path / "model.pt")
+    written_config(tmp_path, episode_len=200)
+    agent = import_osrl(tmp_path / "model.pt")
+    assert agent.cfg.episode_len == 300 and "episode_len 300, as CarCircle lasts, not 200" in agent.meta["assumed"]
+
+
+def test_settings_that_a_backbone_does_not_have(tmp_path):
+    saved_model("cpq", tmp_path / "model.pt")
+    for told, message in (
+        ({"phi": 0.1}, "cpq has no setting 'phi' to tell, expected one of cost_limit"),
+        ({"num_q": 3}, "no setting 'num_q' to tell"),  # the tensors do
+        ({"gamma": "low"}, "gamma = 'low', expected float and finite"),
+        ({"samples": 2.5}, "samples = 2.5, expected int"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            import_osrl(tmp_path / "model.pt", "CarCircle", **told)
 
 
 def test_export_needs_every_network(tmp_path):

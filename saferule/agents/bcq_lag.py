@@ -6,6 +6,8 @@ Deliberate differences from osrl-lib (none changes what is learned in expectatio
 - The reward and the cost target share one draw of n candidate actions; osrl-lib decodes n fresh candidates for each.
 - Both critics are updated from one backward pass. Neither target depends on the other critic's step.
 - The four networks of a double ensemble (2 x num_q) are one stacked ensemble.
+- Actor and critics have the same widths (a_hidden_sizes = c_hidden_sizes), cost critics are as many as reward critics
+  (num_qc = num_q), and costs are not scaled (cost_scale = 1).
 - Actions are taken to lie in [-1, 1], as they do in all four tasks (osrl-lib's max_action = 1).
 - Evaluation is deterministic: the latent is at its mode 0. osrl-lib draws it afresh at every step (`act` with noise).
 """

@@ -9,6 +9,8 @@ Deliberate differences from osrl-lib (none changes what is learned in expectatio
 - The four networks of a double ensemble (2 x num_q) are one stacked ensemble.
 - The discrepancy is summed from exp(-d) - 1, in which its ones cancel before rounding. osrl-lib subtracts numbers close
   to 1: with its wide kernel that costs four of float32's seven digits and dominates the actor's gradient error.
+- Actor and critics have the same widths (a_hidden_sizes = c_hidden_sizes), cost critics are as many as reward critics
+  (num_qc = num_q), and costs are not scaled (cost_scale = 1).
 - Actions are taken to lie in [-1, 1], as they do in all four tasks (osrl-lib's max_action = 1).
 
 Kept as it is in osrl-lib: both sides of the discrepancy are actions before the tanh; the critics see only the first of

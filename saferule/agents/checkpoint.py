@@ -3,6 +3,10 @@
 Unlike an osrl-lib checkpoint, which holds the networks alone, a saved agent continues exactly where it stopped:
 networks, targets, multipliers, Adam's moments, step and generator are all there. A file may also hold less: what `act`
 reads, or the networks without targets and what training goes on with.
+
+The header names the format (`FORMAT`; files from before there was a number have none and are read all the same) and the
+versions of saferule and torch that wrote the file. What is read is checked against the shapes that the backbone has
+under the file's settings.
 """
 
 from __future__ import annotations
@@ -20,13 +24,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from saferule import __version__
 from saferule.agents import get_backbone
 from saferule.agents.parts import ORIGINAL, Nets
 from saferule.agents.population import Population, adam
-from saferule.errors import CheckpointError
+from saferule.agents.settings import configured
+from saferule.errors import CheckpointError, SaferuleError
 from saferule.files import write_bytes
 from saferule.sim.rollout import Act
+from saferule.sim.tasks import get_task
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+Shapes = dict[str, tuple[int, ...]]  # by the names of tensors in a file
+FORMAT = 1  # grows when files change so that an older saferule cannot read them
 Tensors = dict[
     str, Tensor
 ]  # nets/<network>/<parameter>, scalars/<name>, adam/<network>/<parameter>/<moment>, generators
@@ -73,14 +83,17 @@ def write(path: str | Path, tensors: Tensors, meta: dict[str, Any]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_bytes(path, safetensors.torch.save(contiguous, {"saferule": json.dumps(meta, sort_keys=True)}))
+    versions = {"saferule": __version__, "torch": str(torch.__version__)}
+    header = {"saferule": meta, "format": FORMAT, "versions": versions}
+    header = {name: json.dumps(entry, sort_keys=True) for name, entry in header.items()}
+    write_bytes(path, safetensors.torch.save(contiguous, header))
 
 
 def read(path: str | Path, device: str = "cpu") -> tuple[Tensors, dict[str, Any]]:
-    """What `write` wrote. CheckpointError for anything else."""
+    """What `write` wrote. CheckpointError for anything else, and for a format that is newer than this code's."""
     try:
         with safe_open(path, framework="pt", device=device) as file:
-            meta = file.metadata() or {}
+            header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file, expected a saferule checkpoint: check the path") from error
@@ -88,9 +101,21 @@ def read(path: str | Path, device: str = "cpu") -> tuple[Tensors, dict[str, Any]
         raise CheckpointError(
             f"{path}: not a whole safetensors file ({error}): the file is truncated or of another format, make it again"
         ) from error
-    if "saferule" not in meta:
+    if "saferule" not in header:
         raise CheckpointError(f"{path}: a safetensors file that saferule did not write: give a saferule checkpoint")
-    return tensors, json.loads(meta["saferule"])
+    try:
+        entries = {name: json.loads(header[name]) for name in ("saferule", "format", "versions") if name in header}
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its header is damaged ({error}), expected JSON: get the file again") from None
+    form, meta = entries.get("format", 0), entries["saferule"]
+    if not isinstance(form, int) or form > FORMAT:
+        raise CheckpointError(
+            f"{path}: in format {form} of {entries.get('versions')}, expected {FORMAT} or less, which saferule "
+            f"{__version__} reads: install the saferule that wrote it"
+        )
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{path}: its header holds no description, expected one: get the file again")
+    return tensors, meta
 
 
 @dataclass
@@ -153,16 +178,72 @@ def _load(path: str | Path, device: str, complete: bool) -> Agent:
     tensors, meta = read(path, device)
     if "backbone" not in meta:
         raise CheckpointError(f"{path}: the state of a population, expected one agent: give an agent.safetensors")
-    backbone = get_backbone(meta["backbone"])
-    saved = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["config"].items()}
-    cfg = backbone.Config(**saved)
-    population = restore(tensors, cfg.learning_rates, meta["step"]) if complete and "generators" in tensors else None
+    backbone, cfg, shapes, scalars = _described(path, meta)
+    _check(path, tensors, shapes, scalars, backbone)
+    try:
+        population = (
+            restore(tensors, cfg.learning_rates, meta["step"]) if complete and "generators" in tensors else None
+        )
+    except RuntimeError as error:  # of a generator, the only thing that torch looks into
+        raise CheckpointError(f"{path}: tensor 'generators' is no generator's state: get the file again") from error
     nets: Nets = {}
     for name, value in (tensors_of(population) if population else tensors).items():
         kind, *names = name.split("/")
         if kind == "nets":
             nets.setdefault(names[0], {})[names[1]] = value[0]
     return Agent(meta["task"], backbone, cfg, nets, population, meta)
+
+
+def _described(path: str | Path, meta: dict[str, Any]) -> tuple[ModuleType, Any, Shapes, Shapes]:
+    """Backbone and settings that a file names, and the shapes that parameters and scalars have under these."""
+    try:
+        get_task(meta["task"])
+        backbone = get_backbone(meta["backbone"])
+        cfg = configured(backbone.Config, meta["config"])
+        if not isinstance(meta["step"], int):
+            raise TypeError(f"step = {meta['step']!r}")
+        with torch.device("meta"):  # shapes alone: nothing is drawn or kept
+            nets, scalars = backbone.init(cfg, None)
+    except KeyError as error:
+        raise CheckpointError(f"{path}: its header has no {error}, expected a whole one: get the file again") from None
+    except (SaferuleError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        cause = str(error).partition("\n")[0][:120]
+        raise CheckpointError(f"{path}: its header cannot be meant ({cause}): get the file again") from None
+    nets |= {target: nets[source] for target, source in backbone.TARGETS.items()}
+    shapes = {f"nets/{net}/{k}": (1, *leaf.shape) for net, leaves in nets.items() for k, leaf in leaves.items()}
+    return backbone, cfg, shapes, {f"scalars/{name}": (1, *value.shape) for name, value in scalars.items()}
+
+
+def _check(path: str | Path, tensors: Tensors, shapes: Shapes, scalars: Shapes, backbone: ModuleType) -> None:
+    """CheckpointError unless these are the tensors of one agent: all of them, or some with what `act` reads.
+
+    Scalars that a method added are known by no name here; one per agent is all that is asked of them.
+    """
+    acting = tuple(f"nets/{net}/{prefix or ''}" for net, prefix in backbone.ACTING.items())
+    whole = "generators" in tensors
+    needed = shapes | scalars if whole else {name: shape for name, shape in shapes.items() if name.startswith(acting)}
+    expected = shapes | scalars | {"generators": (1, *torch.Generator().get_state().shape)}
+    expected |= {f"nets/{ORIGINAL}{name.removeprefix('nets/')}": shape for name, shape in shapes.items()}
+    for net in {name.split("/")[1] for name in tensors if name.startswith("adam/")}:
+        own = {n.replace("nets", "adam", 1): s for n, s in shapes.items() if n.startswith(f"nets/{net}/")}
+        moments = {f"{n}/{m}": () if m == "step" else s for n, s in own.items() for m in ("step", *MOMENTS)}
+        needed, expected = needed | moments, expected | moments
+    what = f"{'a whole' if whole else 'what acts of a'} {backbone.NAME} agent"
+    for name in needed:
+        if name not in tensors:
+            raise CheckpointError(f"{path}: tensor {name!r} is missing, expected {what}: get the file again")
+    for name, value in tensors.items():
+        shape = (1, *value.shape[1:]) if name.startswith("scalars/") and name not in scalars else expected.get(name)
+        if shape is None:
+            raise CheckpointError(f"{path}: tensor {name!r} is unknown, expected {what}: get the file again")
+        if tuple(value.shape) != shape:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} has shape {tuple(value.shape)}, expected {shape}: get the file again"
+            )
+        if name.startswith("nets/") and not (value.is_floating_point() and value.isfinite().all()):
+            raise CheckpointError(f"{path}: tensor {name!r} is not of finite numbers: get the file again")
+        if name == "generators" and value.dtype != torch.uint8:
+            raise CheckpointError(f"{path}: tensor {name!r} is of {value.dtype}, expected uint8: get the file again")
 
 
 def agent_policy(backbone: Any, cfg: Any, nets: dict, seeds: Sequence[int], deterministic: bool = True) -> Act:

@@ -6,6 +6,7 @@ Deliberate differences from osrl-lib (none changes what is learned):
 - The losses of nu, chi, tau and lambda are summed and take one backward pass: each reaches only its own parameters and
   none is computed from what another's step changes.
 - A state and its next state go through nu, and through chi, in one pass.
+- Actor, nu and chi have the same widths (a_hidden_sizes = c_hidden_sizes) and costs are not scaled (cost_scale = 1).
 - The upper bound on the cost is always estimated: cost_ub_epsilon = 0, which leaves chi and tau out, is not offered.
 
 Kept as it is in osrl-lib: the actor's step takes w from the updated nu but from the lambda before its step; the actor

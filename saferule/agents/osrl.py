@@ -1,8 +1,13 @@
 """osrl-lib checkpoints in and out.
 
 osrl-lib's training scripts save ``{"model_state": model.state_dict()}``: networks and their targets, nothing else. What
-an agent needs besides is set to the start of training on import, and one warning names it. An agent imported here and
-saved by `saferule.agents.checkpoint` is complete from then on.
+an agent needs besides is set to the start of training on import, and one warning names it. A setting that no tensor
+tells is what the caller tells, else what a ``config.yaml`` by the model says, else osrl-lib's default; the warning
+names these too. An agent imported here and saved by `saferule.agents.checkpoint` is complete from then on.
+
+Refused by name: critics of other widths than the actor's (a_hidden_sizes, c_hidden_sizes), other numbers of cost than
+of reward critics (num_q, num_qc), scaled costs (cost_scale), and osrl-lib's other algorithms (BC, CDT). To act, a
+policy needs no critic: `import_acting` asks nothing of these.
 
 The two libraries hold the same numbers in other shapes: a ``torch.nn.Linear`` stores (out, in), our layers (in, out);
 the two heads of a Gaussian are one last layer here; the members of an ensemble are stacked.
@@ -12,7 +17,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +27,15 @@ from torch import Tensor
 
 from saferule.agents import get_backbone
 from saferule.agents.checkpoint import Agent
+from saferule.agents.osrl_files import State, config_file, read_config, read_state
 from saferule.agents.parts import Nets
 from saferule.agents.population import Population, reset_optimisers, stack, training
+from saferule.agents.settings import configured
 from saferule.data.batches import first_steps
 from saferule.data.schema import Dataset
-from saferule.errors import CheckpointError
+from saferule.errors import CheckpointError, SettingsError
 from saferule.files import write_bytes
-from saferule.sim import Task, get_task
-
-State = dict[str, Tensor]
+from saferule.sim.tasks import TASKS, Task, get_task
 
 # A key that starts like this tells the backbone; the first that fits, in this order.
 MARKS = {
@@ -38,6 +44,9 @@ MARKS = {
     "critic.q1_nets.": "bear-lag",
     "critic.q_nets.": "cpq",
 }
+# Settings that osrl-lib calls otherwise, and the sizes in its settings with ours, which the tensors tell.
+SETTINGS = {"gains": "PID", "samples": "sample_action_num", "mmd_samples": "num_samples_mmd_match"}
+SIZES = {"a_hidden_sizes": "hidden", "vae_hidden_sizes": "vae_hidden"} | {n: n for n in ("num_q", "num_nu", "num_chi")}
 VAE = {"e_": (("e1",), ("e2",), ("mean", "log_std")), "d_": (("d1",), ("d2",), ("d3",))}
 
 
@@ -87,10 +96,10 @@ def _gaussian(network: str, module: str, hidden: int) -> Iterator[Layer]:
     yield Layer(network, f"w{hidden}", f"b{hidden}", (heads,), False)
 
 
-def networks_of(state: Mapping[str, Tensor], backbone: str, cfg: Any) -> Nets:
-    """The networks and targets of one agent in an osrl-lib state of the right form; dtype as it is."""
+def networks_of(state: Mapping[str, Tensor], backbone: str, cfg: Any, some: Iterable[Layer] | None = None) -> Nets:
+    """The networks and targets of one agent in an osrl-lib state of the right form, or some layers; dtype as it is."""
     nets: Nets = {}
-    for layer in layers(backbone, cfg):
+    for layer in layers(backbone, cfg) if some is None else some:
         weights = [torch.cat([state[f"{m}.weight"].T for m in modules], dim=1) for modules in layer.members]
         biases = [torch.cat([state[f"{m}.bias"] for m in modules]) for modules in layer.members]
         network = nets.setdefault(layer.network, {})
@@ -115,7 +124,7 @@ def state_of(nets: Nets, backbone: str, cfg: Any) -> State:
 
 def import_osrl(
     path: str | Path,
-    task: str,
+    task: str | None = None,
     backbone: str | None = None,
     *,
     dataset: Dataset | None = None,
@@ -124,23 +133,26 @@ def import_osrl(
 ) -> Agent:
     """An agent, a population of one, from an osrl-lib ``model.pt``.
 
+    task      None to take the one that a ``config.yaml`` by the model names
     backbone  what the file should hold; None to take what it holds
     dataset   the agent's training data: COptiDICE needs statistics of it, which its checkpoints lack
     seed      of the generator that draws batches and noise from now on
-    settings  of the backbone, where training differed from osrl-lib's configuration; sizes are read off the tensors
+    settings  of the backbone, where training differed from ``config.yaml`` and osrl-lib's defaults; sizes are read off
+              the tensors
 
     Warns once, naming the state that osrl-lib does not save and what it was set to. CheckpointError for a file that is
-    not whole, holds another backbone or other sizes than the task's; nothing but tensors is ever unpickled.
+    not whole, holds another backbone or other sizes than the task's, or what is not supported (head of this file);
+    SettingsError for a setting that the backbone does not have. Nothing but tensors and numbers is ever unpickled.
     """
-    path, world = Path(path), get_task(task)
-    state = read_state(path)
-    name = _recognise(path, state, backbone)
+    found = _open(Path(path), task, backbone, settings)
+    path, state, name, cfg, assumed = found.path, found.state, found.backbone, found.cfg, found.assumed
     module = get_backbone(name)
-    cfg = module.Config(**_sizes(path, state, name, world), episode_len=world.horizon, **settings)
+    _supported(found)
     nets, scalars = module.init(cfg, torch.Generator().manual_seed(0))
     _compare(path, state, state_of(nets | {t: nets[s] for t, s in module.TARGETS.items()}, name, cfg), name)
     nets |= networks_of({key: value.float() for key, value in state.items()}, name, cfg)
-    restarted, assumed = _restart(name, cfg, dataset)
+    restarted, start = _restart(name, cfg, dataset)
+    assumed = [*start, *assumed]
     warnings.warn(
         f"{path}: an osrl-lib checkpoint holds the networks alone; set to their start: {'; '.join(assumed)}",
         stacklevel=2,
@@ -148,8 +160,115 @@ def import_osrl(
     population = Population(stack([nets]), stack([scalars | restarted]), {}, [torch.Generator().manual_seed(seed)])
     reset_optimisers(population, training(module, cfg))
     acting = {net: {k: v[0].detach() for k, v in leaves.items()} for net, leaves in population.nets.items()}
-    meta = {"step": 0, "imported": path.name, "assumed": assumed}
-    return Agent(task, module, cfg, acting, population, meta)
+    return Agent(found.task.name, module, cfg, acting, population, found.meta | {"assumed": assumed})
+
+
+def import_acting(path: str | Path, task: str | None = None, backbone: str | None = None, **settings: Any) -> Agent:
+    """What `act` reads of an osrl-lib ``model.pt``, whatever its critics are; arguments and errors of `import_osrl`.
+
+    ``meta["assumed"]`` names the settings that were taken for granted; there is no warning.
+    """
+    found = _open(Path(path), task, backbone, settings)
+    name, cfg, module = found.backbone, found.cfg, get_backbone(found.backbone)
+    parts = [x for x in layers(name, cfg) if x.weight.startswith(module.ACTING.get(x.network, "-") or "")]
+    keys = [f"{m}.{end}" for x in parts for modules in x.members for m in modules for end in ("weight", "bias")]
+    nets, _ = module.init(cfg, torch.Generator().manual_seed(0))
+    expected = state_of(nets | {t: nets[s] for t, s in module.TARGETS.items()}, name, cfg)
+    state = {key: value.float() for key, value in found.state.items() if key in keys}
+    _compare(found.path, state, {key: expected[key] for key in keys}, name)
+    return Agent(found.task.name, module, cfg, networks_of(state, name, cfg, parts), None, found.meta)
+
+
+class _Opened(NamedTuple):
+    """An osrl-lib checkpoint with its settings, before its tensors are looked at one by one."""
+
+    path: Path
+    state: State
+    backbone: str
+    task: Task
+    cfg: Any
+    config: dict[str, Any]  # the whole config.yaml, {} where there is none
+    assumed: list[str]  # in words, settings that nothing tells
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What an agent keeps of where it comes from."""
+        source = {"settings_from": "config.yaml"} if self.config else {}
+        return {"step": 0, "imported": self.path.name, "assumed": self.assumed} | source
+
+
+def _open(path: Path, task: str | None, backbone: str | None, told: Mapping[str, Any]) -> _Opened:
+    """Read a checkpoint and the config.yaml by it, find backbone, task, sizes and settings."""
+    state, place = read_state(path), config_file(path)
+    name, config = _recognise(path, state, backbone), read_config(place) if place else {}
+    world = _task(path, place, config.get("task"), task)
+    module, sizes = get_backbone(name), _sizes(path, state, name, world)
+    defaults = {f.name: f.default for f in fields(module.Config) if f.default is not MISSING and f.name not in sizes}
+    foreign = [setting for setting in told if setting not in defaults]
+    if foreign:
+        raise SettingsError(
+            f"{name} has no setting {foreign[0]!r} to tell, expected one of {', '.join(defaults)}: leave it out"
+        )
+    read = {n: config[theirs] for n in defaults if (theirs := SETTINGS.get(n, n)) in config}
+    for theirs, ours in SIZES.items():
+        if ours in sizes and theirs in config and _size(config[theirs]) != sizes[ours]:
+            raise CheckpointError(
+                f"{place}: {theirs} is {config[theirs]}, the tensors of {path.name} say {sizes[ours]}, expected the "
+                "settings of this model: move the file away or give the model that it belongs to"
+            )
+    try:
+        configured(module.Config, sizes | {"episode_len": world.horizon} | read)
+    except SettingsError as error:
+        raise CheckpointError(f"{place}: {error}") from None
+    cfg = configured(module.Config, sizes | {"episode_len": world.horizon} | read | dict(told))
+    silent = ", ".join(f"{n} {getattr(cfg, n)}" for n in defaults if n not in read and n not in told)
+    assumed = [f"what neither a tensor nor a config.yaml tells, as osrl-lib has it: {silent}"] if silent else []
+    if config.get("episode_len", world.horizon) != world.horizon:
+        assumed.append(f"episode_len {world.horizon}, as {world.name} lasts, not {config['episode_len']}")
+    return _Opened(path, state, name, world, cfg, config, assumed)
+
+
+def _size(value: Any) -> Any:
+    """A size in osrl-lib's settings as ours is: widths as a tuple."""
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def _task(path: Path, place: Path | None, held: Any, asked: str | None) -> Task:
+    """The task that was asked for or, if none was, that the config.yaml names; CheckpointError where these differ."""
+    found = next((task for task in TASKS.values() if held in (task.name, task.dsrl_id)), None)
+    if asked is not None:
+        task = get_task(asked)
+        if held is not None and found is not task:
+            raise CheckpointError(f"{place}: the task is {held}, expected {task.dsrl_id}: name the task of the model")
+        return task
+    if found is None:
+        said = f"{place} names {held!r}" if held else "a model.pt without a config.yaml names none"
+        raise CheckpointError(f"{path}: of which task? {said}, expected one of {', '.join(TASKS)}: give --task")
+    return found
+
+
+def _supported(found: _Opened) -> None:
+    """CheckpointError that names it where a checkpoint has what our backbones do not."""
+    path, state, name, config = found.path, found.state, found.backbone, found.config
+    if config.get("cost_scale", 1) != 1:
+        raise CheckpointError(
+            f"{path}: trained with cost_scale {config['cost_scale']} (config.yaml), expected 1, as costs are used as "
+            "they are here: scale the costs of the data instead and train again"
+        )
+    half = {"coptidice": "nu_network.q_nets", "cpq": "critic.q_nets"}.get(name, "critic.q1_nets")
+    critic = tuple(_widths(path, state, f"{half}.0.", name)[:-1])
+    if critic != found.cfg.hidden:
+        raise CheckpointError(
+            f"{path}: a_hidden_sizes is {list(found.cfg.hidden)} and c_hidden_sizes {list(critic)}, expected one width "
+            "for actor and critics: train it with such sizes (evaluating needs no critics)"
+        )
+    if name != "coptidice":
+        costs = _count(path, state, f"cost_{half}.{{}}.0.weight", name)
+        if costs != found.cfg.num_q:
+            raise CheckpointError(
+                f"{path}: num_q is {found.cfg.num_q} and num_qc {costs}, expected as many cost as reward critics: "
+                "train it with such sizes (evaluating needs no critics)"
+            )
 
 
 def _restart(backbone: str, cfg: Any, dataset: Dataset | None) -> tuple[dict[str, Tensor], list[str]]:
@@ -190,38 +309,14 @@ def export_osrl(agent: Agent, path: str | Path) -> None:
     write_bytes(path, content.getvalue())
 
 
-def read_state(path: str | Path) -> State:
-    """The tensors of an osrl-lib checkpoint, ``{"model_state": ...}`` or a bare state, on the CPU.
-
-    CheckpointError for anything but a whole file of finite tensors. Only tensors are unpickled.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file, expected an osrl-lib model.pt: check the path") from error
-    except Exception as error:  # torch raises many kinds for a broken or foreign file, with misleading advice
-        raise CheckpointError(
-            f"{path}: not a whole osrl-lib model.pt of plain tensors (nothing else is unpickled): it is truncated "
-            "or of another kind, get it again"
-        ) from error
-    state = content.get("model_state", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not state:
-        raise CheckpointError(f"{path}: no tensors by name in it, expected an osrl-lib model.pt: give another file")
-    for key, value in state.items():
-        if not (isinstance(key, str) and isinstance(value, Tensor)):
-            raise CheckpointError(f"{path}: key {key!r} is not a tensor, expected an osrl-lib state: give another file")
-        if not value.isfinite().all():
-            raise CheckpointError(f"{path}: key {key!r} has values that are not finite: give an earlier checkpoint")
-    return dict(state)
-
-
 def _recognise(path: Path, state: State, expected: str | None) -> str:
     found = next((name for mark, name in MARKS.items() if any(key.startswith(mark) for key in state)), None)
-    if found is None:
-        raise CheckpointError(
-            f"{path}: keys such as {next(iter(state))!r} are of none of {', '.join(MARKS.values())}: give a checkpoint "
-            "of one of them"
-        )
+    alone = all(key.startswith("actor.") for key in state)
+    if found is None or alone:
+        has = f"keys such as {next(iter(state))[:80]!r} are of no known kind"
+        if alone or any(key.startswith("state_emb.") for key in state):
+            has = f"it is of osrl-lib's {'BC (behaviour cloning)' if alone else 'CDT (a transformer)'}"
+        raise CheckpointError(f"{path}: {has}, expected one of {', '.join(MARKS.values())}: give a checkpoint of these")
     if expected is not None and get_backbone(expected).NAME != found:
         mark = next(mark for mark, name in MARKS.items() if name == found)
         key = next(key for key in state if key.startswith(mark))
@@ -231,33 +326,43 @@ def _recognise(path: Path, state: State, expected: str | None) -> str:
     return found
 
 
-def _sizes(path: Path, state: State, backbone: str, task: Task) -> dict[str, Any]:
-    """The settings that follow from the tensors' shapes; CheckpointError where they do not fit the task."""
+def _matrix(path: Path, state: State, key: str, backbone: str) -> torch.Size:
+    """The shape of a weight; CheckpointError where it is missing or something else."""
+    if key not in state:
+        raise CheckpointError(f"{path}: key {key!r} is missing, expected a whole {backbone} state: get it again")
+    if state[key].dim() != 2:
+        raise CheckpointError(f"{path}: key {key!r} is not a matrix, expected a {backbone} state: get it again")
+    return state[key].shape
 
-    def shape(key: str) -> torch.Size:
-        if key not in state:
-            raise CheckpointError(f"{path}: key {key!r} is missing, expected a whole {backbone} state: get it again")
-        if state[key].dim() != 2:
-            raise CheckpointError(f"{path}: key {key!r} is not a matrix, expected a {backbone} state: get it again")
-        return state[key].shape
 
-    def count(pattern: str) -> int:
-        present = 0
-        while pattern.format(present) in state:
-            present += 1
-        shape(pattern.format(max(present - 1, 0)))
-        return present
+def _count(path: Path, state: State, pattern: str, backbone: str) -> int:
+    """How many members an ensemble has."""
+    present = 0
+    while pattern.format(present) in state:
+        present += 1
+    _matrix(path, state, pattern.format(max(present - 1, 0)), backbone)
+    return present
 
-    body = "actor.pi." if backbone == "bcq-lag" else "actor.net."
+
+def _widths(path: Path, state: State, body: str, backbone: str) -> list[int]:
+    """The output widths of the linear modules of an MLP."""
     modules = [key.removeprefix(body).partition(".")[0] for key in state if key.startswith(body)]
     last = max((int(module) for module in modules if module.isdigit()), default=0)
-    outputs = [shape(f"{body}{i}.weight")[0] for i in range(0, last + 1, 2)]  # activations stand between
-    inputs = shape(f"{body}0.weight")[1]
+    shapes = [_matrix(path, state, f"{body}{i}.weight", backbone) for i in range(0, last + 1, 2)]
+    return [shape[0] for shape in shapes]  # activations stand between
+
+
+def _sizes(path: Path, state: State, backbone: str, task: Task) -> dict[str, Any]:
+    """The settings that follow from the tensors' shapes; CheckpointError where they do not fit the task."""
+    body = "actor.pi." if backbone == "bcq-lag" else "actor.net."
+    outputs = _widths(path, state, body, backbone)
+    inputs = _matrix(path, state, f"{body}0.weight", backbone)[1]
     if backbone == "bcq-lag":
         *hidden, action_dim = outputs
         observation_dim = inputs - action_dim
     else:
-        hidden, action_dim, observation_dim = outputs, shape("actor.mu_layer.weight")[0], inputs
+        hidden, observation_dim = outputs, inputs
+        action_dim = _matrix(path, state, "actor.mu_layer.weight", backbone)[0]
     if (observation_dim, action_dim) != (task.observation_dim, task.action_dim):
         raise CheckpointError(
             f"{path}: key '{body}0.weight' is for {observation_dim} observations and {action_dim} actions, "
@@ -265,10 +370,13 @@ def _sizes(path: Path, state: State, backbone: str, task: Task) -> dict[str, Any
         )
     sizes = {"observation_dim": observation_dim, "action_dim": action_dim, "hidden": tuple(hidden)}
     if backbone == "coptidice":
-        counts = {f"num_{net}": count(net + "_network.q_nets.{}.0.weight") for net in ("nu", "chi")}
-        return sizes | counts
+        networks = ("nu", "chi")
+        return sizes | {
+            f"num_{n}": _count(path, state, f"{n}_network.q_nets.{{}}.0.weight", backbone) for n in networks
+        }
     half = "q_nets" if backbone == "cpq" else "q1_nets"
-    return sizes | {"vae_hidden": shape("vae.e1.weight")[0], "num_q": count(f"critic.{half}.{{}}.0.weight")}
+    vae_hidden = _matrix(path, state, "vae.e1.weight", backbone)[0]
+    return sizes | {"vae_hidden": vae_hidden, "num_q": _count(path, state, f"critic.{half}.{{}}.0.weight", backbone)}
 
 
 def _compare(path: Path, state: State, expected: State, backbone: str) -> None:
@@ -279,7 +387,7 @@ def _compare(path: Path, state: State, expected: State, backbone: str) -> None:
         if state[key].shape != value.shape:
             raise CheckpointError(
                 f"{path}: key {key!r} has shape {tuple(state[key].shape)}, expected {tuple(value.shape)} beside the "
-                "actor's (one width for actor and critics, as many cost as reward critics): train it with such sizes"
+                "actor's: get it again"
             )
     for key in state:
         if key not in expected:
