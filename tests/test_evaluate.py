@@ -8,6 +8,7 @@ from helpers import tiny
 from saferule.agents import BACKBONES, get_backbone
 from saferule.agents.checkpoint import agent_policy, load_agent, save_acting
 from saferule.agents.population import create
+from saferule.errors import RunError
 from saferule.runs.execute import process_pool
 from saferule.runs.work import evaluate
 from saferule.sim import TASKS, get_task, make
@@ -103,6 +104,33 @@ def test_draws_of_an_episode_depend_on_its_seed_alone(name, tmp_path):
     np.testing.assert_array_equal(mode(observations, 0), mode(observations, 1))
     expected = agent.backbone.act(agent.nets, torch.from_numpy(observations).float(), None, agent.cfg)
     np.testing.assert_array_equal(mode(observations, 0), expected.double().numpy())
+
+
+def test_actions_that_are_not_finite_are_a_row_that_says_so(tmp_path):
+    """One of two episodes meets them in its third step; a policy that always does has only such rows."""
+    task = get_task("CarCircle")
+
+    def breaking(observations, t):
+        actions = steer(observations, t)
+        actions[0, 1] = np.nan if t == 2 else 0.0
+        return actions
+
+    broken, sound = roll_out(task, breaking, SEEDS[:2]).rows
+    assert broken["length"] == 2 and np.isnan([broken["return"], broken["cost"]]).all()
+    assert sound["length"] == task.horizon and np.isfinite(sound["return"])
+    with pytest.raises(RunError, match="not finite at step 2 of seed 10"):
+        roll_out(task, breaking, SEEDS[:2], record=True)
+
+    cfg = tiny("cpq", observation_dim=task.observation_dim, action_dim=task.action_dim)
+    population = create(get_backbone("cpq"), cfg, [1])
+    for name, leaf in population.nets["actor"].items():
+        if name.startswith("w"):  # finite, as in a run that was not stopped, but their products are inf - inf
+            leaf.data.fill_(3e38)[:, ::2] *= -1
+    path = tmp_path / "agent.safetensors"
+    save_acting(population, 0, path, "CarCircle", "cpq", cfg)
+    rows, _ = evaluate(path, SEEDS)
+    assert [(row["failed"], row["reason"]) for row in rows] == [(True, "actions were not finite at step 0")] * 3
+    assert all(np.isnan(row["normalised_return"]) and row["cost_limit"] == 10 for row in rows)
 
 
 def test_normalised_columns_by_hand():

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from test_store import fresh_interpreter
 from tiny_runs import (
@@ -38,7 +39,7 @@ from saferule.runs import engine, execute, interruptible, results
 from saferule.runs.interruptible import Interruptible
 from saferule.runs.spec import EvaluationRun, PolicyRun, frozen
 from saferule.runs.store import Store
-from saferule.runs.work import FORGET
+from saferule.runs.work import EPISODES, FORGET
 
 pytestmark = pytest.mark.usefixtures("log_often")
 
@@ -128,7 +129,7 @@ def test_an_agent_that_is_not_finite_is_kept_with_its_last_good_state(fresh, mak
     assert files(fresh) == before
 
 
-def test_a_run_that_stopped_is_shown_at_the_step_of_the_state_that_was_kept(made, make, digest, monkeypatch):
+def test_a_run_that_stopped_is_shown_as_failed_at_the_step_of_the_state_that_was_kept(made, make, digest, monkeypatch):
     run, update = applied("fine-tuning", trainings(digest, "cpq")[1]), loop.update
 
     def update_that_breaks(population, *arguments):
@@ -140,6 +141,15 @@ def test_a_run_that_stopped_is_shown_at_the_step_of_the_state_that_was_kept(made
     evaluation = EvaluationRun(run, (1, 2), (1,))
     rows = results.episodes(make([evaluation], made), [evaluation])
     assert rows["step"].tolist() == [SNAPSHOT, KEPT, KEPT] and rows["final"].tolist() == [False, True, True]
+    assert rows["failed"].tolist() == [False, True, True]
+    stopped = Store(made).meta(run)["stopped"]
+    assert rows["reason"].tolist() == ["", stopped, stopped]
+    plain = EvaluationRun(run.start, (1,))
+    file = make([plain], made).folder(plain) / EPISODES
+    pd.read_csv(file).drop(columns=["failed", "reason"]).to_csv(file, index=False)  # as an older evaluation is
+    both = results.episodes(Store(made), [plain, evaluation])
+    assert both["failed"].tolist() == [False, False, True, True] and both["failed"].dtype == bool
+    assert results.episodes(Store(made), [plain])["reason"].tolist() == [""]
 
 
 def three_repairs(digest: str) -> list[PolicyRun]:

@@ -16,9 +16,14 @@ from saferule.runs.work import EPISODES, TIMES
 def episodes(store: Store, evaluations: Sequence[EvaluationRun]) -> pd.DataFrame:
     """One row per episode: what tells the policy apart (`identity`), step, final, seed, return, cost, length, ...
 
-    Rows of snapshots have a smaller step than the policy's last and final = False.
+    Rows of snapshots have a smaller step than the policy's last and final = False. failed and reason are those of
+    `saferule.runs.work.evaluate`: a failed policy has no result, even where its last good state has episodes.
     """
-    return _read(store, EPISODES, {run: identity(run.policy) for run in evaluations})
+    rows = _read(store, EPISODES, {run: identity(run.policy) for run in evaluations})
+    for name, usual in (("failed", False), ("reason", "")):  # evaluations made before these were written have none
+        column = rows[name] if name in rows else pd.Series(usual, rows.index)
+        rows[name] = column.where(column.notna(), usual).astype(type(usual))
+    return rows
 
 
 def logs(store: Store, policies: Sequence[PolicyRun]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -202,13 +203,21 @@ def _simulators(task: str) -> list[Simulator]:
 
 
 def evaluate(path: Path, seeds: Sequence[int], deterministic: bool = True) -> tuple[list[dict[str, float]], int]:
-    """Episodes of the agent in a file, one row per seed, under the cost limit it was trained with; and its step."""
+    """Episodes of the agent in a file, one row per seed, under the cost limit it was trained with; and its step.
+
+    failed  the agent is the last good state of a run that ended early, or its actions were not finite: then return and
+            cost are NaN. reason: which of the two, empty for none
+    """
     agent = load_networks(path)
     task, rows = get_task(agent.task), []
     for i in range(0, len(seeds), TOGETHER):
         some = seeds[i : i + TOGETHER]
         act = agent_policy(agent.backbone, agent.cfg, agent.nets, some, deterministic)
         rows += roll_out(task, act, some, simulators=_simulators(task.name)[: len(some)]).rows
+    for row in rows:
+        unfit = f"actions were not finite at step {row['length']}" if math.isnan(row["return"]) else ""
+        reason = agent.meta.get("stopped") or unfit
+        row |= {"failed": bool(reason), "reason": reason}
     return normalised(rows, task, agent.cfg.cost_limit), agent.meta["step"]
 
 

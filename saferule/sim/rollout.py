@@ -8,12 +8,14 @@ same, seeded).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from typing import NamedTuple
 
 import numpy as np
 
+from saferule.errors import RunError
 from saferule.sim.simulator import Simulator, make
 from saferule.sim.tasks import Task
 
@@ -42,6 +44,8 @@ def roll_out(
 ) -> Episodes:
     """One episode per seed, all stepped together; `record` keeps their trajectories.
 
+    An episode ends before a step whose actions are not finite, with NaN as its return and cost; where trajectories are
+    recorded that is a RunError.
     simulators   of the task, one per seed, which stay open: making one takes longer than resetting it
     """
     with ExitStack() as made:
@@ -52,6 +56,11 @@ def roll_out(
         starts, steps = observations.copy(), [[] for _ in seeds]
         for t in range(task.horizon):
             actions = act(observations, t)
+            for i in np.flatnonzero(running & ~np.isfinite(actions).all(axis=1)):
+                if record:
+                    raise RunError(f"actions were not finite at step {t} of seed {seeds[i]}: make the policy anew")
+                rows[i] |= {"return": math.nan, "cost": math.nan}
+                running[i] = False
             for i in np.flatnonzero(running):
                 step = used[i].step(actions[i])
                 observations[i] = step.observation
