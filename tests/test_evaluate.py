@@ -129,7 +129,7 @@ def test_actions_that_are_not_finite_are_a_row_that_says_so(tmp_path):
     path = tmp_path / "agent.safetensors"
     save_acting(population, 0, path, "CarCircle", "cpq", cfg)
     rows, _ = evaluate(path, SEEDS)
-    assert [(row["failed"], row["reason"]) for row in rows] == [(True, "actions were not finite at step 0")] * 3
+    assert all(row["failed"] and row["reason"] == f"actions were not finite at step {row['length']}" for row in rows)
     assert all(np.isnan(row["normalised_return"]) and row["cost_limit"] == 10 for row in rows)
 
 
