@@ -12,7 +12,8 @@ Usage: ./run_all.sh [--profile smoke|cpu|paper] [choices] [--help]
 
 Choices, each with one or more values; without them all of the profile:
   --tasks CarCircle ...   --backbones cpq ...   --attacks max_cost ...   --ratios 0.15 ...   --replicates 0 1 ...
-  --notebooks attack ...  --set episodes=50 ...  --runs-only (makes the runs, executes no notebook)
+  --notebooks attack ...  --set episodes=50 ...
+  --runs-only (makes the runs, executes no notebook)   --only-stored (makes no run, shows what is stored)
   --ray ADDRESS           makes the runs on a Ray cluster (docs/cluster.md); --ray-gpus 0.25: with so much of a GPU each
 
 Makes .venv from requirements.lock if there is none (another place: SAFERULE_VENV=/path), then says which device is
@@ -47,7 +48,7 @@ while (($#)); do
             choices+=("$1" "$2")
             shift 2
             ;;
-        --runs-only)
+        --runs-only | --only-stored)
             choices+=("$1")
             shift
             ;;

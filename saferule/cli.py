@@ -99,6 +99,7 @@ def run(
     changes: SetOption = None,
     notebooks: Annotated[list[str] | None, typer.Option(help="Which, repeatable [all, in order].")] = None,
     runs_only: Annotated[bool, typer.Option("--runs-only", help="Make the runs, execute no notebook.")] = False,
+    only_stored: Annotated[bool, typer.Option("--only-stored", help="Make no run: show what is stored.")] = False,
     output: OutputOption = None,
     data: DataFolderOption = None,
     ray: Annotated[str | None, typer.Option(envvar="RAY_ADDRESS", help="Make them on this Ray cluster.")] = None,
@@ -108,7 +109,7 @@ def run(
     from saferule.doctor import device
     from saferule.runs.engine import make
     from saferule.runs.execute import use_cluster
-    from saferule.runs.experiment import get_profile, plan
+    from saferule.runs.experiment import asked, get_profile
     from saferule.runs.notebooks import check_names, run_all
     from saferule.runs.places import NOTEBOOKS, known_data, workspace
 
@@ -116,20 +117,23 @@ def run(
     chosen = _chosen(own, changes)
     wanted = get_profile(profile, **chosen)
     check_names(notebooks or NOTEBOOKS)  # an unknown name is reported before anything is made
-    if notebooks and runs_only:
-        raise SettingsError("--notebooks and --runs-only are both given: leave one of them out")
+    given = {"--runs-only": runs_only, "--notebooks": notebooks, "--only-stored": only_stored}
+    if runs_only and (notebooks or only_stored):
+        names = " and ".join(name for name, value in given.items() if value)
+        raise SettingsError(f"{names} are both given: leave one of them out")
     changed = {name: value for name, value in chosen.items() if name not in own}
     parameters = {name: value for name, value in chosen.items() if name in own}
     parameters |= {"changes": changed} if changed else {}
     if data is not None:
         parameters["data"] = str(data.resolve())
+    if only_stored:
+        parameters["only_stored"] = True
     if ray or ray_gpus:
         use_cluster(ray, ray_gpus)
     typer.echo(f"profile {profile} on {f'Ray at {ray}' if ray else device().found}")
-    if not notebooks:  # everything in one go keeps all cores busy; a single notebook makes what it shows
+    if not notebooks and not only_stored:  # all in one go keeps all cores busy; a single notebook makes what it shows
         place = workspace(wanted, output, data)
-        parts = plan(wanted, known_data(wanted, place.data_folder)[0])
-        make([*parts.pop("evaluations"), *(run for runs in parts.values() for run in runs)], place)
+        make([run for _, run in asked(wanted, known_data(wanted, place.data_folder)[0])], place)
     if not runs_only:
         run_all(profile, notebooks or NOTEBOOKS, output, parameters)
 

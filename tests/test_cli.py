@@ -207,5 +207,7 @@ def test_choices_and_changes_reach_the_notebooks(monkeypatch):
     assert {(run.task, run.replicate) for run in policies} == {("CarCircle", 0), ("CarCircle", 2)}
     given.clear()
     assert run("run", "--runs-only").exit_code == 0 and set(given) == {"runs"}  # no notebook
+    given.clear()
+    assert run("run", "--only-stored").exit_code == 0 and given["k"] == {"only_stored": True} and "runs" not in given
     refused = run("run", "--runs-only", "--notebooks", "attack")
     assert refused.exit_code == 2 and "leave one of them out" in refused.stderr

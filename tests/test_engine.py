@@ -25,8 +25,9 @@ from saferule.agents import BACKBONES, get_backbone, loop
 from saferule.agents.checkpoint import load_agent, read
 from saferule.agents.loop import LOOK_EVERY
 from saferule.runs import engine, execute, results
+from saferule.runs.experiment import Data, asked, get_profile
 from saferule.runs.interruptible import AGENT
-from saferule.runs.spec import EvaluationRun, RandomPart, TimingRun, frozen
+from saferule.runs.spec import EvaluationRun, PolicyRun, RandomPart, TimingRun, frozen
 from saferule.runs.store import Store
 from saferule.runs.work import TIMES, snapshot
 from saferule.unlearn import METHODS, start
@@ -42,7 +43,7 @@ def test_what_a_run_leaves(reference, digest, backbone):
         assert agent.population.step == STEPS and agent.meta["backbone"] == backbone
         assert agent.cfg.hidden == (8, 8) and agent.cfg.observation_dim == 8
         assert (meta["steps"], meta["threads"]) == (STEPS, 1) and meta["seconds"] >= 0
-        assert meta["population"] == (2 if run.start or run.replicate == 0 else 1)  # one replicate at a time
+        assert meta["population"] == (2 if run.start else 1)  # one replicate of one condition at a time
         half = load_agent(snapshot(store, run, SNAPSHOT))
         assert half.population is None and half.meta["step"] == SNAPSHOT
         assert ("critic" in half.nets) == (run.start is not None)
@@ -88,13 +89,35 @@ def test_all_stages_in_worker_processes_and_again_for_nothing(reference, fresh, 
     assert (rows[["task", "backbone", "attack", "ratio"]] == ["CarCircle", "cpq", "max_cost", 0.15]).all().all()
     logs = results.logs(store, repaired)
     assert set(logs["method"]) == {"safe-rule", "fine-tuning"} and set(logs["backbone"]) == set(TRIED)
-    assert sum("steps/s" in line for line in said) == 8
+    assert sum("steps/s" in line for line in said) == 10  # 3 trainings and 2 repairs of each backbone
     pool.shutdown()
 
     before, said = files(fresh), []
     monkeypatch.setattr(engine, "work", lambda *_: pytest.fail("a job was started"))
     make(everything, fresh, said.append)
     assert files(fresh) == before and said == []
+
+
+def test_a_slice_is_complete_before_the_next_and_time_is_measured_at_its_end(make, tmp_path):
+    """Two slices of one task, two ratios: what is made, in its order."""
+    chosen = {"backbones": ["cpq"], "attacks": ["max_cost"], "videos": False}
+    first, second = (get_profile("cpu", **chosen, tasks="CarCircle", ratios=r, replicates=0) for r in (0.15, 0.05))
+    data = {"CarCircle": Data("d" * 64, 50_000)}
+    of_first, of_second = ([run for _, run in asked(profile, data)] for profile in (first, second))
+    made = []
+
+    class Noting(execute.InProcess):
+        def submit(self, function, workspace, runs, *say):
+            return super().submit(lambda: [made.extend(runs), []][1])
+
+    make([*of_first, *of_second], tmp_path, executor=Noting())
+    when = made.index(of_first[-1])
+    assert isinstance(of_first[-1], TimingRun)
+    kinds = PolicyRun, EvaluationRun  # forget sets are made with those of the same rollouts
+    assert [run in of_first for run in made[:when] if isinstance(run, kinds)] == [True] * sum(
+        isinstance(run, kinds) for run in set(of_first)
+    )
+    assert {run.ratio for run in made[when:] if isinstance(run, PolicyRun) and run.ratio} == {0.05}
 
 
 def test_the_cost_limit_of_the_training_is_that_of_the_rows(fresh, make, digest):

@@ -1,13 +1,14 @@
 """What a profile asks for: which runs, in which order, with which seeds; and which settings are refused."""
 
 from dataclasses import replace
+from itertools import groupby
 
 import pytest
 
 from saferule.agents import BACKBONES, get_backbone
 from saferule.errors import SettingsError
-from saferule.runs.experiment import PARTS, PROFILES, Data, ablated, get_profile, plan
-from saferule.runs.spec import ForgetRun, PolicyRun, RandomPart, config, identity, key
+from saferule.runs.experiment import PARTS, PROFILES, Data, ablated, asked, get_profile, plan, slices
+from saferule.runs.spec import EvaluationRun, ForgetRun, PolicyRun, RandomPart, TimingRun, config, identity, key
 from saferule.sim import TASKS
 from saferule.unlearn import METHODS, Method, applicable, chosen, supported
 
@@ -56,14 +57,48 @@ def test_all_96_cells_of_the_cpu_profile_with_every_replicate():
     for method in ("poisoned", "safe-rule", "fine-tuning"):
         runs = [run for run in parts["main"] if run.method == method]
         cells = {(run.task, run.backbone, run.attack, run.ratio) for run in runs}
-        assert len(cells) == 96 and len(runs) == len(set(runs)) == 96 * len(profile.replicates)
-    assert len([run for run in parts["main"] if run.method == "clean"]) == 16 * len(profile.replicates)
+        assert len(cells) == 96 and len(runs) == len(set(runs)) == 96 * 3 + 4 * 2  # two more in the first slice
+    assert len([run for run in parts["main"] if run.method == "clean"]) == 16 * 3 + 4 * 2
     assert all(ablated(profile, run) for run in parts["ablations"])
-    assert {(run.attack, run.ratio) for run in parts["ablations"]} == {("max_cost", 0.05)}
+    assert {(run.attack, run.ratio) for run in parts["ablations"]} == {("max_cost", 0.05), ("max_cost", 0.15)}
     controls = {(run.attack, run.ratio) for run in parts["controls"] if run.forget}
     assert controls == {("max_cost", 0.05), ("max_cost", 0.15)}
     every = [run for runs in parts.values() for run in runs]
     assert len({key(run) for run in every}) == len(set(every))
+
+
+def test_the_cpu_profile_is_the_union_of_its_slices_in_their_order():
+    profile, whole = PROFILES["cpu"], plan(PROFILES["cpu"], DATA)
+    first, *others = [plan(own, DATA) for own in slices(profile)]
+    chosen = {"tasks": "CarCircle", "attacks": "max_cost", "ratios": 0.15, "replicates": [0, 1, 2, 3, 4]}
+    assert first == plan(get_profile("cpu", **chosen), DATA)  # what is chosen takes the place of the slices
+    assert {(run.attack, run.ratio) for run in first["ablations"]} == {("max_cost", 0.15)}
+    for part, runs in whole.items():
+        assert runs[: len(first[part])] == first[part]
+        union = dict.fromkeys(run for own in (first, *others) for run in own[part])
+        assert list(union) == runs or part in ("readings", "evaluations")
+    assert whole["readings"] == first["readings"]  # tried once
+    assert slices(SMOKE) == [SMOKE] and slices(get_profile("cpu", backbones="cpq", episodes=2))[3].episodes == 2
+    assert [len(own.replicates) for own in slices(profile)] == [5, 3, 3, 3]
+
+
+def test_runs_are_asked_for_cell_by_cell_and_one_replicate_of_everything_before_the_second():
+    profile = get_profile("cpu", tasks=["CarCircle", "PointGoal"], backbones=["bcq-lag", "cpq"], replicates=[0, 1])
+    order = list(dict.fromkeys(run for _, run in asked(profile, DATA)))
+    assert set(order) == {run for runs in plan(profile, DATA).values() for run in runs}
+    place = {run: i for i, run in enumerate(order)}
+    policies = [run for run in order if isinstance(run, PolicyRun) and run.attack != "clean"]
+    cells = [(run.replicate, run.task, run.backbone, run.attack, run.ratio) for run in policies]
+    assert len(list(groupby(cells))) == len(set(cells)) == 2 * 2 * 2 * 6  # each in one piece
+    assert [cell[0] for cell in cells] == sorted(cell[0] for cell in cells)
+    for run in order:
+        if isinstance(run, EvaluationRun):  # episodes do not wait for the next policy
+            assert 1 <= place[run] - place[run.policy] <= 2
+        if isinstance(run, PolicyRun) and isinstance(run.forget, ForgetRun):
+            first = min(place[other] for other in policies if other.forget == run.forget)
+            assert place[run.forget] == first - 1
+    last = [run for run in order if isinstance(run, TimingRun)]
+    assert order[-len(last) :] == last
 
 
 def test_a_replicate_is_independent_from_the_adversary_on():
@@ -191,6 +226,7 @@ def test_changes_have_the_fields_types():
         ({"data": "moon"}, "unknown name 'moon' in data: choose among local, dsrl"),
         ({"name": "x"}, "unknown setting 'name'"),
         ({"config": "x"}, "unknown setting 'config'"),
+        ({"slices": []}, "unknown setting 'slices'"),
     ],
 )
 def test_impossible_changes_are_refused(changes, told):

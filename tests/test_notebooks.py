@@ -11,6 +11,7 @@ from episodes_by_hand import EPISODES
 from jupyter_client.kernelspec import KernelSpec
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from saferule.data.schema import clean_data
 from saferule.errors import RunError
 from saferule.report.figures import FIGURES
 from saferule.report.study import Study
@@ -25,6 +26,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 PARAMETERS = {"profile": "smoke"} | dict.fromkeys(
     ("tasks", "backbones", "attacks", "ratios", "replicates", "output", "data", "changes")
 )
+PARAMETERS["only_stored"] = False
 
 
 def code_of(name):
@@ -150,19 +152,46 @@ def study(tmp_path, data_folder):
     return Study("smoke", backbones=["cpq", "coptidice"], output=tmp_path, data=data_folder)
 
 
-def test_parts_are_made_with_their_evaluations(study, monkeypatch):
+def test_of_a_part_only_what_is_read_is_made(study, monkeypatch):
     made = []
-    monkeypatch.setattr(study, "make", made.extend)
+    monkeypatch.setattr("saferule.report.study.make", lambda runs, workspace: made.extend(runs))
     fresh = study.part("main", start="fresh")
-    assert [run.method for run in fresh] == ["clean", "poisoned"] * 2 and len(made) == 8
-    assert {run.policy for run in made[4:]} == set(fresh)
+    assert [run.method for run in fresh] == ["clean", "poisoned"] * 2
+    assert [run.policy for run in made] == fresh  # episodes; not the policies, whose evaluations may be there
+    made.clear()
+    assert study.inside(fresh) == fresh and made == [*fresh, fresh[1].forget, fresh[3].forget]
     repairs = study.part("main", family="safe_rule")
     assert [run.method for run in repairs] == ["reward-only", "safe-rule", "safe-rule-described"] * 2
     assert study.ablated(repairs) == repairs
 
 
+def test_a_study_of_what_is_stored_makes_nothing_and_knows_what_is_missing(study, tmp_path, data_folder, monkeypatch):
+    monkeypatch.setattr("saferule.report.study.make", lambda *_: pytest.fail("a run was made"))
+    stored = Study("smoke", backbones=["cpq"], output=tmp_path, data=data_folder, only_stored=True)
+    main, evaluations = stored.plan["main"], stored.plan["evaluations"]
+    with stored.store.write(evaluations[0]) as folder:
+        EPISODES[EPISODES["method"] == "clean"].to_csv(folder / "episodes.csv")
+    with stored.store.write(main[1]):  # a policy that is not evaluated is not shown
+        pass
+    assert stored.part("main") == main[:1] and stored.missing("main") == main[1:]
+    assert stored.beside(main, "main") == main[:1] and stored.inside(main) == [] and stored.part("readings") == []
+    assert set(stored.curves(main)["method"]) == {"clean"} and stored.forget_sets("CarCircle") == []
+    shown = []
+    monkeypatch.setattr("saferule.report.study.display", shown.append)
+    stored.made_with()
+    assert f"Shown is what is stored: 1 of {len(evaluations)} evaluated policies." in shown[0].data
+
+
+def test_a_study_of_the_cpu_profile_names_its_slices(tmp_path, data_folder, monkeypatch):
+    shown = []
+    monkeypatch.setattr("saferule.report.study.display", shown.append)
+    monkeypatch.setattr(Study, "dataset", lambda self, task: clean_data(data_folder, "CarCircle"))
+    Study("cpu", output=tmp_path, data=data_folder).made_with()
+    assert "(1) CarCircle; max_cost; 0.15; replicates 0, 1, 2, 3, 4; ablations at 0.15. (2) CarCircle;" in shown[0].data
+
+
 def test_policies_beside_others_share_their_data_and_replicate(study, monkeypatch):
-    monkeypatch.setattr(study, "make", lambda runs: None)
+    monkeypatch.setattr(study, "make", list)
     variants = study.part("ablations")
     parts = ("main", "ablations")
     beside = study.beside([run for run in variants if run.backbone == "cpq"], *parts)
@@ -179,6 +208,7 @@ def test_curves_begin_with_the_policy_that_a_repair_started_from(study, monkeypa
         return pd.concat([*early, *frames])
 
     monkeypatch.setattr("saferule.report.study.results.episodes", rows)
+    monkeypatch.setattr(study, "make", list)
     repair = study.only(study.plan["main"], name="safe-rule")[0]
     curves = study.curves([repair])
     assert curves.groupby("step")["cost"].agg(["mean", "size"]).to_numpy().tolist() == [[1, 2], [9, 2], [1, 2]]

@@ -55,14 +55,19 @@ def _states(workspace: Workspace, task: str, forget: ForgetRun) -> dict[str, np.
     return {name: data.observations[sample(len(data), STATES)] for name, data in sets.items()}
 
 
+def comparable(repairs: Sequence[PolicyRun]) -> list[PolicyRun]:
+    """Safe-RULE under every reading, and the same once more as another agent."""
+    return [run for run in repairs if run.method in (OURS, AGAIN)]
+
+
 def distances_to_default(workspace: Workspace, repairs: Sequence[PolicyRun]) -> pd.DataFrame:
     """How far the actions of Safe-RULE under readings, and of the same once more, are from those of the default.
 
     Columns: those of `identity`, actions_keep and actions_forget (`action_distance`, over at most STATES states of D
-    and of D_f). Other repairs, and those of a policy that the default did not repair, are left out.
+    and of D_f). Repairs that are not `comparable`, and those of a policy that the default did not repair, are left out.
     """
     defaults = {run.start: run for run in repairs if run.method == OURS and not run.readings}
-    rows = {run: identity(run) for run in repairs if run.method in (OURS, AGAIN) and run.start in defaults}
+    rows = {run: identity(run) for run in comparable(repairs) if run.start in defaults}
     for start, default in defaults.items():
         for name, states in _states(workspace, start.task, start.forget).items():
             reference = acted(workspace, default, states)

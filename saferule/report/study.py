@@ -23,9 +23,9 @@ from saferule.report.timing import table3
 from saferule.runs import results
 from saferule.runs.engine import make
 from saferule.runs.execute import cores, process_pool
-from saferule.runs.experiment import Profile, ablated, get_profile, plan
+from saferule.runs.experiment import Profile, ablated, ablated_condition, get_profile, plan, slices
 from saferule.runs.places import known_data, workspace
-from saferule.runs.spec import PolicyRun, Run, identity
+from saferule.runs.spec import EvaluationRun, ForgetRun, PolicyRun, Run, identity
 from saferule.runs.work import forget_data
 from saferule.sim.film import Job, as_html, film_adversaries
 from saferule.unlearn import METHODS
@@ -39,6 +39,7 @@ class Study:
     output                     root of the results, by default the checkout's ``artifacts``
     data                       folder of the datasets, by default ``artifacts/data``, or where dsrl keeps its own
     changes                    {field: value} for other fields of the profile
+    only_stored                make nothing: what is not stored is left out, and `missing` names it
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Study:
         output: str | Path | None = None,
         data: str | Path | None = None,
         changes: Mapping[str, Any] | None = None,
+        only_stored: bool = False,
     ) -> None:
         chosen = {"tasks": tasks, "backbones": backbones, "attacks": attacks, "ratios": ratios}
         chosen = dict(changes or {}) | chosen | {"replicates": replicates}
@@ -60,6 +62,7 @@ class Study:
         self.profile: Profile = get_profile(profile, **self.changes)
         self.workspace = workspace(self.profile, output, data)
         self.store, self.folder = self.workspace.store, self.workspace.store.root
+        self.only_stored = only_stored
 
     @property
     def name(self) -> str:
@@ -81,13 +84,21 @@ class Study:
         """The clean data D of a task."""
         return clean_data(self.workspace.data_folder, task)
 
-    def make(self, runs: Sequence[Run]) -> None:
-        """Make the runs that are missing, and what they build on."""
+    def make(self, runs: Sequence[Run]) -> list[Run]:
+        """The runs, made where they are missing, with what they build on; or those that are there (`only_stored`)."""
+        if self.only_stored:
+            return [run for run in runs if self.store.done(run)]
         make(runs, self.workspace)
+        return list(runs)
 
     def part(self, part: str, **which: str) -> list[PolicyRun]:
-        """The policies of a part of the plan (`only` those), made and evaluated where that is missing."""
+        """The policies of a part of the plan (`only` those), evaluated where that is missing."""
         return self._evaluated(self.only(self.plan[part], **which))
+
+    def missing(self, part: str, **which: str) -> list[PolicyRun]:
+        """The policies of a part that are asked for and neither stored nor evaluated."""
+        asked = self.only(self.plan[part], **which)
+        return [run for run in asked if not self.store.done(self._evaluation_of.get(run, run))]
 
     def only(self, policies: Sequence[PolicyRun], **which: str) -> list[PolicyRun]:
         """The policies whose methods are declared so, such as start="fresh" or family="safe_rule"."""
@@ -103,15 +114,22 @@ class Study:
         compared = [run for part in parts or ("main",) for run in self.plan[part]]
         return self._evaluated([run for run in compared if where(run, run.forget) in known])
 
-    def _evaluated(self, policies: Sequence[PolicyRun]) -> list[PolicyRun]:
-        self.make([*policies, *self._evaluations(policies)])
-        return list(policies)
+    def inside(self, policies: Sequence[PolicyRun]) -> list[PolicyRun]:
+        """The policies that can be looked into: those whose networks and forget sets are there, made where missing."""
+        runs = self.make(policies)
+        sets = set(self.make([run.forget for run in runs if isinstance(run.forget, ForgetRun)]))
+        return [run for run in runs if run.forget in sets or not isinstance(run.forget, ForgetRun)]
 
-    def _evaluations(self, policies: Sequence[PolicyRun]) -> list[Run]:
-        return [self._evaluation_of[policy] for policy in policies if policy in self._evaluation_of]
+    def _evaluated(self, policies: Sequence[PolicyRun]) -> list[PolicyRun]:
+        """Those whose episodes are there, made where missing; those without an evaluation that are there themselves."""
+        there = set(self.make([self._evaluation_of.get(policy, policy) for policy in policies]))
+        return [policy for policy in policies if self._evaluation_of.get(policy, policy) in there]
+
+    def _evaluations(self, policies: Sequence[PolicyRun]) -> list[EvaluationRun]:
+        return self.make([self._evaluation_of[policy] for policy in policies if policy in self._evaluation_of])
 
     @cached_property
-    def _evaluation_of(self) -> dict[PolicyRun, Run]:
+    def _evaluation_of(self) -> dict[PolicyRun, EvaluationRun]:
         return {run.policy: run for run in self.plan["evaluations"]}
 
     def ablated(self, policies: Sequence[PolicyRun]) -> list[PolicyRun]:
@@ -120,18 +138,16 @@ class Study:
 
     def forget_sets(self, task: str) -> list[tuple[int, ForgetSet]]:
         """D_f for every attack and ratio, each with its replicate."""
-        runs = [run for run in self.plan["forget sets"] if run.adversary.task == task]
-        self.make(runs)
+        runs = self.make([run for run in self.plan["forget sets"] if run.adversary.task == task])
         return [(run.adversary.seed, forget_data(self.store, run)) for run in runs]
 
     # Rows
 
     def adversary_curves(self) -> pd.DataFrame:
         """Learning curves of the adversaries: task, attack, replicate, steps, scalar_return, return, cost, ..."""
-        self.make(self.plan["adversaries"])
         rows = [
             {"task": run.task, "attack": run.attack, "replicate": run.seed} | row
-            for run in self.plan["adversaries"]
+            for run in self.make(self.plan["adversaries"])
             for row in json.loads((self.store.folder(run) / CURVE_FILE).read_text())
         ]
         return pd.DataFrame(rows, columns=None if rows else ["task", "attack", "replicate", "steps", "scalar_return"])
@@ -151,10 +167,9 @@ class Study:
 
         One row per episode, column acting; none without a backbone that osrl-lib lets draw.
         """
-        runs = [run for run in self.plan["drawn evaluations"] if run.policy in set(policies)]
+        runs = self.make([run for run in self.plan["drawn evaluations"] if run.policy in set(policies)])
         if not runs:
             return pd.DataFrame()
-        self.make(runs)
         ways = {"drawn": results.episodes(self.store, runs), "mode": self.episodes([run.policy for run in runs])}
         return pd.concat([rows.assign(acting=way) for way, rows in ways.items()], ignore_index=True)
 
@@ -163,23 +178,23 @@ class Study:
         parts = [results.episodes(self.store, self._evaluations(policies))]
         on_the_way = parts[0].loc[~parts[0]["final"], "seed"]
         for run in policies:
-            if run.start:
-                parts.append(self.episodes([run.start]).assign(**identity(run), step=0, final=False))
+            if run.start and (begun := self._evaluations([run.start])):
+                rows = results.episodes(self.store, begun)
+                parts.append(rows[rows["final"]].assign(**identity(run), step=0, final=False))
         rows = pd.concat(parts, ignore_index=True)
         return rows[rows["seed"].isin(on_the_way)] if len(on_the_way) else rows
 
     def logs(self, policies: Sequence[PolicyRun]) -> pd.DataFrame:
         """What the losses reported, one row per policy and logged step."""
-        return results.logs(self.store, policies)
+        return results.logs(self.store, self.make(policies))
 
     def times(self) -> pd.DataFrame:
         """Table 3, measured where that is missing (`saferule.report.timing.table3`)."""
-        self.make(self.plan["timing"])
-        return table3(results.times(self.store, self.plan["timing"]))
+        return table3(results.times(self.store, self.make(self.plan["timing"])))
 
     def stopped(self, policies: Sequence[PolicyRun]) -> None:
         """Print a sentence for each policy whose run ended early because a value was not finite."""
-        for sentence in results.stopped(self.store, policies):
+        for sentence in results.stopped(self.store, [run for run in policies if self.store.done(run)]):
             print(sentence)
 
     # What is shown
@@ -197,6 +212,16 @@ class Study:
             f"{p.episodes} episodes per policy ({p.curve_episodes} per snapshot), the same seeds for every policy, "
             f"deterministic, cost limit {p.cost_limit:g}.",
         ]
+        if p.slices:
+            told = [
+                f"({number}) {', '.join(own.tasks)}; {', '.join(own.attacks)}; {', '.join(map(str, own.ratios))}; "
+                f"replicates {', '.join(map(str, own.replicates))}; ablations at {ablated_condition(own)[1]}"
+                for number, own in enumerate(slices(p), 1)
+            ]
+            lines.append(f"Made in slices (tasks; attacks; ratios; replicates): {'. '.join(told)}.")
+        if self.only_stored:
+            policies = self.plan["evaluations"]
+            lines.append(f"Shown is what is stored: {len(self.make(policies))} of {len(policies)} evaluated policies.")
         if p.name != "paper" or self.changes:
             lines.append(
                 f"This is a reduced run (the paper: {TABLE7.training_steps} training, {TABLE7.unlearning_steps} "
@@ -230,9 +255,8 @@ class Study:
         runs = [run for run in self.plan["adversaries"] if run.seed == self.profile.replicates[0]]
         if not self.profile.videos:
             return print("No films: videos are switched off (videos=false).")
-        self.make(runs)
         jobs = []
-        for run in runs:
+        for run in self.make(runs):
             folder, title = self.store.folder(run), f"{run.task}, {ATTACKS[run.attack]}"
             score = partial(attack_reward, run.attack)
             jobs.append(Job(folder, self.folder / "videos" / f"{folder.name}.gif", score, title))

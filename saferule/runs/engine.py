@@ -66,7 +66,8 @@ def make(runs: Sequence[Run], workspace: Workspace, executor: JobExecutor | None
 def divide(runs: Sequence[Run], store: Store, device: str, slots: int) -> list[Job]:
     """The missing runs as jobs: interrupted populations as they were, the others so that all slots have work.
 
-    On a CPU a population holds one replicate, which does not wait for the next; a GPU takes all at once.
+    On a CPU, where a larger population is no faster, it holds one replicate of one condition, so that a cell does not
+    wait for the next; a GPU takes all at once.
     """
     todo = lineage(runs, store.done)
     policies = [run for run in lineage(runs) if isinstance(run, PolicyRun)]
@@ -75,9 +76,10 @@ def divide(runs: Sequence[Run], store: Store, device: str, slots: int) -> list[J
     groups: dict[Any, list[Run]] = {}
     for run in todo:
         if run not in taken:
-            key, replicate = _together(run), run.replicate if device == "cpu" and isinstance(run, PolicyRun) else 0
+            apart = device == "cpu" and isinstance(run, PolicyRun)
+            key, condition = _together(run), (run.replicate, run.attack, run.ratio) if apart else ()
             before = sum(_together(other) == key for other in lineage([run])[:-1])  # not beside what it builds on
-            groups.setdefault((*key, replicate, before), []).append(run)
+            groups.setdefault((*key, condition, before), []).append(run)
     alike = Counter(key[:2] for key in groups)  # groups that can be worked on at the same time
     parts = [part for key, group in groups.items() for part in _cut(group, math.ceil(slots / alike[key[:2]]))]
     order = {run: i for i, run in enumerate(todo)}

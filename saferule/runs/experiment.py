@@ -40,6 +40,8 @@ PARTS = (
     *("evaluations", "drawn evaluations"),
 )
 NAMES = {"tasks": tuple(TASKS), "backbones": BACKBONES, "attacks": ATTACKS, "data": ("local", "dsrl")}
+FIXED = ("name", "config", "adversary_steps_by_task", "slices")  # what makes the profile the profile
+SLICED = ("tasks", "attacks", "ratios", "replicates")  # whoever chooses one of these does without the slices
 FIRST_EVALUATION_SEED = 10_000
 
 
@@ -68,6 +70,7 @@ class Profile:
     videos: bool = True  # film the adversaries where the machine can draw
     config: Frozen = ()  # changes to the backbones' Config
     adversary_steps_by_task: Frozen = ()  # where it takes others
+    slices: tuple[Frozen, ...] = ()  # parts of the profile, by its fields, in the order in which they are worth having
 
     def __post_init__(self) -> None:
         for name, known in NAMES.items():
@@ -79,7 +82,7 @@ class Profile:
             value = getattr(self, f.name)
             for number in value if isinstance(value, tuple) else (value,):
                 _check(f.name, number)
-            if isinstance(value, tuple) and not f.name.startswith(("config", "adversary")):
+            if isinstance(value, tuple) and f.name not in FIXED:
                 if not value or len(set(value)) < len(value):
                     raise SettingsError(f"{f.name} = {value}, expected one or more different values: give each once")
 
@@ -150,6 +153,12 @@ PROFILES: dict[str, Profile] = {
             snapshots=4,
             curve_episodes=10,
             config=SMALL,
+            slices=(
+                frozen(tasks=["CarCircle"], attacks=["max_cost"], ratios=[0.15], replicates=[0, 1, 2, 3, 4]),
+                frozen(tasks=["CarCircle"]),
+                frozen(tasks=["PointGoal", "AntVelocity", "PointPush"], attacks=["max_cost"], ratios=[0.15]),
+                frozen(),
+            ),
         ),
         Profile(
             name="paper",
@@ -171,7 +180,6 @@ PROFILES: dict[str, Profile] = {
         ),
     )
 }
-FIXED = ("name", "config", "adversary_steps_by_task")  # what makes the profile the profile
 
 
 def get_profile(name: str, /, **changes: Any) -> Profile:
@@ -190,7 +198,14 @@ def get_profile(name: str, /, **changes: Any) -> Profile:
             given[field] = _like(getattr(usual, field), value, field)
     if "adversary_steps" in given:  # for all tasks
         given["adversary_steps_by_task"] = ()
+    if not given.keys().isdisjoint(SLICED):
+        given["slices"] = ()
     return replace(usual, **given)
+
+
+def slices(profile: Profile) -> list[Profile]:
+    """The slices of a profile in their order, each a profile of its own; of one without slices itself."""
+    return [replace(profile, slices=(), **dict(changes)) for changes in profile.slices] or [profile]
 
 
 def _like(usual: Any, value: Any, field: str) -> Any:
@@ -209,14 +224,14 @@ def _like(usual: Any, value: Any, field: str) -> Any:
 def ablated_condition(profile: Profile) -> tuple[str, float]:
     """Attack and ratio of the ablations: as in the paper Max Cost at the lowest ratio.
 
-    Of a profile without Max Cost, its first attack.
+    Of a profile without Max Cost, its first attack. Each slice of a profile has its own.
     """
     return "max_cost" if "max_cost" in profile.attacks else profile.attacks[0], min(profile.ratios)
 
 
 def ablated(profile: Profile, run: PolicyRun) -> bool:
-    """Whether a policy is of the condition of the ablations."""
-    return (run.attack, run.ratio) == ablated_condition(profile)
+    """Whether a policy is of the condition of the ablations, in some slice of the profile."""
+    return (run.attack, run.ratio) in map(ablated_condition, slices(profile))
 
 
 class Data(NamedTuple):
@@ -247,27 +262,35 @@ def forget_run(profile: Profile, data: Data, task: str, attack: str, ratio: floa
 
 
 def plan(profile: Profile, data: Mapping[str, Data]) -> dict[str, list[Run]]:
-    """{part: runs} of everything that a profile asks for, in the order in which it is worth having.
-
-    One replicate of everything comes before the second. Tasks without data are left out; `PARTS` names the parts.
-    """
+    """{part: runs} of everything that a profile asks for; `PARTS` names the parts. Tasks without data are left out."""
     parts: dict[str, dict[Run, None]] = {part: {} for part in PARTS}
-    tasks = [task for task in profile.tasks if task in data]
-    for replicate, task in product(profile.replicates, tasks):
-        for attack in profile.attacks:
-            parts["adversaries"][adversary_run(profile, task, attack, replicate)] = None
-        for backbone in profile.backbones:
-            for part, policy in _policies(profile, data[task], task, backbone, replicate):
-                parts[part][policy] = None
-                if isinstance(policy.forget, ForgetRun):
-                    parts["forget sets"][policy.forget] = None
-                if evaluated := _evaluation(profile, part, policy):
-                    parts["evaluations"][evaluated] = None
-                if part == "main" and get_backbone(backbone).DRAWS:
-                    parts["drawn evaluations"][EvaluationRun(policy, profile.evaluation_seeds, (), False)] = None
-    for task, backbone in product(tasks, profile.backbones):
-        parts["timing"][_timing(profile, data[task], task, backbone)] = None
+    for part, run in asked(profile, data):
+        parts[part][run] = None
     return {part: list(runs) for part, runs in parts.items()}
+
+
+def asked(profile: Profile, data: Mapping[str, Data]) -> Iterator[tuple[str, Run]]:
+    """The runs of the plan, each with its part, in the order in which they are worth having; some more than once.
+
+    Slice by slice, one replicate of everything before the second, and in a replicate one cell of Table 1 after the
+    other, with its evaluations; the measurement of Table 3 at the end of a slice. Readings are tried in the first one.
+    """
+    for number, own in enumerate(slices(profile)):
+        tasks = [task for task in own.tasks if task in data]
+        for replicate, task, backbone in product(own.replicates, tasks, own.backbones):
+            for part, policy in _policies(own, data[task], task, backbone, replicate):
+                if part == "readings" and number:
+                    continue
+                if isinstance(policy.forget, ForgetRun):
+                    yield "adversaries", policy.forget.adversary
+                    yield "forget sets", policy.forget
+                yield part, policy
+                if evaluated := _evaluation(own, part, policy):
+                    yield "evaluations", evaluated
+                if part == "main" and get_backbone(backbone).DRAWS:
+                    yield "drawn evaluations", EvaluationRun(policy, own.evaluation_seeds, (), False)
+        for task, backbone in product(tasks, own.backbones):
+            yield "timing", _timing(own, data[task], task, backbone)
 
 
 def _policies(
