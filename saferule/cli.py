@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from ast import literal_eval
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from saferule.errors import SaferuleError, SettingsError
+from saferule.environment import debugging, prepare_streams, user_path
+from saferule.errors import SaferuleError, SettingsError, sentence, shortened
+from saferule.limits import check_number
+
+UsageError = typer.BadParameter.__base__  # of typer's own click
 
 
 class Terminated(KeyboardInterrupt):
@@ -23,30 +27,72 @@ def _terminate(*_: Any) -> None:
     raise Terminated
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """Every error as one line on stderr; exit code 2, or 1 where it is not the user's, 130 interrupted, 143 terminated."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except KeyboardInterrupt as error:
+        typer.echo("saferule: interrupted: finished work is kept; an adversary in training begins again", err=True)
+        raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
+    except UsageError as error:
+        if "\n" in error.message:  # the help, for a command without any argument
+            raise
+        command = error.ctx.command_path if error.ctx else "saferule"
+        text = f"{error.format_message().rstrip('.')}: see `{command} --help`"
+        typer.echo(f"saferule: error: {shortened(text)}", err=True)
+        raise typer.Exit(2) from None
+    except Exception as error:
+        if debugging():
+            raise
+        typer.echo(f"saferule: error: {sentence(error)}", err=True)
+        raise typer.Exit(2 if isinstance(error, SaferuleError | OSError | MemoryError) else 1) from None
+
+
 class Commands(TyperGroup):
-    """Turns an error on purpose into one line and exit code 2, an interrupt into 130, SIGTERM into 143."""
+    """Commands whose errors are one line; the words of the command line are judged as errors of a command are."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Read the words of the command line."""
+        with _told():
+            return super().make_context(*args, **extra)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         before = signal.signal(signal.SIGTERM, _terminate)
         try:
-            return super().invoke(ctx)
-        except SaferuleError as error:
-            typer.echo(f"saferule: error: {error}", err=True)
-            raise typer.Exit(2) from None
-        except OSError as error:  # a full disk, a folder that cannot be written; other errors keep their traceback
-            if error.filename is None:
-                raise
-            typer.echo(f"saferule: error: {error}: choose another place or make room", err=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt as error:
-            typer.echo("saferule: interrupted: finished work is kept; an adversary in training begins again", err=True)
-            raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
+            with _told():
+                return super().invoke(ctx)
         finally:
             signal.signal(signal.SIGTERM, before)
 
 
-app = typer.Typer(
+class Command(TyperCommand):
+    """A command whose paths may begin with ~, and whose numbers are within the ranges of `saferule.limits`."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Judge what was given, then run."""
+        for option in self.params:
+            value, shown = ctx.params.get(option.name), option.opts[0]
+            if isinstance(value, Path):
+                ctx.params[option.name] = user_path(value, shown)
+            for number in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(number, int | float):
+                    check_number(option.name, number, shown)
+        return super().invoke(ctx)
+
+
+class App(typer.Typer):
+    """An app of such commands."""
+
+    def command(self, *args: Any, **options: Any) -> Any:
+        """Declare one."""
+        return super().command(*args, **{"cls": Command} | options)
+
+
+app = App(
     cls=Commands,
     help="Poisoning offline safe reinforcement learning, and unlearning the poison.",
     no_args_is_help=True,
@@ -54,8 +100,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(
-    help="Datasets in the DSRL schema: collect, fetch, check.", no_args_is_help=True, rich_markup_mode=None
+data_app = App(
+    cls=Commands,
+    help="Datasets in the DSRL schema: collect, fetch, convert, check.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
 
@@ -362,7 +411,7 @@ def _named_values(texts: Sequence[str] | None, option: str) -> dict[str, Any]:
 
 
 def _different_numbers(kind: type, text: str, option: str) -> list[Any]:
-    """One or more different finite numbers of 0 or more, with commas; for floats the word none stands for None.
+    """One or more different numbers in the option's range, with commas; for floats the word none stands for None.
 
     SettingsError that names the option for anything else.
     """
@@ -371,15 +420,18 @@ def _different_numbers(kind: type, text: str, option: str) -> list[Any]:
         values = [None if part == "none" and kind is float else kind(part) for part in parts]
     except ValueError:
         values = []
-    given = [value for value in values if value is not None]
-    if not values or len(set(values)) < len(values) or not all(math.isfinite(v) and v >= 0 for v in given):
-        what = f"one or more different finite numbers ({kind.__name__}) of 0 or more"
-        raise SettingsError(f"{option}: {text!r}, expected {what}: give 0,1")
+    if not values or len(set(values)) < len(values):
+        what = "whole numbers" if kind is int else "numbers, or none"
+        raise SettingsError(f"{option}: {text!r}, expected one or more different {what}, with commas: give 0,1")
+    for value in values:
+        if value is not None:
+            check_number(option.lstrip("-").replace("-", "_"), value, option)
     return values
 
 
 def main() -> None:
     """The console script: exit code 0, or 2 with one line on stderr for an error on purpose, 130 when interrupted."""
+    prepare_streams()
     app(prog_name="saferule")
 
 

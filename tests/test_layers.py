@@ -10,7 +10,8 @@ import saferule
 
 PACKAGE = Path(saferule.__file__).parent
 LAYERS = (  # from the bottom; rooms of one layer know nothing of each other
-    {"errors", "files"},
+    {"errors"},
+    {"environment", "files", "limits"},
     {"paper"},
     {"sim"},
     {"data"},

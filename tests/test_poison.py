@@ -182,7 +182,7 @@ def test_errors():
     with pytest.raises(SettingsError, match="Unknown attack 'max_costs': choose one of max_cost, max_reward"):
         poison(DATA, ROLLOUTS, "max_costs", 0.05)
     for ratio in (0, 1, -0.1, 5, math.nan):
-        with pytest.raises(SettingsError, match="poisoning ratio is .* between 0 and 1"):
+        with pytest.raises(SettingsError, match="ratio = .* between 0 and 1"):
             poison(DATA, ROLLOUTS, "max_cost", ratio)
     with pytest.raises(SettingsError, match="quantile is 95, expected a number from 0 to 1"):
         reward_quantile(DATA, 95)

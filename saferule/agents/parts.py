@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saferule.agents import networks as nn
 from saferule.data.batches import Batch
+from saferule.limits import check_number
 from saferule.paper import TABLE7
 
 Nets = dict[str, nn.Network]
@@ -34,6 +35,14 @@ class BaseConfig:
     gamma: float = 0.99
     reward_scale: float = 0.1
     batch_size: int = 512
+
+    def __post_init__(self) -> None:
+        """SettingsError for a number that cannot be meant."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if not isinstance(number, bool):
+                    check_number(field.name, number)
 
     @property
     def q_limit(self) -> float:

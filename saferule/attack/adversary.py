@@ -17,8 +17,8 @@ import numpy as np
 
 from saferule.attack.poison import attack_reward, check_attack
 from saferule.data.schema import Dataset, from_episodes
-from saferule.errors import SettingsError
 from saferule.files import write_bytes
+from saferule.limits import check_number
 from saferule.sim.ppo_settings import WarmStarted, adversary_settings
 from saferule.sim.rollout import Episode, roll_out
 from saferule.sim.simulator import make
@@ -50,8 +50,8 @@ def train_adversary(
     from saferule.sim.ppo import train_ppo
 
     check_attack(attack)
-    if steps < 1:
-        raise SettingsError(f"An adversary cannot be trained for {steps} steps: ask for at least one.")
+    check_number("steps", steps)
+    check_number("seed", seed)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)  # before the training, which can take hours
     settings = adversary_settings(task.name, attack, readings)
@@ -85,8 +85,8 @@ def roll_out_adversary(task: Task, policy: OnlinePolicy, episodes: int, seed: in
     The policy acts as it was trained, by drawing from its Gaussian. Episode i starts from a seed of its own and draws
     its actions from a generator of its own, so that more episodes only add to fewer.
     """
-    if episodes < 1:
-        raise SettingsError(f"An adversary cannot be rolled out for {episodes} episodes: ask for at least one.")
+    check_number("episodes", episodes)
+    check_number("seed", seed)
     played: list[Episode] = []
     with closing(make(task.name)) as simulator:
         while len(played) < episodes or sum(len(episode.rewards) for episode in played) < samples:

@@ -17,6 +17,7 @@ import numpy as np
 
 from saferule.data.schema import Dataset, check, concatenate, load, load_columns, save
 from saferule.errors import DataError, SettingsError
+from saferule.limits import check_number
 from saferule.paper import READINGS, TABLE7
 from saferule.paper import check as check_readings
 
@@ -79,8 +80,7 @@ def poison_count(clean_size: int, ratio: float, reading: str = READINGS["poison_
     rho is taken as the decimal number it is written as, so that 0.07 of 100 is 7 and not 7.000000000000001.
     Raises `SettingsError` for a ratio outside (0, 1).
     """
-    if not 0 < ratio < 1:
-        raise SettingsError(f"The poisoning ratio is {ratio}, expected a number between 0 and 1, such as 0.05.")
+    check_number("ratio", ratio)
     rho = Fraction(repr(float(ratio)))
     if reading == "poisoned":
         rho = rho / (1 - rho)  # |D_f| / (|D| + |D_f|) >= rho

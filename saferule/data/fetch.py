@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from saferule.data import schema
+from saferule.environment import dataset_folder
 from saferule.errors import DataError
 from saferule.files import sha256, write_bytes
 from saferule.sim.tasks import Task, get_task
@@ -20,17 +21,12 @@ from saferule.sim.tasks import Task, get_task
 REPOSITORY = "YYY-45/DSRL"  # where DSRL's files have moved to; the released dsrl names a server that is gone
 
 
-def dataset_folder() -> Path:
-    """Where dsrl keeps its datasets: $DSRL_DATASET_DIR, or ~/.dsrl/datasets."""
-    return Path(os.environ.get("DSRL_DATASET_DIR") or Path.home() / ".dsrl" / "datasets")
-
-
 def fetch(
     task_name: str, folder: Path | str | None = None, *, endpoint: str | None = None, say: Callable[[str], None] = print
 ) -> Path:
     """The path of a task's DSRL file, downloaded if it is not there yet.
 
-    folder      where it is kept (default: `dataset_folder()`)
+    folder      where it is kept (default: where dsrl keeps its own)
     endpoint    address of a mirror of the hub (default: $HF_ENDPOINT, or the hub itself)
 
     Raises DataError for a file that cannot be had, differs from the recorded hash or does not follow the schema.

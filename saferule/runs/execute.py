@@ -19,6 +19,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+from saferule.environment import cores
 from saferule.errors import RunError, SettingsError
 from saferule.files import write_bytes
 
@@ -235,9 +236,3 @@ def _start_worker() -> None:
     import torch  # takes seconds
 
     torch.set_num_threads(1)
-
-
-def cores() -> int:
-    """Cores that this process may use; OMP_NUM_THREADS lowers it."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, int(os.environ.get("OMP_NUM_THREADS") or available))

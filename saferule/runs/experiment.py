@@ -9,7 +9,6 @@ Notebooks, `saferule status`, the tables and what is published all walk the dict
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from saferule.agents import BACKBONES, get_backbone
 from saferule.attack.poison import ATTACKS, poison_count, rollouts_needed
 from saferule.errors import SettingsError
+from saferule.limits import check_number
 from saferule.paper import ATTACK, TABLE7, default_readings
 from saferule.runs.spec import (
     LEARNER,
@@ -81,7 +81,8 @@ class Profile:
         for f in fields(self):
             value = getattr(self, f.name)
             for number in value if isinstance(value, tuple) else (value,):
-                _check(f.name, number)
+                if not isinstance(number, bool):
+                    check_number(f.name, number)
             if isinstance(value, tuple) and f.name not in FIXED:
                 if not value or len(set(value)) < len(value):
                     raise SettingsError(f"{f.name} = {value}, expected one or more different values: give each once")
@@ -95,17 +96,6 @@ class Profile:
     def curve_seeds(self) -> tuple[int, ...]:
         """Those of the episodes of snapshots: the first of the evaluation seeds."""
         return self.evaluation_seeds[: self.curve_episodes]
-
-
-def _check(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    least = 0 if name in ("replicates", "snapshots", "relearning_snapshots", "cost_limit") else 1
-    if name == "ratios":
-        if not 0 < value < 1:
-            raise SettingsError(f"{name} = {value}, expected a number between 0 and 1, such as 0.05")
-    elif not math.isfinite(value) or value < (0 if isinstance(value, float) else least):
-        raise SettingsError(f"{name} = {value}, expected {least} or more: give a larger finite number")
 
 
 SMALL = frozen(hidden=(128, 128), vae_hidden=128, batch_size=128)  # widths at which a CPU is quick

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import saferule
-from saferule.data.fetch import dataset_folder
 from saferule.data.schema import clean_data, clean_file
+from saferule.environment import dataset_folder
 from saferule.errors import DataError, RunError
 from saferule.runs.execute import device
 from saferule.runs.experiment import Data, Profile

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from saferule.errors import RunError
-from saferule.files import sha256, write_bytes, write_folder
+from saferule.files import sha256, vacant, write_bytes, write_folder
 from saferule.runs.spec import Run, describe, key
 
 RECORD, SUMS = "run.json", "SHA256SUMS"
@@ -67,7 +67,7 @@ class Store:
             record = {"run": describe(run), "versions": versions(), "machine": machine()} | meta
             (draft / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
             write_sums(draft)
-            if final.exists():  # a folder without run.json: not made by this store, and in the way
+            if final.exists() and not vacant(final):  # in the way: not made by this store
                 shutil.rmtree(final)
 
     def verify(self, run: Run) -> list[str]:

@@ -1,0 +1,64 @@
+"""What the caller's environment says: each variable is read here, once, and judged."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from saferule.errors import SettingsError
+
+
+def debugging() -> bool:
+    """SAFERULE_DEBUG: whether errors keep their tracebacks."""
+    return os.environ.get("SAFERULE_DEBUG", "0") not in ("", "0")
+
+
+def cores() -> int:
+    """Cores that this process may use; OMP_NUM_THREADS lowers it.
+
+    As in OpenMP the first of a list such as "4,2" counts, for the outermost level, and what is no positive number
+    counts as not set (its runtime warns of it).
+    """
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    asked = int(first) if first.isascii() and first.isdigit() else 0
+    return min(available, asked) if asked > 0 else available
+
+
+def home() -> Path:
+    """The user's home folder; SettingsError where neither HOME nor the passwd file tells it."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise SettingsError(
+            f"HOME is not set and user {os.getuid()} has no entry in the passwd file, expected a home folder: set HOME"
+        ) from None
+
+
+def dataset_folder() -> Path:
+    """Where dsrl keeps its datasets: $DSRL_DATASET_DIR, or ~/.dsrl/datasets."""
+    told = os.environ.get("DSRL_DATASET_DIR")
+    return user_path(told, "DSRL_DATASET_DIR") if told else home() / ".dsrl" / "datasets"
+
+
+def graphics() -> str | None:
+    """MUJOCO_GL: the way in which MuJoCo is to draw; None where nothing is asked for."""
+    return os.environ.get("MUJOCO_GL") or None
+
+
+def user_path(text: str | Path, option: str) -> Path:
+    """A path as a user means it: a leading ~ is the home folder. SettingsError for one that names nothing."""
+    text = os.fspath(text)
+    if not text or "\0" in text:
+        raise SettingsError(f"{option}: {text!r} is no path, expected one of a file or folder: give it")
+    if text == "~" or text.startswith("~/"):
+        return home() / text[2:]
+    return Path(os.path.expanduser(text))
+
+
+def prepare_streams() -> None:
+    """A locale without a character must not stop the line that tells of it."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
