@@ -29,7 +29,7 @@ def _terminate(*_: Any) -> None:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Every error as one line on stderr; exit code 2, or 1 where it is not the user's, 130 interrupted, 143 terminated."""
+    """Every error as one line on stderr; exit code 2, or 1 for one of ours, 130 interrupted, 143 terminated."""
     try:
         yield
     except (typer.Exit, typer.Abort, BrokenPipeError):

@@ -107,7 +107,7 @@ def small_file(tmp_path):
 
 def test_write_is_atomic(tmp_path, monkeypatch):
     path = small_file(tmp_path)
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(os, "fsync", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         checkpoint.write(path, {"x": torch.zeros(3)}, {"step": 2})
     monkeypatch.undo()
