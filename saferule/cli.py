@@ -235,6 +235,31 @@ def status(
 
 
 @app.command()
+def check(
+    table: Annotated[str, typer.Argument(help="table1, table2, ...")],
+    cell: Annotated[str, typer.Option(help="BACKBONE/ATTACK/TASK/RATIO, or a part of it [all].")] = "",
+    profile: ProfileOption = "smoke",
+    replicates: Annotated[list[int] | None, typer.Option(help="Whose policies to play; repeatable [all].")] = None,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train the policies again, from the dataset.")] = False,
+    into: Annotated[Path | None, typer.Option(help="Folder of what --retrain makes; it continues there.")] = None,
+    changes: SetOption = None,
+    output: OutputOption = None,
+    data: DataFolderOption = None,
+) -> None:
+    """Play a cell's policies again, compare episodes and numbers with the committed ones; exit 1 when one differs."""
+    from tempfile import TemporaryDirectory
+
+    from saferule.report import spot_check
+    from saferule.report.study import Study
+
+    study = Study(profile, output=output, data=data, changes=_named_values(changes, "--set"))
+    with TemporaryDirectory(prefix="saferule-retrain-") as temporary:
+        again = (into or Path(temporary)) / study.profile.name if retrain else None
+        if not spot_check.check(study, table, cell, replicates or (), again, typer.echo):
+            raise typer.Exit(1)
+
+
+@app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object.")] = False) -> None:
     """Check this machine: device, simulators, rendering, data, kernel; exit 1 when something needed does not work."""
     import json

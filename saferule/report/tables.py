@@ -242,13 +242,17 @@ class Table:
     paper: tuple[int, ...]
     parts: tuple[str, ...] = ()
 
+    @property
+    def methods(self) -> list[str]:
+        """Those that it shows, as they are declared."""
+        theirs = set(printed().query("table in @self.paper")["method"])
+        return [m.name for m in METHODS.values() if m.part in self.parts or m.name in theirs]
+
     def build(self, episodes: pd.DataFrame) -> pd.DataFrame:
         """One row per cell, method, metric and place where the paper prints it (column source; empty for none)."""
-        theirs = printed()
-        theirs = theirs[theirs["table"].isin(self.paper)]
-        shown = {m.name for m in METHODS.values() if m.part in self.parts} | set(theirs["method"])
+        theirs = printed().query("table in @self.paper")
         rows = with_clean(episodes)
-        ours = over_replicates(replicate_means(rows[rows["method"].isin(shown)]), list(METRICS))
+        ours = over_replicates(replicate_means(rows[rows["method"].isin(self.methods)]), list(METRICS))
         theirs = theirs.rename(columns={"value": "paper"}).drop(columns="table")
         table = in_reading_order(ours.merge(theirs, on=[*CELL, "method", "metric"], how="left"))
         return table.merge(harm(episodes)[[*CELL, *HARMED]], on=CELL, how="left")
