@@ -301,7 +301,7 @@ def test_what_is_right_passes_and_an_edited_table_fails(study):
     [
         (["table8"], "unknown table 'table8': choose among table1, table2"),
         (["table1", "--cell", "BEAR-Lag/max_cost/CarCircle/0.15"], "none of the 1 cells with committed episodes"),
-        (["table1", "--replicates", "7"], "--replicates 7: none of its policies, expected among 0"),
+        (["table1", "--replicates", "7"], "--replicates 7: no policies of it, expected among 0"),
         (["table2"], "table2.csv: no such file, expected a table and its runs"),
         (["table3"], "table3.csv: none of its runs is stored"),
     ],

@@ -321,7 +321,7 @@ def check(
     known = [] if name == TIMES else list(dict.fromkeys(run.policy.replicate for run in runs))
     if unknown := [number for number in replicates if number not in known]:
         raise SettingsError(
-            f"--replicates {unknown[0]}: none of its policies, expected among {', '.join(map(str, known))}: leave it out"
+            f"--replicates {unknown[0]}: no policies of it, expected among {', '.join(map(str, known))}: leave it out"
         )
     say(f"{name} of profile {study.name}, {', '.join(map(name_of, chosen.to_dict('records')))}: {len(runs)} runs")
     outcomes = chain(
