@@ -226,6 +226,9 @@ def test_rounding_does_not_pick_single_episodes():
     other = episodes(values[::-1], values + 1e-9)  # close, but the policy beside it is equal
     outcomes = spot_check.episodes_again(pd.concat([committed, others[0]]), pd.concat([other, others[0]]))
     assert [outcome.passed for outcome in outcomes] == [False, True]
+    lost = episodes(values, values, replicate=1).assign(cost=np.nan)
+    lost["return"] = np.nan  # failed, then and now
+    assert spot_check.episodes_again(lost, lost)[0].passed and not spot_check.episodes_again(others[0], lost)[0].passed
     for fewer in (others, others[::-1], (pd.concat([others[0], others[0][:1]]), others[0])):  # gone, added, twice
         (outcome,) = spot_check.episodes_again(*fewer)
         assert not outcome.passed and f"1 of {max(map(len, fewer))} differ" in outcome.why

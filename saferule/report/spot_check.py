@@ -115,14 +115,16 @@ def fitting(text: str, cells: pd.DataFrame) -> pd.DataFrame:
 def compared(committed: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     """The episodes of both, one row per policy and seed; column same: whether they are equal to the last digit.
 
-    Columns `POLICY`, seed, and return, cost and length with the suffix _again for the second; an episode that only one
-    of them has, or that is there twice, is not the same.
+    Columns `POLICY`, seed, and return, cost and length with the suffix _again for the second; in says which has it:
+    both, or left_only or right_only where the other has it less often. Failed episodes have no return in either.
     """
     twice = [frame.groupby([*POLICY, "seed"]).cumcount() for frame in (committed, again)]
     sides = [f[[*POLICY, "seed", *PLAYED]].assign(copy=n) for f, n in zip((committed, again), twice, strict=True)]
-    both = sides[0].merge(sides[1], on=[*POLICY, "seed", "copy"], how="outer", suffixes=("", "_again"))
+    both = sides[0].merge(sides[1], "outer", [*POLICY, "seed", "copy"], suffixes=("", "_again"), indicator="in")
     both = in_reading_order(both)
-    return both.assign(same=np.logical_and.reduce([both[name] == both[f"{name}_again"] for name in PLAYED]))
+    pairs = [(both[name], both[f"{name}_again"]) for name in PLAYED]
+    alike = [one.eq(other) | (one.isna() & other.isna()) for one, other in pairs]
+    return both.assign(same=np.logical_and.reduce([both["in"] == "both", *alike]))
 
 
 def tolerance(one: ArrayLike, other: ArrayLike, confidence: float) -> float:
@@ -153,7 +155,7 @@ def episodes_again(committed: pd.DataFrame, again: pd.DataFrame) -> list[Outcome
         if differing.empty:
             found.append(Outcome(True, what, f"{means}; {len(own)} equal to the last digit"))
             continue
-        missing = differing.isna().any(axis=1).any()
+        missing = (differing["in"] != "both").any()
         if missing or alike or len(differing) <= len(own) / 2:
             first = differing.iloc[0]
             why = "; ".join(f"{m} {first[m]:.6g}, now {first[f'{m}_again']:.6g}" for m in PLAYED)
