@@ -94,7 +94,6 @@ class App(typer.Typer):
 
 app = App(
     cls=Commands,
-    help="Poisoning offline safe reinforcement learning, and unlearning the poison.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -126,6 +125,10 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Change a field of the profile, as episodes=50; repeatable."),
 ]
+AssumeOption = Annotated[
+    list[str] | None,
+    typer.Option("--assume", metavar="NAME=VALUE", help="A setting that a model.pt does not hold; repeatable."),
+]
 ReadingOption = Annotated[
     list[str] | None,
     typer.Option("--reading", metavar="NAME=OPTION", help="Of saferule/paper/readings.toml; repeatable."),
@@ -135,6 +138,23 @@ ReadingOption = Annotated[
 def _chosen(parts: dict[str, list | None], changes: list[str] | None) -> dict[str, Any]:
     """What of a profile is taken and changed, for `get_profile`; options that were not given are left out."""
     return {name: part for name, part in parts.items() if part} | _named_values(changes, "--set")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from saferule import __version__
+
+        typer.echo(f"saferule {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """Poisoning offline safe reinforcement learning, and unlearning the poison."""
 
 
 @app.command()
@@ -353,6 +373,33 @@ def repair(
         say=lambda line: typer.echo(line, err=True),
     )
     typer.echo(f"{out}: {backbone} after {steps} steps of {method}: agent.safetensors, model.pt, log.csv, repair.json")
+
+
+@app.command()
+def evaluate(
+    policy: Annotated[Path, typer.Argument(help="An agent.safetensors or an osrl-lib model.pt, or its folder.")],
+    episodes: Annotated[int, typer.Option(help="How many.")] = 20,
+    seed: Annotated[int | None, typer.Option(help="Of the first episode; the next count up [10000].")] = None,
+    task: Annotated[str | None, typer.Option(help="[what the file or a config.yaml by it says]")] = None,
+    backbone: Annotated[str | None, typer.Option(help="[what the file holds]")] = None,
+    cost_limit: Annotated[float | None, typer.Option(help="To judge by [the one it was trained with].")] = None,
+    assume: AssumeOption = None,
+    csv: Annotated[Path | None, typer.Option(help="A new file for the episodes, one row each.")] = None,
+) -> None:
+    """Play episodes in the simulator: return, cost, and the share of episodes within the cost limit."""
+    from saferule.files import write_bytes
+    from saferule.runs.evaluate import evaluation_seeds, play, policy_file, read_policy, summary
+
+    if csv is not None and csv.exists():
+        raise SettingsError(f"{csv}: there is something here already, expected a new file: name another one")
+    seeds, file = evaluation_seeds(episodes, *([] if seed is None else [seed])), policy_file(policy)
+    agent = read_policy(file, task, backbone, cost_limit, _named_values(assume, "--assume"))
+    for assumption in agent.meta.get("assumed", ()):
+        typer.echo(f"{file} does not hold everything, so it was assumed: {assumption}", err=True)
+    rows = play(agent, seeds, file)
+    if csv is not None:
+        write_bytes(csv, rows.to_csv(index=False).encode())
+    typer.echo(f"{policy}: {summary(rows)}")
 
 
 @data_app.command("collect")

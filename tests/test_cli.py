@@ -54,7 +54,7 @@ def test_help_lists_the_commands_without_heavy_imports():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "status", "doctor", "attack", "repair", "data"):
+    for command in ("run", "status", "doctor", "attack", "repair", "evaluate", "data"):
         assert f"\n  {command} " in done.stdout
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from saferule.agents import get_backbone
-from saferule.agents.checkpoint import agent_policy, load_agent, load_networks
+from saferule.agents.checkpoint import Agent, agent_policy, load_agent, load_networks
 from saferule.agents.loop import keep_freed_memory, log_every
 from saferule.agents.loop import run as loop
 from saferule.agents.population import Population, create
@@ -202,13 +202,15 @@ def _simulators(task: str) -> list[Simulator]:
     return [make(task) for _ in range(TOGETHER)]
 
 
-def evaluate(path: Path, seeds: Sequence[int], deterministic: bool = True) -> tuple[list[dict[str, float]], int]:
-    """Episodes of the agent in a file, one row per seed, under the cost limit it was trained with; and its step.
+def evaluate(
+    policy: Path | Agent, seeds: Sequence[int], deterministic: bool = True
+) -> tuple[list[dict[str, float]], int]:
+    """Episodes of an agent, or of the one in a file, one row per seed, under its own cost limit; and its step.
 
     failed  the agent is the last good state of a run that ended early, or its actions were not finite: then return and
             cost are NaN. reason: which of the two, empty for none
     """
-    agent = load_networks(path)
+    agent = load_networks(policy) if isinstance(policy, Path) else policy
     task, rows = get_task(agent.task), []
     for i in range(0, len(seeds), TOGETHER):
         some = seeds[i : i + TOGETHER]
