@@ -48,7 +48,7 @@ def test_one_line_and_one_row_per_episode(folder, tmp_path):
     csv = tmp_path / "new" / "episodes.csv"
     found = run(folder, "--episodes", 2, "--seed", 5, "--csv", csv)
     assert found.exit_code == 0, found.output
-    rows = pd.read_csv(csv)
+    rows = pd.read_csv(csv, keep_default_na=False)
     expected, _ = evaluate(folder / "agent.safetensors", [5, 6])
     pd.testing.assert_frame_equal(rows[list(expected[0])], pd.DataFrame(expected), check_dtype=False)
     told = {"file": "agent.safetensors", "sha256": sha256(folder / "agent.safetensors")}
@@ -62,7 +62,9 @@ def test_one_line_and_one_row_per_episode(folder, tmp_path):
     again = run(folder / "acting.safetensors", "--episodes", 2, "--seed", 5)
     assert again.stdout.partition(": ")[2] == found.stdout.partition(": ")[2]
     refused = run(folder, "--csv", csv)  # nothing that exists is replaced
-    assert refused.exit_code == 2 and str(csv) in refused.stderr and pd.read_csv(csv).equals(rows)
+    assert (
+        refused.exit_code == 2 and str(csv) in refused.stderr and pd.read_csv(csv, keep_default_na=False).equals(rows)
+    )
 
 
 def test_a_policy_of_osrl_tells_what_it_can_and_the_rest_is_assumed_or_told(folder, tmp_path):

@@ -84,11 +84,12 @@ def within_limit(rows: pd.DataFrame) -> pd.Series:
 
 
 def summary(rows: pd.DataFrame) -> str:
-    """The episodes in one line: means, with the standard deviation over episodes."""
-    first, seeds = rows.iloc[0], rows["seed"]
+    """The episodes in one line: means over those that did not fail, with the standard deviation over episodes."""
+    first, seeds, failed = rows.iloc[0], rows["seed"], rows[rows["failed"]]
+    why = f"; {len(failed)} failed: {failed['reason'].iloc[0]}" if len(failed) else ""
     spread = {name: f"{rows[name].mean():.2f} (sd {rows[name].std(ddof=0):.2f}" for name in ("return", "cost")}
     return (
         f"{first['backbone']} on {first['task']}, {len(rows)} episodes (seeds {seeds.min()} to {seeds.max()}): "
         f"return {spread['return']}, normalised {rows['normalised_return'].mean():.3f}), cost {spread['cost']}), "
-        f"{100 * within_limit(rows).mean():.0f} % of episodes within the limit of {first['cost_limit']:g}"
+        f"{100 * within_limit(rows).mean():.0f} % of episodes within the limit of {first['cost_limit']:g}{why}"
     )
