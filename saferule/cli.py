@@ -176,6 +176,7 @@ def run(
 ) -> None:
     """Make the runs of a profile and execute its notebooks; finished work is kept, interrupted work continues."""
     from saferule.doctor import device
+    from saferule.files import try_folder
     from saferule.runs.engine import make
     from saferule.runs.execute import use_cluster
     from saferule.runs.experiment import asked, get_profile
@@ -199,9 +200,11 @@ def run(
         parameters["only_stored"] = True
     if ray or ray_gpus:
         use_cluster(ray, ray_gpus)
+    place = workspace(wanted, output, data)
+    for part in ("runs", "notebooks", "tables", "figures"):
+        try_folder(place.store.root / part, empty=False)
     typer.echo(f"profile {profile} on {f'Ray at {ray}' if ray else device().found}")
     if not notebooks and not only_stored:  # all in one go keeps all cores busy; a single notebook makes what it shows
-        place = workspace(wanted, output, data)
         make([run for _, run in asked(wanted, known_data(wanted, place.data_folder)[0])], place)
     if not runs_only:
         run_all(profile, notebooks or NOTEBOOKS, output, parameters)
@@ -313,6 +316,7 @@ def attack(
     adversary: Annotated[Path | None, typer.Option(help="Folder of a trained adversary: use it, train none.")] = None,
     poisoned: Annotated[Path | None, typer.Option(help="Also write D and D_f together to this file.")] = None,
     reading: ReadingOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out and --poisoned.")] = False,
 ) -> None:
     """Algorithm 1 on a dataset: train an adversary, roll it out, write the forget set."""
     from saferule.attack.pipeline import attack_file
@@ -329,6 +333,7 @@ def attack(
         adversary=adversary,
         joined=poisoned,
         readings=_named_texts(reading, "--reading"),
+        overwrite=overwrite,
     )
     typer.echo(
         f"{out}: {len(forget)} samples of {len(forget.episodes)} trajectories, {forget.share:.1%} of the poisoned set; "

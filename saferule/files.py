@@ -130,6 +130,11 @@ def check_different(named: Mapping[str, Path | None]) -> None:
             raise SettingsError(f"{one} ({first}) and {other} ({second}) lie in each other: move one elsewhere")
 
 
+def derived(path: Path, suffix: str) -> Path:
+    """The name of what goes with a file of the user's: the suffix in the place of .hdf5, else behind the name."""
+    return path.with_name(path.name.removesuffix(".hdf5") + suffix)
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, 64 hexadecimal digits."""
     with open(path, "rb") as file:

@@ -215,6 +215,14 @@ def written(path: Path, content: bytes) -> Path:
     return path
 
 
+def huge(path: Path) -> Path:
+    """A header that declares 10^12 indices, and none of them."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (10**12,)})
+    return path
+
+
+MASK = np.isin(np.arange(8), POISONED)
 DICE_METHOD = {"method": "trajdeleter", "backbone": "coptidice"}
 UNPICKLED = "i.npy: not a .npy file.*nothing is unpickled"
 WRONG = {
@@ -239,12 +247,31 @@ WRONG = {
         "safe-rule-described has no reading 'vae'",
     ),
     "control": (lambda f, t: {"method": "continued"}, "'continued' does not repair a policy"),
-    "no steps": (lambda f, t: {"steps": 0}, "steps = 0"),
-    "negative seed": (lambda f, t: {"seed": -1}, "seed = -1"),
+    "no steps": (lambda f, t: {"steps": 0}, "--steps = 0, expected a whole number from 1"),
+    "cost limit nan": (lambda f, t: {"cost_limit": "nan"}, "--cost-limit = nan, expected a finite number of 0 or more"),
+    "cost limit inf": (lambda f, t: {"cost_limit": "inf"}, "--cost-limit = inf, expected a finite number"),
+    "cost limit below 0": (lambda f, t: {"cost_limit": -5}, "--cost-limit = -5.0, expected"),
+    "no device": (lambda f, t: {"device": "gpu"}, "device = 'gpu', expected cpu, cuda"),
+    "a device of another kind": (lambda f, t: {"device": "meta"}, "device = 'meta', expected cpu, cuda"),
+    "a GPU that is not here": (lambda f, t: {"device": "cuda:99"}, "device = 'cuda:99', but [0-9]+ of cuda are here"),
+    "negative seed": (lambda f, t: {"seed": -1}, "--seed = -1, expected a whole number from 0"),
     "no data": (lambda f, t: {"data": t / "none.hdf5"}, "none.hdf5"),
     "no data file": (lambda f, t: {"data": written(t / "d.hdf5", b"text")}, "d.hdf5"),
     "no indices": (lambda f, t: {"forget": t / "none.npy"}, "none.npy: no such file"),
-    "text for indices": (lambda f, t: {"forget": written(t / "i.npy", b"1,2,3")}, "i.npy: not a .npy file"),
+    "text for indices": (
+        lambda f, t: {"forget": written(t / "i.csv", b"1,2,3")},
+        "i.csv: not a .npy.*is text.*loadtxt",
+    ),
+    "integer mask": (lambda f, t: {"forget": npy(t / "i.npy", MASK.astype(int))}, "0/1 mask: 8 integers"),
+    "byte mask": (lambda f, t: {"forget": npy(t / "i.npy", MASK.astype("uint8"))}, "0/1 mask.*save it as a boolean"),
+    "byte mask of rows": (
+        lambda f, t: {"forget": npy(t / "i.npy", np.repeat(MASK, 40).astype("int8"))},
+        "0/1 mask: 320",
+    ),
+    "an index twice": (lambda f, t: {"forget": npy(t / "i.npy", [6, 7, 6])}, "names trajectory 6 twice"),
+    "an index below 0": (lambda f, t: {"forget": npy(t / "i.npy", [-1])}, "names trajectory -1"),
+    "a column": (lambda f, t: {"forget": npy(t / "i.npy", [[6], [7]])}, "2-dimensional array of int64"),
+    "more than the file has": (lambda f, t: {"forget": huge(t / "i.npy")}, "i.npy: not a .npy file"),
     "empty index file": (lambda f, t: {"forget": written(t / "i.npy", b"")}, "i.npy: not a .npy file"),
     "pickle for indices": (lambda f, t: {"forget": written(t / "i.npy", pickle.dumps([1]))}, UNPICKLED),
     "objects for indices": (lambda f, t: {"forget": npy(t / "i.npy", np.array([{}], dtype=object))}, UNPICKLED),

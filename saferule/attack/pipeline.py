@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import combinations
 from pathlib import Path
 
 from saferule.attack.adversary import roll_out_adversary, train_adversary
 from saferule.attack.poison import ForgetSet, check_attack, poison, poisoned, rollouts_needed, save_forget_set
 from saferule.data.schema import load, save
 from saferule.errors import SettingsError
+from saferule.files import check_different, derived, try_file, vacant, write_folder
+from saferule.limits import check_number
 from saferule.paper import ATTACK, TABLE7, check
 from saferule.sim.tasks import Task
 
@@ -26,37 +27,42 @@ def attack_file(
     adversary: Path | None = None,
     joined: Path | None = None,
     readings: Mapping[str, str] | None = None,
+    overwrite: bool = False,
 ) -> ForgetSet:
     """Train an adversary (lines 1-6), roll it out (7), poison `data` (8-18) and write D_f to `out`.
 
     steps      of the adversary; default Table 7's
-    adversary  folder of a trained one, which is used instead; a new one is kept beside `out` (suffix ".adversary")
+    adversary  folder of a trained one, which is used instead; a new one is kept beside `out` (".adversary" in
+               the place of ".hdf5") as soon as it is trained
     joined     where to write D and D_f together (line 19)
     readings   changes to the default readings of Algorithm 1 (`saferule.paper.ATTACK`)
-    Raises `SettingsError` for an impossible attack, ratio or reading and for two names of one file, `DataError` for
-    data of another form, `CheckpointError` for an adversary that cannot be read.
+    overwrite  replace `out` and `joined` if they are there; an adversary is never replaced
+    Before any work `SettingsError` for an impossible attack, number or reading, for two names of one file and for a
+    place that is taken or cannot be written, `DataError` for data of another form, `CheckpointError` for an adversary
+    that cannot be read.
     """
     check_attack(attack)
     known = [reading.name for reading in ATTACK]
     foreign = [name for name in check(readings) if name in (readings or {}) and name not in known]
     if foreign:
         raise SettingsError(f"Reading {foreign[0]!r} is not one of the attack: choose among {', '.join(known)}.")
-    trained = adversary or out.with_suffix(".adversary")
-    named = {"--data": data, "--out": out, "--poisoned": joined, "the adversary": trained}
-    places = {option: path.resolve() for option, path in named.items() if path is not None}
-    for (one, place), (other, same) in combinations(places.items(), 2):
-        if place == same:
-            raise SettingsError(f"{one} and {other} are both {place}, expected different files: rename one.")
+    steps = TABLE7.adversary_steps if steps is None else steps
+    for name, value in {"ratio": ratio, "steps": steps, "seed": seed}.items():
+        check_number(name, value)
+    trained = adversary or derived(out, ".adversary")
+    check_different({"--data": data, "--out": out, "--poisoned": joined, "the adversary": trained})
     for path in (out, joined):
-        if path is not None and path.is_dir():
-            raise SettingsError(f"{path} is a folder, expected the name of a file to write: name a file in it.")
-        if path is not None and path.resolve().parent == places["the adversary"]:
-            raise SettingsError(f"{path} lies in the adversary's folder, expected another place: name one.")
+        if path is not None:
+            try_file(path, None if overwrite else ", or give --overwrite")
+    if adversary is None and trained.exists() and not vacant(trained):
+        raise SettingsError(
+            f"{trained} exists and would be replaced: use it with --adversary {trained}, or give another --out"
+        )
     dataset = load(data, task)
     rollouts = rollouts_needed(len(dataset), ratio, task, readings)
     if adversary is None:
-        steps = TABLE7.adversary_steps if steps is None else steps
-        policy = train_adversary(task, attack, steps, seed, trained, readings=readings)
+        with write_folder(trained) as folder:
+            policy = train_adversary(task, attack, steps, seed, folder, readings=readings)
     else:
         from saferule.sim.ppo import OnlinePolicy
 

@@ -256,6 +256,17 @@ def _marked_episodes(forget: np.ndarray, dataset: Dataset) -> np.ndarray:
                 f"The forget set is a {forget.ndim}-dimensional array of {forget.dtype}, expected a list of "
                 "trajectory indices or a boolean mask: give one of these."
             )
+        if len(np.unique(forget)) < len(forget):
+            if not np.isin(forget, (0, 1)).all():
+                values, counts = np.unique(forget, return_counts=True)
+                raise SettingsError(
+                    f"The forget set names trajectory {values[counts > 1][0]} twice, expected different indices: "
+                    "give each once."
+                )
+            raise SettingsError(
+                f"The forget set is a 0/1 mask: {len(forget)} integers ({forget.dtype}), which could be indices too: "
+                "save it as a boolean mask, mask.astype(bool)."
+            )
         dataset.select(forget)  # raises for an index that does not exist
         return np.isin(np.arange(number), forget)
     if forget.shape == (number,):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +21,10 @@ import numpy as np
 import pandas as pd
 
 from saferule.data import schema
+from saferule.environment import cores
 from saferule.errors import DataError, SettingsError
+from saferule.files import check_different, derived, try_file, try_folder
+from saferule.limits import check_number
 from saferule.paper import TABLE7
 from saferule.sim.ppo_settings import behaviour_settings
 from saferule.sim.rollout import Episode
@@ -76,8 +79,8 @@ def collect(
 
     task            name of a task
     steps           simulator steps per policy
-    folder          recordings, a DSRL file and a policy each (default: `out` with suffix ".recordings"); a policy that
-                    is recorded is not trained again, one whose training was interrupted begins again
+    folder          recordings, a DSRL file and a policy each (default: `out` with ".recordings" in the place of
+                    ".hdf5"); a policy that is recorded is not trained again, one whose training was interrupted is
     processes       policies trained at the same time (default: one per core)
     command         the command line to note in the attributes
     overwrite       replace `out` if it is there
@@ -85,33 +88,38 @@ def collect(
     Raises SettingsError, before anything is trained, for a collection that is impossible or would replace a file.
     """
     out = Path(out)
-    folder = Path(folder) if folder else out.with_suffix(".recordings")
+    folder = Path(folder) if folder else derived(out, ".recordings")
     fewest = get_task(task).horizon * behaviour_settings(task).simulators  # every simulator ends an episode
-    if steps < fewest or episodes < 1:
+    if steps < fewest:
         raise SettingsError(
-            f"Collecting {episodes} episodes from {steps} steps per policy is not possible: ask for at least "
-            f"one episode and at least {fewest} steps."
+            f"--steps = {steps}, expected at least {fewest} steps, an episode of each simulator: give more"
         )
-    if processes is not None and processes < 1:
-        raise SettingsError(f"--processes: {processes}, expected 1 or more: leave it out for one per core.")
+    processes = cores() if processes is None else processes
+    numbers = [("steps", steps), ("episodes", episodes), ("processes", processes), *(("seeds", seed) for seed in seeds)]
+    for name, value in [*numbers, *(("cost_limits", limit) for limit in cost_limits if limit is not None)]:
+        check_number(name, value, f"--{name.replace('_', '-')}")
     behaviours = [Behaviour(task, steps, limit, seed) for seed in seeds for limit in cost_limits]
     if not behaviours or len({behaviour.name for behaviour in behaviours}) < len(behaviours):
         raise SettingsError(
             f"Cost limits {list(cost_limits)} with seeds {list(seeds)} do not give one recording per policy, expected "
             "one or more different values of each: drop what is there twice."
         )
-    if out.exists() and not overwrite:
-        raise SettingsError(
-            f"{out} exists and would be replaced: give another file with --out, or --overwrite to replace it "
-            "(recordings that are complete are used again)."
-        )
+    check_different({"--out": out, "its recordings": folder})
+    try_file(out, None if overwrite else ", or give --overwrite (recordings that are complete are used again)")
+    try_folder(folder, empty=False)
     waiting = [behaviour for behaviour in behaviours if not is_recorded(behaviour, folder)]
     if waiting:
-        processes = min(processes or len(os.sched_getaffinity(0)), len(waiting))
         # A fresh interpreter per worker: the simulators keep state in the process.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
-            list(pool.map(record, waiting, repeat(folder)))
+        options = {"mp_context": multiprocessing.get_context("spawn"), "max_tasks_per_child": 1}
+        ignore = (signal.SIGINT, signal.SIG_IGN)  # an interrupt is this process's to answer
+        pool = ProcessPoolExecutor(min(processes, len(waiting)), initializer=signal.signal, initargs=ignore, **options)
+        with pool:
+            try:
+                list(pool.map(record, waiting, repeat(folder)))
+            except BaseException:
+                for process in list((pool._processes or {}).values()):  # Python 3.11 has no public way to end them
+                    process.kill()
+                raise
     dataset = assemble(behaviours, folder, episodes, command)
     schema.save(dataset, out)
     return dataset

@@ -216,6 +216,24 @@ def device() -> str:
     return "cuda" if gpu else "cpu"
 
 
+def chosen_device(asked: str | None) -> str:
+    """The device that is asked for, or `device`; SettingsError for one that is none, or not here."""
+    import torch
+
+    try:
+        kind = torch.device(asked or device())
+    except RuntimeError:
+        raise SettingsError(f"device = {asked!r}, expected cpu, cuda or cuda:NUMBER: give one of these") from None
+    there = {"cpu": 1, "cuda": torch.cuda.device_count()}
+    if kind.type not in there:
+        raise SettingsError(f"device = {asked!r}, expected cpu, cuda or cuda:NUMBER: give one of these")
+    if (kind.index or 0) >= there[kind.type]:
+        raise SettingsError(
+            f"device = {asked!r}, but {there[kind.type]} of {kind.type} are here: give cpu, or see `saferule doctor`"
+        )
+    return str(kind)
+
+
 def process_pool(processes: int) -> ProcessPoolExecutor:
     """Processes with one thread each; they end with this one, even when it is killed."""
     return ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker)

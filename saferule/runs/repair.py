@@ -32,7 +32,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from saferule.agents import get_backbone
 from saferule.agents.checkpoint import Agent, load_agent
@@ -42,9 +41,11 @@ from saferule.attack.poison import split
 from saferule.data.batches import TransitionPool
 from saferule.data.schema import Dataset, load
 from saferule.data.schema import check as check_data
-from saferule.errors import CheckpointError, RunError, SettingsError
-from saferule.files import sha256, write_folder
+from saferule.errors import CheckpointError, RunError, SettingsError, cause
+from saferule.files import beside, check_different, sha256, try_folder, write_folder
+from saferule.limits import check_number
 from saferule.paper import TABLE7
+from saferule.runs.execute import chosen_device
 from saferule.runs.interruptible import AGENT, LOG
 from saferule.runs.spec import PolicyRun, UserFile, frozen, key
 from saferule.runs.store import Store, write_sums
@@ -118,8 +119,12 @@ def repair_files(
     reported), ``repair.json`` (what was assumed, and the data), ``run.json`` (what was done, versions) and
     ``SHA256SUMS``. A SaferuleError for whatever is wrong, before any work.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SettingsError(f"{out}: there is something here already, expected a new or empty folder: name another one")
+    try_folder(out)
+    check_different({"--checkpoint": checkpoint, "--out": out})
+    for number, value in {"steps": steps, "seed": seed, "cost_limit": cost_limit}.items():
+        if value is not None:
+            check_number(number, value)
+    device = chosen_device(device)
     name, dataset = get_backbone(backbone).NAME, load(data, get_task(task))
     marked = read_indices(forget)
     try:
@@ -139,8 +144,8 @@ def repair_files(
         "keep": _described(keep),
         "forget": {"file": forget.name} | _described(poisoned),
     }
-    # Beside the folder until that is whole; named by the run, so that no other repair continues it.
-    store = Store(out.with_name(f".{out.name}.{key(run)}.repairing"))
+    # Beside the folder, or in it where it is empty, until that is whole; named by the run: no other continues it.
+    store = Store(beside(out, f"{key(run)}.repairing"))
     made = _make(store, run, agent, keep, poisoned, device, say)
     with write_folder(out) as draft:
         shutil.copytree(made, draft, dirs_exist_ok=True)
@@ -168,8 +173,8 @@ def _run(
         raise SettingsError(
             f"{method} has no reading {foreign[0]!r} on {backbone}, expected {', '.join(own) or 'none'}: leave it out"
         )
-    if steps < 1 or seed < 0:
-        raise SettingsError(f"steps = {steps} and seed = {seed}, expected 1 or more steps and no negative seed")
+    check_number("steps", steps)
+    check_number("seed", seed)
     given = ("observation_dim", "action_dim", "episode_len")
     changes = frozen(**{name: value for name, value in asdict(agent.cfg).items() if name not in given})
     start, forget = files
@@ -188,7 +193,7 @@ def _make(
         )
     for name, part in (("keep", keep), ("forget", forget)):
         check_data(part, get_task(agent.task), f"the {name} set")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device(device)
     if not store.done(run):
         pool = TransitionPool([keep, forget], agent.cfg.reward_scale, device)
         rows = [(pool.rows_of(0), pool.rows_of(1))]
@@ -222,13 +227,21 @@ def read_indices(path: Path) -> np.ndarray:
     """The array in a .npy file; nothing is unpickled. SettingsError for anything else."""
     try:
         with open(path, "rb") as file:
-            return np.lib.format.read_array(file)
+            text = b"\0" not in file.read(1000) and file.tell() > 0
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # by the size that the file has, not that it declares
+        if not isinstance(array, np.ndarray):
+            raise ValueError("several arrays")
+        return np.array(array)
     except FileNotFoundError as error:
         raise SettingsError(f"{path}: no such file, expected trajectory indices in a .npy file: check it") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise SettingsError(f"{path}: {cause(error)}") from error
+    except Exception as error:  # numpy raises many kinds for a broken header
+        found = "it is text" if text else "nothing is unpickled, and several arrays are too many"
+        advice = "numpy.save('idx.npy', numpy.loadtxt(FILE, int, delimiter=','))" if text else "numpy.save"
         raise SettingsError(
-            f"{path}: not a .npy file of plain numbers (nothing is unpickled, and several arrays are too many), "
-            "expected trajectory indices or a mask: write it with numpy.save"
+            f"{path}: not a .npy file of plain numbers ({found}), expected trajectory indices or a mask: write it with "
+            f"{advice}"
         ) from error
 
 
