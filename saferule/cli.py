@@ -392,11 +392,11 @@ def evaluate(
     csv: Annotated[Path | None, typer.Option(help="A new file for the episodes, one row each.")] = None,
 ) -> None:
     """Play episodes in the simulator: return, cost, and the share of episodes within the cost limit."""
-    from saferule.files import write_bytes
+    from saferule.files import try_file, write_bytes
     from saferule.runs.evaluate import evaluation_seeds, play, policy_file, read_policy, summary
 
-    if csv is not None and csv.exists():
-        raise SettingsError(f"{csv}: there is something here already, expected a new file: name another one")
+    if csv is not None:
+        try_file(csv)
     seeds, file = evaluation_seeds(episodes, *([] if seed is None else [seed])), policy_file(policy)
     agent = read_policy(file, task, backbone, cost_limit, _named_values(assume, "--assume"))
     for assumption in agent.meta.get("assumed", ()):

@@ -118,7 +118,7 @@ def try_folder(path: Path, *, empty: bool = True) -> None:
 
 
 def check_different(named: Mapping[str, Path | None]) -> None:
-    """SettingsError where two of the named places are one, or one lies in another that is not a folder of the user's.
+    """SettingsError where two of the named places are one.
 
     named   the option or thing, and its place; those that are not given (None) are left out
     """
@@ -126,8 +126,6 @@ def check_different(named: Mapping[str, Path | None]) -> None:
     for (one, first), (other, second) in combinations(places.items(), 2):
         if first == second or (first.exists() and second.exists() and first.samefile(second)):
             raise SettingsError(f"{one} and {other} are both {first}, expected different places: rename one")
-        if first in second.parents or second in first.parents:
-            raise SettingsError(f"{one} ({first}) and {other} ({second}) lie in each other: move one elsewhere")
 
 
 def derived(path: Path, suffix: str) -> Path:

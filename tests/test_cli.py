@@ -137,9 +137,16 @@ def test_attack_on_ones_own_file(good, tmp_path):
     assert (forget.costs == 0).all() and (forget.rewards == 4.0).all()  # the 95 % quantile of D's rewards
     assert len(load(joined, task)) == 9
     again = attack(good, out, "--adversary", out.with_suffix(".adversary"))
+    assert again.exit_code == 2 and "forget.hdf5 exists and would be replaced" in again.stderr
+    again = attack(good, tmp_path / "other.hdf5", "--steps", "512", "--poisoned", joined)
+    assert again.exit_code == 2 and "poisoned.hdf5 exists" in again.stderr
+    renamed = attack(good, tmp_path / "forget", "--steps", "512")
+    assert renamed.exit_code == 2 and "--adversary" in renamed.stderr  # would be trained over the one that is there
+    assert len(list(tmp_path.iterdir())) == 4  # with the data
+    again = attack(good, out, "--adversary", out.with_suffix(".adversary"), "--overwrite")
     assert again.exit_code == 0 and load(out, task).digest() == forget.digest()
     assert OnlinePolicy.load(out.with_suffix(".adversary")).settings["attack"] == "max_cost"
-    other = attack(good, out, "--adversary", out.with_suffix(".adversary"), name="max_reward")
+    other = attack(good, tmp_path / "o", "--adversary", out.with_suffix(".adversary"), name="max_reward")
     assert other.exit_code == 2 and "CarCircle max_cost, expected CarCircle max_reward" in other.stderr
 
 

@@ -141,7 +141,7 @@ def test_impossible_collections_are_refused(tmp_path):
     for wrong in ({"seeds": [0, 0]}, {"seeds": []}, {"cost_limits": []}, {"cost_limits": [5, 5.0]}):
         with pytest.raises(SettingsError, match="one recording per policy"):
             collect("CarCircle", tmp_path / "x.hdf5", **wrong)
-    with pytest.raises(SettingsError, match="--processes: 0"):
+    with pytest.raises(SettingsError, match="--processes = 0"):
         collect("CarCircle", tmp_path / "x.hdf5", processes=0)
     (tmp_path / "x.hdf5").write_text("mine")
     with pytest.raises(SettingsError, match=r"x\.hdf5 exists .* --overwrite"):

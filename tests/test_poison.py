@@ -274,7 +274,7 @@ def numbers(dataset):
 
 
 @pytest.mark.parametrize(
-    "forget", [[3, 1], np.array([1, 3, 1], dtype=np.uint8), [False, True] * 2, np.isin(np.arange(9), [3, 4, 8])]
+    "forget", [[3, 1], np.array([1, 3], dtype=np.uint8), [False, True] * 2, np.isin(np.arange(9), [3, 4, 8])]
 )
 def test_split(forget):
     keep, forgotten = split(ROLLOUTS, forget)
@@ -294,6 +294,9 @@ def test_split(forget):
         ([False] * 4, "Nothing is left to forget"),
         ([0, 1, 2, 3], "Nothing is left to keep: the forget set has 4 of 4"),
         ([True] * 9, "Nothing is left to keep"),
+        ([1, 3, 1], "names trajectory 1 twice"),
+        ([0, 1, 0, 1], "0/1 mask: 4 integers .int64."),
+        (np.arange(9) % 2, "0/1 mask: 9 integers"),
         ([0.0, 1.0], "1-dimensional array of float64, expected a list of trajectory indices or a boolean mask"),
         ([[0], [1]], "2-dimensional"),
         (["one"], "expected a list of trajectory indices"),

@@ -13,6 +13,7 @@ from saferule.agents.checkpoint import Agent, load_networks
 from saferule.agents.osrl import import_acting
 from saferule.errors import CheckpointError, SettingsError
 from saferule.files import sha256
+from saferule.limits import check_number
 from saferule.runs.experiment import FIRST_EVALUATION_SEED
 from saferule.runs.work import evaluate
 from saferule.sim import get_task
@@ -22,8 +23,8 @@ FILES = ("agent.safetensors", "model.pt", "checkpoint/model.pt")  # of a policy 
 
 def evaluation_seeds(episodes: int, first: int = FIRST_EVALUATION_SEED) -> tuple[int, ...]:
     """One seed per episode; the default are those that the profiles evaluate with. SettingsError for none."""
-    if episodes < 1 or first < 0:
-        raise SettingsError(f"episodes = {episodes} and seed = {first}, expected 1 or more, and 0 or more: change them")
+    check_number("episodes", episodes)
+    check_number("seed", first)
     return tuple(range(first, first + episodes))
 
 
