@@ -452,12 +452,36 @@ def data_fetch(
 @data_app.command("check")
 def data_check(file: Annotated[Path, typer.Argument(help="A file in the DSRL schema.")], task: TaskOption) -> None:
     """Read a file as training does, and describe it; exit 2 with the reason when it does not follow the schema."""
-    from saferule.data.describe import describe
+    from contextlib import closing
+
+    from saferule.data.describe import describe, doubts
     from saferule.data.schema import load
+    from saferule.sim import get_task, make
+
+    dataset = load(file, get_task(task))
+    with closing(make(task)) as simulator:
+        notes = doubts(dataset, get_task(task), simulator.observation_space)
+    for line in [*describe(dataset), *(f"note          {note}" for note in notes)]:
+        typer.echo(line)
+
+
+@data_app.command("convert")
+def data_convert(
+    file: Annotated[Path, typer.Argument(help="An HDF5 file in the layout of Minari or of D4RL.")],
+    task: TaskOption,
+    out: Annotated[Path, typer.Option(help="The DSRL file.")],
+    costs: Annotated[str | None, typer.Option(help="Key of the costs, as infos/cost [what is found].")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
+) -> None:
+    """Make a DSRL file of a Minari or D4RL file; needs the cost of each step."""
+    from saferule.data.convert import convert
+    from saferule.data.describe import doubts
     from saferule.sim.tasks import get_task
 
-    for line in describe(load(file, get_task(task))):
-        typer.echo(line)
+    dataset, said = convert(file, get_task(task), out, costs=costs, overwrite=overwrite)
+    for note in (*said, *doubts(dataset, get_task(task))):
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"{out}: {len(dataset)} steps of {len(dataset.episodes())} episodes")
 
 
 def _committed(task: str) -> Path:

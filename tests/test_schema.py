@@ -1,7 +1,11 @@
 """DSRL files: what is read back, what is rejected and how, what survives a failed write."""
 
+import errno
+import fcntl
+import os
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -312,3 +316,95 @@ def test_concatenate_rejects_other_widths_and_nothing():
         concatenate([toy(), replace(toy(), actions=np.zeros((6, 3)))])
     with pytest.raises(DataError, match="nothing to concatenate"):
         concatenate([])
+
+
+# Causes that have a sentence of their own
+
+
+def locked(path):
+    write(path, arrays())
+    handle = open(path)
+    fcntl.flock(handle, fcntl.LOCK_EX)  # as HDF5 does while it writes
+    return handle
+
+
+def linked(path, **other):
+    write(path, {key: value for key, value in arrays().items() if key != "costs"})
+    with h5py.File(path, "r+") as file:
+        if other:
+            file.create_dataset("costs", (6,), "f4", external=[(str(path) + ".raw", 0, 24)])
+        else:
+            file["costs"] = h5py.ExternalLink(write(path.with_name("other.hdf5"), arrays()), "costs")
+
+
+def filtered(path, code=32_004):
+    """As if it was compressed by LZ4, which HDF5 does not bring; without a block, as nothing here could make one."""
+    write(path, {key: value for key, value in arrays().items() if key != "costs"})
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_chunk((6,))
+    settings.set_filter(code, h5py.h5z.FLAG_OPTIONAL)
+    with h5py.File(path, "r+") as file:
+        h5py.h5d.create(file.id, b"costs", h5py.h5t.NATIVE_FLOAT, h5py.h5s.create_simple((6,)), settings)
+
+
+def declared(path, rows):
+    with h5py.File(path, "w") as file:
+        for key, value in arrays().items():
+            file.create_dataset(key, (rows, *value.shape[1:]), "f4", chunks=True)
+
+
+CAUSES = {
+    "a page": (
+        lambda p: p.write_bytes(b"\n<!DOCTYPE html><title>Sign in</title>"),
+        "but a web page: download",
+    ),
+    "an answer of a bucket": (lambda p: p.write_bytes(b"<?xml version='1.0'?><Error/>"), "but a web page"),
+    "git lfs": (lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1"), "git lfs pull"),
+    "gzip": (lambda p: p.write_bytes(b"\x1f\x8b\x08rest"), "compressed by gzip: unpack it"),
+    "npz": (lambda p: p.write_bytes(b"PK\x03\x04rest"), "a zip or npz archive"),
+    "pickle": (lambda p: p.write_bytes(b"\x80\x04\x95rest"), "a pickle, which is never opened"),
+    "text": (lambda p: p.write_bytes(b"1,2,3\n"), "is no HDF5 file: give a file in the DSRL schema"),
+    "a writer": (locked, "is open in another process that writes it"),
+    "another file": (linked, "'costs' is a link to another file"),
+    "raw numbers elsewhere": (lambda p: linked(p, raw=True), "'costs' has its numbers in another file"),
+    "a filter": (filtered, "'costs' is compressed with filter 32004, which is not here"),
+    "many rows": (lambda p: declared(p, 10**9), "declares 88 GB of numbers and has"),
+    "more rows than there are bytes": (lambda p: declared(p, 10**17), "numbers and has"),
+    "no rows but a shape": (lambda p: declared(p, 0), "is empty"),
+    "complex": (lambda p: write(p, arrays() | {"rewards": np.ones(6, complex)}), "its type is complex128"),
+    "fields": (lambda p: write(p, arrays() | {"rewards": np.ones(6, [("a", float)])}), "is no array of numbers"),
+    "Minari": (
+        lambda p: write(p, {f"episode_{e}/observations": np.zeros((4, 8)) for e in range(300)}),
+        "has the layout of Minari ('episode_0' and 299 more)",
+    ),
+    "D4RL": (
+        lambda p: write(p, {k: v for k, v in arrays().items() if k not in ("costs", "next_observations")}),
+        "lacks 'next_observations', 'costs' and has 'actions'",
+    ),
+    "many keys": (lambda p: write(p, {f"{e:0>200}": 0 for e in range(50)}), "and 48 more, expected DSRL's keys"),
+    "a pipe": (lambda p: os.mkfifo(p), "is no ordinary file"),
+    "a long name": (lambda p: None, "does not exist"),
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_every_cause_has_its_sentence(tmp_path, cause):
+    make, told = CAUSES[cause]
+    path = tmp_path / "d.hdf5"
+    held = make(path)
+    text = message(path)
+    assert told in text and len(text) <= 300, text
+    assert held is None or isinstance(held, int | Path) or held.close() is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_read_all_the_same(tmp_path, monkeypatch, number):
+    path, opened = write(tmp_path / "d.hdf5", arrays()), h5py.File
+
+    def without_locks(path, mode, locking=None):
+        if locking is None:
+            raise OSError(f"Unable to synchronously open file (unable to lock file, errno = {number})")
+        return opened(path, mode, locking=locking)
+
+    monkeypatch.setattr(h5py, "File", without_locks)
+    assert len(load(path, TASK)) == 6

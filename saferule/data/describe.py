@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 
 from saferule.data.schema import Dataset
 from saferule.paper import TABLE7
+from saferule.sim.tasks import Task
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 WIDTH = 14  # of the names in front
@@ -55,3 +57,40 @@ def _collected(made: dict[str, str | int | float]) -> list[tuple[str, str]]:
     chosen = f"{share:.0%} cost at most {limit:g}, both parts evenly over a grid on the (cost, return) plane"
     facts.append(("selection", f"of {selection['recorded']} episodes, seed {selection['seed']}: {chosen}"))
     return [*facts, ("versions", ", ".join(f"{name} {number}" for name, number in versions.items()))]
+
+
+def doubts(dataset: Dataset, task: Task, space: Any = None) -> list[str]:
+    """What is possible in data of the task but hardly meant, a sentence each.
+
+    space   the simulator's observation space, where it is at hand
+    """
+    found, inside = [], ~dataset.done[:-1]
+    jumps = np.any(dataset.next_observations[:-1] != dataset.observations[1:], axis=1) & inside
+    if jumps.any():
+        share, row = jumps.sum() / inside.sum(), np.argmax(jumps)
+        found.append(
+            f"in {share:.1%} of the steps within trajectories (first row {row}) next_observations is not the next "
+            "row's observations: are the trajectories in order and cut where they end?"
+        )
+    if len(dataset) > 1 and dataset.lengths.max() == 1:
+        found.append("every trajectory has one step: are terminals or timeouts set at the ends alone?")
+    if not dataset.costs.any():
+        found.append("all costs are 0: nothing tells unsafe from safe")
+    elif dataset.costs.max() > 1:
+        found.append(f"a step costs up to {dataset.costs.max():g}, and the simulators' steps 0 or 1: are these sums?")
+    span, returns = task.max_return - task.min_return, dataset.episode_returns()
+    if returns.max() > task.max_return + span or returns.min() < task.min_return - span:
+        found.append(
+            f"returns from {returns.min():.4g} to {returns.max():.4g}, and DSRL's from {task.min_return:.4g} to "
+            f"{task.max_return:.4g}: are the rewards scaled?"
+        )
+    if space is not None:
+        low, high = dataset.observations.min(axis=0), dataset.observations.max(axis=0)
+        outside = np.flatnonzero((low < space.low - 1e-3) | (high > space.high + 1e-3))
+        if len(outside):
+            column = outside[0]
+            found.append(
+                f"observations in {len(outside)} columns are beyond the simulator's: {column} is {low[column]:.4g} "
+                f"to {high[column]:.4g}, there {space.low[column]:.4g} to {space.high[column]:.4g}: are they scaled?"
+            )
+    return found

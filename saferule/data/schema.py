@@ -14,8 +14,10 @@ trajectory may be unfinished: neither flag is set on the last row.
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -25,8 +27,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from saferule.errors import DataError, SettingsError
-from saferule.files import write_atomically
+from saferule.errors import DataError, SettingsError, cause, first_line, listed, number_of, shortened
+from saferule.files import write_bytes
 from saferule.sim.rollout import Episode
 from saferule.sim.tasks import Task, get_task
 
@@ -34,6 +36,14 @@ VECTORS = ("observations", "next_observations", "actions")
 FLAGS = ("terminals", "timeouts")
 SCALARS = ("rewards", "costs", *FLAGS)
 KEYS = VECTORS + SCALARS
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without them answer
+FOREIGN = {  # how other files begin, in small letters
+    b"version https://git-lfs": " but a git-lfs pointer to one: get it with `git lfs pull`",
+    **dict.fromkeys((b"<!doctype", b"<html", b"<?xml"), " but a web page: download the file itself, not its page"),
+    b"\x1f\x8b": " but compressed by gzip: unpack it with gunzip",
+    b"pk\x03\x04": " but a zip or npz archive: write the arrays to an HDF5 file",
+    b"\x80": " but a pickle, which is never opened: write the arrays to an HDF5 file",
+}
 ACTION_TOLERANCE = 1e-6  # rounding that squashing into the box may leave; such values are kept as they are
 
 
@@ -204,10 +214,13 @@ def load(path: str | Path, task: Task) -> Dataset:
     Raises `DataError`, one sentence that names file, key and row, for a file that is missing, no HDF5,
     truncated or empty, and for keys, shapes and values that do not follow the schema (head of this file).
     """
-    arrays, attributes = _read(Path(path), KEYS)
-    _check_rows(str(path), arrays["observations"])
-    _check_shapes(str(path), arrays)
-    _check_task(str(path), arrays, task)
+
+    def judge(shapes: Mapping[str, np.ndarray]) -> None:
+        _check_rows(str(path), shapes["observations"])
+        _check_shapes(str(path), shapes)
+        _check_task(str(path), shapes, task)
+
+    arrays, attributes = _read(Path(path), KEYS, judge)
     for key in FLAGS:
         neither = (arrays[key] != 0) & (arrays[key] != 1)
         _reject(str(path), key, arrays[key], neither, "0 or 1: write 1 where the trajectory ends")
@@ -216,9 +229,7 @@ def load(path: str | Path, task: Task) -> Dataset:
 
 def load_columns(path: str | Path, keys: Sequence[str], rows: int) -> dict[str, np.ndarray]:
     """Further (N,) columns of a file with N = `rows` transitions, in their own types; errors as in `load`."""
-    columns, _ = _read(Path(path), keys)
-    _check_shapes(str(path), columns, rows)
-    return columns
+    return _read(Path(path), keys, lambda shapes: _check_shapes(str(path), shapes, rows))[0]
 
 
 def save(dataset: Dataset, path: str | Path, *, columns: Mapping[str, np.ndarray] | None = None) -> None:
@@ -228,28 +239,56 @@ def save(dataset: Dataset, path: str | Path, *, columns: Mapping[str, np.ndarray
     """
     _check_rows(f"{path} is not written: the dataset", dataset.observations)
     arrays = {key: getattr(dataset, key) for key in KEYS} | dict(columns or {})
-    with write_atomically(Path(path)) as draft, h5py.File(draft, "w") as file:
+    content = io.BytesIO()  # a disk that is full while HDF5 writes to it ends the process
+    with h5py.File(content, "w") as file:
         for key, array in arrays.items():
             file.create_dataset(key, data=array, compression="gzip", compression_opts=4, shuffle=True)
         file.attrs.update(dataset.attributes)
+    write_bytes(Path(path), content.getbuffer())
 
 
 @contextmanager
 def open_file(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file, open for reading; `DataError` where it is missing, a folder, no HDF5 or truncated."""
+    """An HDF5 file, open for reading; `DataError` that names the cause where it cannot be read."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path} is no ordinary file, expected an HDF5 file: copy it to one.")
     try:
-        file = h5py.File(path, "r")
+        try:
+            file = h5py.File(path, "r")
+        except OSError as error:
+            if number_of(error) not in NO_LOCKS:
+                raise
+            file = h5py.File(path, "r", locking=False)  # reading needs none
     except OSError as error:
-        known = {
-            IsADirectoryError: "is a folder, expected an HDF5 file: name a file in it",
-            FileNotFoundError: "does not exist, expected an HDF5 file in the DSRL schema: check the path",
-            PermissionError: "cannot be read, expected an HDF5 file: check its permissions",
-        }
-        broken = f"is a truncated or damaged HDF5 file ({error}): fetch or copy it again"
-        other = broken if h5py.is_hdf5(path) else "is no HDF5 file: give a file in the DSRL schema"
-        raise DataError(f"{path} {known.get(type(error), other)}.") from error
+        raise DataError(f"{path} {_unreadable(path, error)}.") from error
     with file:
-        yield file
+        try:
+            yield file
+        except (OSError, RuntimeError, KeyError, ValueError) as error:  # what h5py raises where something is damaged
+            what = shortened(first_line(error), 80)
+            raise DataError(f"{path} is a damaged HDF5 file ({what}): fetch or copy it again.") from error
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    """Why a file cannot be opened, and what to do."""
+    known = {
+        errno.EISDIR: "is a folder, expected an HDF5 file: name a file in it",
+        errno.ENOENT: "does not exist, expected an HDF5 file in the DSRL schema: check the path",
+        errno.EACCES: "cannot be read, expected an HDF5 file: check its permissions",
+        errno.EAGAIN: "is open in another process that writes it, expected a finished file: wait until that has ended",
+    }
+    if told := known.get(number_of(error)):
+        return told
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as unreadable:
+        return f"cannot be read: {cause(unreadable)}"
+    if h5py.is_hdf5(path):
+        what = "truncated" if "truncated" in str(error) else "truncated or damaged"
+        return f"is a {what} HDF5 file ({shortened(first_line(error), 80)}): fetch or copy it again"
+    kind = next((kind for start, kind in FOREIGN.items() if head.lstrip().lower().startswith(start)), "")
+    return f"is no HDF5 file{kind or ': give a file in the DSRL schema'}"
 
 
 def clean_file(folder: Path, task: str) -> Path:
@@ -273,32 +312,94 @@ def clean_data(folder: Path, task: str) -> Dataset:
     return load(clean_file(folder, task), get_task(task))
 
 
-def _read(path: Path, keys: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, str | int | float]]:
-    """These keys of a file, (N, 1) columns as (N,), and its scalar attributes as plain Python values."""
-    arrays = {}
+def _read(
+    path: Path, keys: Sequence[str], judge: Callable[[Mapping[str, np.ndarray]], None]
+) -> tuple[dict[str, np.ndarray], dict[str, str | int | float]]:
+    """These keys of a file, (N, 1) columns as (N,), and its scalar attributes as plain Python values.
+
+    judge   is given arrays of the same shapes and types, which take no memory, before anything is read
+    """
+
+    def flat(key: str, array: np.ndarray) -> np.ndarray:
+        return array[:, 0] if key not in VECTORS and array.shape[1:] == (1,) else array
+
     with open_file(path) as file:
         missing = [key for key in keys if key not in file]
         if missing:
-            raise DataError(
-                f"{path} lacks {_quoted(missing)} and has {_quoted(file) or 'no keys'}, expected "
-                f"{_quoted(keys)}: rename or add them."
-            )
-        for key in keys:
-            try:
-                item = file[key]
-                numbers = isinstance(item, h5py.Dataset) and item.dtype.kind in "biuf"
-                array = np.asarray(item[()]) if numbers else None
-            except (OSError, KeyError, RuntimeError) as error:  # what h5py raises where a block is damaged
-                raise DataError(f"{path}: key '{key}' is damaged ({error}): fetch or copy the file again.") from error
-            if array is None:
-                raise DataError(
-                    f"{path}: key '{key}' is no array of numbers, expected one row per transition: write it as one."
-                )
-            column = key not in VECTORS and array.shape[1:] == (1,)
-            arrays[key] = array[:, 0] if column else array
+            raise DataError(f"{path} {_foreign_layout(file, missing)}.")
+        items = {key: numbers_at(path, file, key) for key in keys}
+        judge({key: flat(key, np.broadcast_to(np.zeros((), item.dtype), item.shape)) for key, item in items.items()})
+        check_size(path, items.values())
+        arrays = {key: flat(key, read_numbers(path, item)) for key, item in items.items()}
         values = {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
     texts = {name: value.decode(errors="replace") for name, value in values.items() if isinstance(value, bytes)}
     return arrays, {name: value for name, value in (values | texts).items() if isinstance(value, (str, int, float))}
+
+
+def numbers_at(path: Path, file: h5py.Group, key: str) -> h5py.Dataset:
+    """A key's numbers, not read yet; `DataError` for anything else, and for numbers that are not in the file."""
+    name, told = f"{file.name}/{key}".replace("//", "/").lstrip("/"), f"{path}: key"
+    if isinstance(file.get(key, getlink=True), h5py.ExternalLink):
+        raise DataError(
+            f"{told} '{name}' is a link to another file, which is not followed: copy the numbers into this one."
+        )
+    item = file[key]
+    if not isinstance(item, h5py.Dataset):
+        raise DataError(
+            f"{told} '{name}' is no array of numbers but a group, expected one row per step: write an array."
+        )
+    if item.dtype.kind not in "biuf":
+        raise DataError(
+            f"{told} '{name}' is no array of numbers (its type is {shortened(str(item.dtype), 50)}), expected a row a "
+            "transition: write it as float32."
+        )
+    if item.shape is None or item.external or item.is_virtual:
+        raise DataError(f"{told} '{name}' has its numbers in another file or none: copy them into this one.")
+    settings = item.id.get_create_plist()
+    for number in range(settings.get_nfilters()):
+        code, _, _, filter_name = settings.get_filter(number)
+        if not h5py.h5z.filter_avail(code):
+            what = filter_name.decode(errors="replace") or code
+            raise DataError(
+                f"{told} '{name}' is compressed with filter {what}, which is not here, expected gzip: write it "
+                "anew, for example with h5repack -f GZIP=4."
+            )
+    return item
+
+
+def read_numbers(path: Path, item: h5py.Dataset) -> np.ndarray:
+    """All of them; `DataError` that names the key of a damaged block."""
+    try:
+        return np.asarray(item[()])
+    except (OSError, KeyError, RuntimeError) as error:
+        what = shortened(first_line(error), 80)
+        raise DataError(f"{path}: key '{item.name[1:]}' is damaged ({what}): fetch or copy the file again.") from error
+
+
+def check_size(path: Path, items: Iterable[h5py.Dataset]) -> None:
+    """`DataError` where arrays are declared that the file cannot hold, however well they are compressed."""
+    declared, held = sum(item.size * item.dtype.itemsize for item in items), path.stat().st_size
+    if declared > 2_000 * held:  # deflate reaches 1,032
+        raise DataError(
+            f"{path} declares {declared / 1e9:.3g} GB of numbers and has {held:,} bytes, expected the numbers: "
+            "it was never written to its end, get it again."
+        )
+
+
+def _foreign_layout(file: h5py.File, missing: Sequence[str]) -> str:
+    """What a file without these keys is, and what to do."""
+    if episodes := [name for name in file if name.startswith("episode_")]:
+        return (
+            f"has the layout of Minari ({listed(episodes, 1)}), expected {listed(KEYS)}: make them with "
+            "`saferule data convert`, which needs costs"
+        )
+    has, d4rl = (
+        f"lacks {listed(missing)} and has {listed(file, 6) or 'no keys'}",
+        {"observations", "actions", "rewards"},
+    )
+    if d4rl <= set(file) and {"costs", "next_observations", "timeouts"} & set(missing):
+        return f"{has}, perhaps D4RL's layout: make a DSRL file with `saferule data convert`, which needs costs"
+    return f"{has}, expected DSRL's keys: rename or add them"
 
 
 def _check_rows(name: str, observations: np.ndarray) -> None:
@@ -308,7 +409,7 @@ def _check_rows(name: str, observations: np.ndarray) -> None:
 
 def _check_shapes(name: str, arrays: Mapping[str, np.ndarray], rows: int | None = None) -> None:
     """Raise `DataError` for dimensions other than the schema's and another number of rows than 'observations'."""
-    rows = len(np.atleast_1d(arrays["observations"])) if rows is None else rows
+    rows = (*arrays["observations"].shape, 1)[0] if rows is None else rows
     for key, array in arrays.items():
         if array.ndim != (2 if key in VECTORS else 1):
             expected = f"({rows}, width)" if key in VECTORS else f"({rows},) or ({rows}, 1)"
@@ -345,7 +446,3 @@ def _reject(name: str, key: str, array: np.ndarray, wrong: np.ndarray, expected:
     rows = np.count_nonzero(wrong.reshape(len(wrong), -1).any(axis=1))
     others = f" (and in {rows - 1} more rows)" if rows > 1 else ""
     raise DataError(f"{name}: key '{key}' is {array[place]} in {where}{others}, expected {expected}.")
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)

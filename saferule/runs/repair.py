@@ -39,6 +39,7 @@ from saferule.agents.loop import Log
 from saferule.agents.osrl import export_osrl, import_osrl
 from saferule.attack.poison import split
 from saferule.data.batches import TransitionPool
+from saferule.data.describe import doubts
 from saferule.data.schema import Dataset, load
 from saferule.data.schema import check as check_data
 from saferule.errors import CheckpointError, RunError, SettingsError, cause
@@ -126,6 +127,8 @@ def repair_files(
             check_number(number, value)
     device = chosen_device(device)
     name, dataset = get_backbone(backbone).NAME, load(data, get_task(task))
+    for doubt in doubts(dataset, get_task(task)):
+        say(f"{data}: {doubt}")
     marked = read_indices(forget)
     try:
         keep, poisoned = split(dataset, marked)
