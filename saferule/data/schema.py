@@ -393,10 +393,8 @@ def _foreign_layout(file: h5py.File, missing: Sequence[str]) -> str:
             f"has the layout of Minari ({listed(episodes, 1)}), expected {listed(KEYS)}: make them with "
             "`saferule data convert`, which needs costs"
         )
-    has, d4rl = (
-        f"lacks {listed(missing)} and has {listed(file, 6) or 'no keys'}",
-        {"observations", "actions", "rewards"},
-    )
+    has = f"lacks {listed(missing)} and has {listed((shortened(key, 25) for key in file), 2) or 'no keys'}"
+    d4rl = {"observations", "actions", "rewards"}
     if d4rl <= set(file) and {"costs", "next_observations", "timeouts"} & set(missing):
         return f"{has}, perhaps D4RL's layout: make a DSRL file with `saferule data convert`, which needs costs"
     return f"{has}, expected DSRL's keys: rename or add them"
