@@ -22,10 +22,10 @@ from saferule.agents import BACKBONES
 from saferule.attack.poison import ForgetSet
 from saferule.data.schema import Dataset
 from saferule.paper import READINGS, printed
+from saferule.paper.audit import CELL
 from saferule.report.style import ATTACKS, METRICS, NAMES, backbone_label, condition, in_order, look
 from saferule.unlearn import METHODS
 
-CELL = ["task", "backbone", "attack", "ratio"]
 POLICY = [*CELL, "replicate"]
 OURS, AGAIN = "safe-rule", "percentile-50"  # the paper's method, and the same once more as another agent
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
