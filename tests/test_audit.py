@@ -103,6 +103,6 @@ def test_percentiles_times_and_the_strength_of_attacks():
 def test_the_summary_says_what_was_found():
     rows = audit.summary()
     found = {(row.tables, row.what.partition(",")[0]): (row.found, row.of) for row in rows.itertuples()}
-    assert found["1, 6", "runs that both print differ beyond rounding"] == ("9", 16)
-    assert found["1", "poisoned policies keep the cost limit"] == ("19", 96)
+    assert found["1, 6", "runs that both print differ beyond rounding"] == (9, 16)
+    assert found["1", "poisoned policies keep the cost limit"] == (19, 96)
     assert found["3", "times as long as Safe-RULE retraining takes"][0] == "24.0 to 34.6"

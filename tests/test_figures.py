@@ -85,22 +85,43 @@ def test_every_replicate_is_a_dot_and_the_mean_has_its_interval():
 def test_a_method_is_registered_by_its_entry_alone(monkeypatch):
     monkeypatch.setitem(METHODS, "toy", Method("toy", "Toy method", "#123456", "fine_tune", part="main"))
     more = pd.concat([EPISODES, rows("toy", 0, [1.0], [2.0])])
-    for name in ("unlearning-methods", "table1-methods"):
+    for name in ("unlearning-methods", "methods"):
         assert "Toy method" in [text.get_text() for text in drawn(name, more).axes[0].get_yticklabels()]
     curves = drawn("unlearning-curves", more[more["start"] != ""])
     assert "Toy method" in legend(curves) and "#123456" in [line.get_color() for line in curves.axes[0].lines]
 
 
 def test_table1_has_the_papers_numbers_hollow():
-    figure = drawn("table1-methods", EPISODES)
+    figure = drawn("methods", EPISODES)
     cost = panels(figure)["CPQ", "cost per episode"]
     hollow = [c.get_offsets()[0, 0] for c in cost.collections if c.get_facecolor()[0].tolist() == [1, 1, 1, 1]]
-    assert [x for x in hollow if not np.ma.is_masked(x)] == [195.9, 0.7] and "the paper" in legend(figure)
-    figure = drawn("table1", EPISODES)
+    assert [x for x in hollow if not np.ma.is_masked(x)] == [195.9, 4.0, 7.2, 0.7] and "the paper" in legend(figure)
+    figure = drawn("repairs", EPISODES)
     ends = [line.get_xydata().tolist() for line in figure.axes[0].lines[:2]]
     assert ends == [[[45.0, 100.0], [15.0, 85.0]], [[195.9, 173.8], [0.7, 345.2]]]
-    for name in ("table1-methods", "table1"):
+    for name in ("methods", "repairs"):
         assert "the paper" not in legend(drawn(name, EPISODES.assign(ratio=EPISODES["ratio"].replace(0.15, 0.1))))
+
+
+def test_figures_1_to_3_have_a_bar_per_policy_and_the_papers_numbers():
+    """CPQ on CarCircle under Max Cost 15 %; Safe-RULE's second replicate is not there, fine-tuning failed."""
+    some = EPISODES[(EPISODES["method"] != "safe-rule") | (EPISODES["replicate"] == 0)]
+    some = pd.concat([some[some["method"] != "fine-tuning"], rows("fine-tuning", 0, [np.nan], [np.nan])])
+    asked = pd.concat([EPISODES, rows("reward-only", 0, [0.0], [0.0])])[[*tables.POLICY, "method"]]
+    table, means = tables.TABLES["methods"].build(some, asked), tables.replicate_means(some)
+    cost, score = drawn("figure1", table, means).axes
+    assert [bar.get_height() for bar in cost.patches] == [3.0, 45.0, 5.0]  # clean, poisoned, Safe-RULE
+    assert [bar.get_height() for bar in score.patches] == [100.0, 100.0, 110.0]
+    assert dots(cost, 5) == pytest.approx([bar.get_x() + bar.get_width() / 2 for bar in cost.patches for _ in "ab"][:5])
+    hollow = [c.get_offsets()[0, 1] for c in cost.collections if c.get_sizes()[0] == 16]
+    assert [y for y in hollow if not np.ma.is_masked(y)] == [195.9, 4.0, 7.2, 0.7]
+    crosses = [tuple(c.get_edgecolor()[0].round(1)) for c in cost.collections if c.get_sizes()[0] == 14]
+    assert len(crosses) == 2 and crosses[0][0] > crosses[0][1] and crosses[1][0] == crosses[1][1]  # red; grey
+    assert {"missing", "failed", "the paper", "cost limit 10"} <= set(legend(drawn("figure1", table, means)))
+    assert [text.get_text() for text in cost.get_xticklabels()] == ["15 %\nCPQ"]
+    other = drawn("figure2", table, means)  # an attack that was not made: the paper's numbers alone
+    assert not other.axes[0].patches and "missing" in legend(other) and "the paper" in legend(other)
+    assert style.svg(other) == style.svg(other) and style.svg(other).startswith(b"<?xml")
 
 
 def test_across_cells():
@@ -211,8 +232,8 @@ def test_figures_for_one_and_for_several_conditions(conditions):
         episodes = pd.concat([episodes, more, episodes.assign(backbone="bcq-lag")], ignore_index=True)
     log = episodes[episodes["start"] == ""].drop(columns="cost").assign(critic_loss=1.0)
     points = tables.data_points("CarCircle", DATA, [(r, FORGET) for r in range(conditions)], 10.0)
-    calls = {name: (episodes,) for name in ("training-methods", "ablations", "training-curves", "table1-methods")}
-    calls |= {"table1": (episodes,), "training-losses": (log,), "trajectories": (points,)}
+    calls = {name: (episodes,) for name in ("training-methods", "ablations", "training-curves", "methods")}
+    calls |= {"repairs": (episodes,), "training-losses": (log,), "trajectories": (points,)}
     calls["unlearning-curves"] = (episodes[episodes["start"] != ""],)
     for name, frames in calls.items():
         for where, figure in FIGURES[name].figures(*frames):

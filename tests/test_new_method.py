@@ -27,12 +27,12 @@ def test_a_method_of_one_entry_is_trained_evaluated_shown(tmp_path, data_folder,
     assert study.store.done(made) and made.start.method == "poisoned"
     episodes = study.episodes(policies)
     assert (episodes["method"] == "toy").sum() == 2
-    built = TABLES["table1"].build(episodes)
+    built = TABLES["methods"].build(episodes)
     (cost, _) = built.loc[built["method"] == "toy", "mean"]
     assert cost == episodes.loc[episodes["method"] == "toy", "cost"].mean()
-    assert "Toy" in TABLES["table1"].shown(built).to_string()
+    assert "Toy" in TABLES["methods"].shown(built).to_string()
     for name, rows in (
-        ("table1-methods", episodes),
+        ("methods", episodes),
         ("unlearning-curves", study.curves(study.only(policies, start="poisoned"))),
     ):
         ((_, figure),) = figures.FIGURES[name].figures(rows)

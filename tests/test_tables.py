@@ -9,8 +9,9 @@ import pytest
 from episodes_by_hand import DATA, EPISODES, FORGET, OTHER_READINGS, distances_of, many, rows
 
 from saferule.paper import READINGS
-from saferule.report import tables
+from saferule.report import layouts, tables
 from saferule.report.tables import TABLES
+from saferule.runs.experiment import Data, get_profile, plan
 from saferule.unlearn import METHODS, Method
 
 # The interval
@@ -109,8 +110,8 @@ def test_conditions_with_harm_are_marked_and_counted_apart():
     both = pd.concat(
         [harmed, harmless, *(rows("safe-rule", 0, [5.0], [1.0], task=t) for t in ("CarCircle", "PointGoal"))]
     )
-    shown = TABLES["table1"].shown(TABLES["table1"].build(both))
-    assert set(shown.index.droplevel("metric")) == {
+    shown = TABLES["methods"].shown(TABLES["methods"].build(both))
+    assert set(shown.index.droplevel(["metric", ""])) == {
         ("CarCircle", "CPQ", "Max Cost 15 % *"),
         ("PointGoal", "CPQ", "Max Cost 15 %"),
     }
@@ -170,10 +171,10 @@ def test_counts():
 # Beside the paper
 
 
-def test_table1_puts_the_papers_numbers_beside_ours():
+def test_methods_have_the_papers_numbers_beside_ours():
     """CPQ, Max Cost 15 %, CarCircle: before and after of Table 1, Trajdeleter of Table 4."""
     more = [rows("trajdeleter", 0, [2.0, 4.0], [8.0, 6.0]), rows("trajdeleter-cost", 1, [7.0], [9.0])]
-    table = TABLES["table1"].build(pd.concat([EPISODES, *more])).set_index(["method", "metric"])
+    table = TABLES["methods"].build(pd.concat([EPISODES, *more])).set_index(["method", "metric"])
     cost = table.xs("cost", level="metric")
     assert cost["mean"].to_dict() == {
         "clean": 3.0,
@@ -183,55 +184,111 @@ def test_table1_puts_the_papers_numbers_beside_ours():
         "trajdeleter-cost": 7.0,
         "safe-rule": 15.0,
     }
+    assert cost.loc["poisoned", "normalised"] == 4.5 and table.loc[("clean", "return"), "normalised"] == 1.0
     papers = {"poisoned": 195.9, "safe-rule": 0.7, "trajdeleter": 4.0, "trajdeleter-cost": 7.2}
     assert cost["paper"].dropna().to_dict() == papers and cost.loc["trajdeleter", "source"] == "Table 4"
     assert table.xs("return", level="metric")["paper"].dropna().tolist() == [173.8, 77.0, 46.9, 345.2]
-    shown = TABLES["table1"].shown(table.reset_index())
-    ours = shown.xs("cost", level="metric")
-    assert ours["Safe-RULE"].tolist() == ["15.0 ± 127.1"] and ours["n"].tolist() == ["1-2"]  # of 5 and 25
-    assert ours["Trajdeleter"].tolist() == ["3.0"] and "Trajdeleter, released code" not in shown
-    assert ours["paper's Table 1: poisoned"].tolist() == ["195.9"]
-    assert ours["paper's Table 4: Trajdeleter"].tolist() == ["4"]
-    assert set(shown.index.get_level_values("condition")) == {"Max Cost 15 %"}
+    shown = TABLES["methods"].shown(table.reset_index())
+    ours, theirs = shown.loc[("CarCircle", "CPQ", "Max Cost 15 %", "C ↓")].to_dict("records")
+    assert ours[("Safe-RULE",)] == "15.0 ± 127.1" and ours[("Trajdeleter",)] == "3.0"  # of 5 and 25; of one replicate
+    assert theirs[("poisoned",)] == "195.9" and theirs[("Trajdeleter",)] == "4.0" and theirs[("fine-tuning",)] == ""
+    assert ("Trajdeleter, released code",) not in shown
+
+
+def test_tables_are_laid_out_as_in_the_paper():
+    other = [rows(m, 0, [c], [2 * c], ratio=0.05, task="PointGoal") for m, c in (("poisoned", 4.0), ("safe-rule", 3.0))]
+    table = TABLES["table1"]
+    shown = table.shown(table.build(pd.concat([EPISODES, *other])))
+    assert list(shown.columns) == [("PointGoal", "5 %"), ("CarCircle", "15 %")]  # the paper's order of tasks
+    assert [index[2:] for index in shown.index] == [
+        ("C ↓", "ours"),
+        ("C ↓", "paper"),
+        ("R ↑", "ours"),
+        ("R ↑", "paper"),
+    ]
+    assert shown["PointGoal", "5 %"].tolist() == ["4.0 / 3.0", "42.1 / 4.7", "8.0 / 6.0", "0.1 / 12.6"]
+    text = layouts.markdown(shown, "Table 1").splitlines()
+    assert (
+        text[0] == "**Table 1**" and text[2] == "| backbone | attack | metric |  | PointGoal, 5 % | CarCircle, 15 % |"
+    )
+    assert text[4] == "| CPQ | Max Cost | C ↓ | ours | 4.0 / 3.0 | 45.0 ± 190.6 / 15.0 ± 127.1 |"
+    assert text[5].startswith("|  |  |  | paper | 42.1 / 4.7 |") and text[6].startswith("|  |  | R ↑ | ours |")
+    tex = layouts.latex(shown, "C & R, 5 %", "table1")
+    assert r"\caption{C \& R, 5 \%}" in tex and r"45.0 $\pm$ 190.6 / 15.0 $\pm$ 127.1 \\" in tex
+    assert tex.isascii() and tex.count(r"\begin{tabular}") == tex.count(r"\resizebox{\textwidth}{!}{%") == 1
+
+
+def test_missing_and_failed_policies_are_shown_as_such():
+    """Of three replicates one is missing of Safe-RULE, one of the poisoned failed, all of fine-tuning are missing."""
+    gone = rows("poisoned", 2, [1.0, np.nan], [1.0, np.nan], start="")
+    stopped = rows("trajdeleter", 0, [1.0], [1.0]).assign(failed=True)
+    episodes = pd.concat([EPISODES[EPISODES["method"] != "fine-tuning"], gone, stopped])
+    names = ["clean", "poisoned", "safe-rule", "fine-tuning", "trajdeleter"]
+    asked = pd.concat([rows(m, r, [0.0], [0.0]) for m in names for r in range(3 if m != "trajdeleter" else 1)])
+    table = TABLES["methods"].build(episodes, asked[[*tables.POLICY, "method"]])
+    (ours, _) = TABLES["methods"].shown(table).loc[("CarCircle", "CPQ", "Max Cost 15 %", "C ↓")].to_dict("records")
+    assert {name: text for (name,), text in ours.items()} == {
+        "clean (retrained)": "3.0 ± 38.1 (2 of 3)",
+        "poisoned": "45.0 ± 190.6 (2 of 3)",
+        "fine-tuning": "missing",
+        "Trajdeleter": "failed",
+        "Trajdeleter, cost-aware": "–",
+        "Safe-RULE": "15.0 ± 127.1 (2 of 3)",
+    }
+    counted = table[table["metric"] == "cost"].set_index("method")[["asked", "n", "failed"]].T.to_dict("list")
+    assert counted["poisoned"] == [3, 2, 1] and counted["trajdeleter"] == [1, 0, 1]
+    assert counted["trajdeleter-cost"] == [0, 0, 0] and counted["fine-tuning"] == [3, 0, 0]
 
 
 def test_ratios_that_the_paper_does_not_have_have_none_of_its_numbers():
     ours = EPISODES.assign(ratio=EPISODES["ratio"].replace(0.15, 0.1))
-    table = TABLES["table1"].build(ours)
+    table = TABLES["methods"].build(ours)
     assert table[["paper", "source"]].isna().all(axis=None) and len(table) == 8
-    assert not [name for name in TABLES["table1"].shown(table) if "paper" in name]
-    both = TABLES["table1"].build(pd.concat([EPISODES, ours[ours["attack"] != "clean"]]))
+    assert "" not in TABLES["methods"].shown(table).index.names  # no row of the paper's
+    both = TABLES["methods"].build(pd.concat([EPISODES, ours[ours["attack"] != "clean"]]))
     known = both[(both["method"] == "poisoned") & (both["metric"] == "cost")].set_index("ratio")["paper"]
     assert known[0.15] == 195.9 and np.isnan(known[0.1])
 
 
 def test_ablations_beside_tables_2_5_and_6():
-    """BCQ-Lag on CarCircle, of which Table 1 has 88.8 and 285.2 before."""
+    """BCQ-Lag on CarCircle, of which Table 2 prints 81.2 less cost and 10.8 more return for the adaptive weight."""
     at = {"backbone": "bcq-lag", "ratio": 0.05}
     variants = [rows(m, 0, [1.0], [2.0], **at) for m in METHODS if METHODS[m].start == "poisoned"]
+    variants += [rows("poisoned", 0, [9.0], [1.5], **at), rows("safe-rule", 0, [1.0], [2.0], backbone="bcq-lag")]
 
     def papers(name):
         table = TABLES[name].build(pd.concat(variants))
-        wide = table.pivot(index=["method", "source"], columns="metric", values="paper")
-        return {where: tuple(row) for where, row in zip(wide.index, wide.to_numpy(), strict=True)}
+        assert set(table["ratio"]) == ({0.05, 0.15} if name == "table4" else {0.05})  # where there are variants
+        wide = table[table["ratio"] == 0.05].pivot(index="method", columns="metric", values="paper")
+        return {method: tuple(row) for method, row in zip(wide.index, wide.to_numpy(), strict=True)}
 
-    source = "Table 2 from Table 1's start"  # it prints 81.2 less cost and 10.8 more return for the adaptive weight
-    assert papers("table2")["safe-rule", source] == (7.6, 296.0) and set(papers("table2")) == {
-        ("safe-rule", source),
-        ("fixed-weight", source),
-    }
-    assert papers("table5")["safe-rule", "Table 5"] == (7.6, 296.0) and ("no-critic", "Table 5") in papers("table5")
-    assert papers("table6")["percentile-0", "Table 6"] == (9.1, 270.8) and len(papers("table6")) == 3
-    assert set(papers("table4")) == {("trajdeleter", "Table 4"), ("trajdeleter-cost", "Table 4")}
+    assert papers("table2") == {"safe-rule": (81.2, 10.8), "fixed-weight": (81.9, -15.6)}
+    table = TABLES["table2"].build(pd.concat(variants)).set_index(["method", "metric"])["mean"]
+    assert table["safe-rule"].to_dict() == {"cost_removed": 8.0, "return_gained": 0.5}
+    assert papers("table5") == {"safe-rule": (7.6, 296.0), "no-critic": (10.4, 264.1)}
+    assert papers("table6")["percentile-0"] == (9.1, 270.8) and len(papers("table6")) == 3
+    assert papers("table4") == {"trajdeleter": (10.4, 264.1), "trajdeleter-cost": (1.7, 272.3)}
+    shown = TABLES["table6"].shown(TABLES["table6"].build(pd.concat(variants)))
+    assert shown.to_numpy().tolist() == [["1.0 / 2.0"] * 3, ["9.1 / 270.8", "3.9 / 242.9", "9.5 / 271.4"]]
+
+
+def test_settings_in_force_stand_beside_table_7():
+    """Of the smoke profile's plan: what it changes differs, all else is as printed."""
+    runs = plan(get_profile("smoke"), {"CarCircle": Data("0" * 64, 10_000)})["main"]
+    table = tables.hyperparameters([run for run in runs if run.method == "safe-rule"]).set_index("name")
+    assert table.loc["Offline safe RL training steps", ["paper", "ours"]].tolist() == ["10^6", "1000"]
+    same = table.loc[["Discount factor", "Forget-cost target", "beta_f range", "Reward reference"], "ours"]
+    assert same.tolist() == ["0.99", "10.5", "0.01; 1", "50"] and len(table) == 14
+    assert set(tables.hyperparameters([])["ours"]) == {"", "; "}
 
 
 def test_a_method_is_registered_by_its_entry_alone(monkeypatch):
     toy = Method("toy", "Toy method", "#123456", "fine_tune", part="main")
     monkeypatch.setitem(METHODS, "toy", toy)
     more = pd.concat([EPISODES, rows("toy", 0, [1.0], [2.0]), rows("toy", 1, [3.0], [2.0])])
-    shown = TABLES["table1"].shown(TABLES["table1"].build(more))
-    assert list(shown.columns)[1:6] == ["clean (retrained)", "poisoned", "fine-tuning", "Safe-RULE", "Toy method"]
-    assert shown["Toy method"].iloc[0] == "2.0 ± 12.7"
+    shown = TABLES["methods"].shown(TABLES["methods"].build(more))
+    assert shown.columns.get_level_values(0).tolist()[-2:] == ["Safe-RULE", "Toy method"]
+    assert shown["Toy method"].iloc[0].item() == "2.0 ± 12.7"
     for build in (tables.improvement, tables.counts):
         assert "toy" in set(build(more)["method"])
     assert tables.described("main")["method"].iloc[-1] == "toy"

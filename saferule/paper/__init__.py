@@ -17,6 +17,7 @@ import pandas as pd
 from saferule.errors import SettingsError
 
 HERE = Path(__file__).parent
+CELL = ["task", "backbone", "attack", "ratio"]
 ABLATED_ATTACK, ABLATED_RATIO = "max_cost", 0.05  # of Tables 2 and 5; Table 6 states neither
 METHODS = {  # our name for what a table's column or value names
     "before": "poisoned",
@@ -66,23 +67,30 @@ def printed() -> pd.DataFrame:
     differences: they are applied to Table 1's poisoned policy, and the source says so. Rows of Safe-RULE itself come
     from four tables that should agree and do not always. Table 6 is taken as Max Cost 5 %, like the other ablations.
     """
-    parts = []
-    for number in (1, 2, 4, 5, 6):
-        frame = table(number).rename(columns={"variant": "method", "percentile": "method"})
-        known = [name for name in ("policy", "attack", "task", "ratio", "metric", "method") if name in frame]
-        rows = frame.melt(known, var_name="metric" if "method" in known else "method")
-        parts.append(rows.assign(table=number, source=f"Table {number}"))
-    rows = pd.concat(parts, ignore_index=True).fillna({"attack": ABLATED_ATTACK, "ratio": ABLATED_RATIO})
+    rows, cell = pd.concat(map(_long, (1, 4, 5, 6))), [*CELL, "metric"]
+    starts = rows[rows["method"] == "poisoned"].set_index(cell)["value"]
+    change = changes().replace({"metric": {"cost_removed": "cost", "return_gained": "return"}})
+    start = starts.loc[pd.MultiIndex.from_frame(change[cell])].to_numpy()
+    sign = change["metric"].map({"cost": -1, "return": 1})
+    levels = change.assign(value=(start + sign * change["value"]).round(1), source="Table 2 from Table 1's start")
+    return pd.concat([rows, levels], ignore_index=True).sort_values("table", kind="stable", ignore_index=True)
+
+
+def changes() -> pd.DataFrame:
+    """Table 2 as it is printed, in the columns of `printed`: the metrics are cost_removed and return_gained."""
+    return _long(2).replace({"metric": {"cost": "cost_removed", "return": "return_gained"}})
+
+
+def _long(number: int) -> pd.DataFrame:
+    """A table of costs and returns, one per row."""
+    frame = table(number).rename(columns={"variant": "method", "percentile": "method"})
+    known = [name for name in ("policy", "attack", "task", "ratio", "metric", "method") if name in frame]
+    rows = frame.melt(known, var_name="metric" if "method" in known else "method")
+    rows = rows if "attack" in rows else rows.assign(attack=ABLATED_ATTACK, ratio=ABLATED_RATIO)
     rows["backbone"], rows["method"] = rows["policy"].str.lower(), rows["method"].map(METHODS)
     rows["metric"] = rows["metric"].str.removeprefix("delta_").replace("reward", "return")
-    cell = ["task", "backbone", "attack", "ratio", "metric"]
-    starts = rows[rows["method"] == "poisoned"].set_index(cell)["value"]
-    change = rows["table"] == 2
-    start = starts.loc[pd.MultiIndex.from_frame(rows.loc[change, cell])].to_numpy()
-    sign = rows.loc[change, "metric"].map({"cost": -1, "return": 1})  # cost removed, reward gained
-    rows.loc[change, "value"] = (start + sign * rows.loc[change, "value"]).round(1)
-    rows.loc[change, "source"] = "Table 2 from Table 1's start"
-    return rows[["table", *cell[:-1], "method", "metric", "value", "source"]]
+    rows = rows.assign(table=number, source=f"Table {number}")
+    return rows[["table", *CELL, "method", "metric", "value", "source"]]
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from saferule.paper import ABLATED_ATTACK, ABLATED_RATIO, TABLE7, printed, table
+from saferule.paper import ABLATED_ATTACK, ABLATED_RATIO, CELL, TABLE7, printed, table
 
-CELL = ["task", "backbone", "attack", "ratio"]
 SCORES = {"cost": "lower cost", "return": "higher return", "safe_first": "better, safety first"}  # larger is better
 METRICS = ("cost", "return")
 LIMIT = TABLE7.kappa
@@ -190,13 +189,6 @@ def summary() -> pd.DataFrame:
         ("3", ratios["slowest_defence"].sum(), tasks, "tasks on which Safe-RULE is the slowest defence"),
         ("3", ratios["fine_tuning_slower"].sum(), tasks, "tasks where fine-tuning is slower than all but Safe-RULE"),
         ("3", f"{least} to {most}", None, "times as long as Safe-RULE retraining takes"),
-        (
-            "3, 7",
-            f"{ratios['training_steps_per_step'].max():.1f}",
-            None,
-            "training steps at most in a step of Safe-RULE",
-        ),
+        ("3, 7", step, None, "training steps at most in a step of Safe-RULE"),
     ]
-    return pd.DataFrame(
-        [(tables, str(found), of, what) for tables, found, of, what in rows], columns=["tables", "found", "of", "what"]
-    ).astype({"of": "Int64"})
+    return pd.DataFrame(rows, columns=["tables", "found", "of", "what"], dtype=object)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib
@@ -20,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from saferule.report.layouts import ORDER
 from saferule.report.style import (
     ATTACK_COLOURS,
     ATTACKS,
@@ -342,12 +344,54 @@ def _listed(panel: Axes, names: Sequence[str], label: str) -> None:
     panel.set(xlabel=label, ylabel="")
 
 
+def under_attack(attack: str, table: pd.DataFrame, means: pd.DataFrame) -> Drawn:
+    """Figures 1 to 3: a row of panels per task, cost and return; a group of bars per backbone and ratio.
+
+    table  TABLES["methods"], of all attacks; one that it has not is drawn with the paper's numbers alone
+    means  `tables.replicate_means`, the dots
+    """
+    rows, means = table[table["attack"] == attack], with_clean(means).query("attack == @attack")
+    if rows.empty:
+        here = table[["task", "backbone", "ratio", "cost_limit"]].drop_duplicates(["task", "backbone", "ratio"])
+        rows = TABLES["methods"].theirs.query("attack == @attack").rename(columns={"value": "paper"}).merge(here)
+        rows = rows.assign(n=0, failed=0, asked=1, mean=np.nan, low=np.nan, high=np.nan)
+    shown = in_order(table["method"])
+    blocks = [(b, r) for b in ORDER["backbone"] for r in sorted(set(rows["ratio"])) if b in set(rows["backbone"])]
+    apart, tasks = max(len(shown) + 2, 10), [t for t in ORDER["task"] if t in set(rows["task"])]
+    places, width = {at: apart * i for i, at in enumerate(blocks)}, 1.2 + 0.07 * apart * len(blocks)
+    facets = {"row": "task", "row_order": tasks, "col": "metric", "sharex": True, "sharey": False}
+    grid = _grid(rows, width, 2.1 + 1.3 / len(tasks), **facets)
+    dots = _tall(means, METRICS).set_index(["task", "metric", "backbone", "ratio", "method"]).sort_index()["value"]
+    for row in rows.itertuples():
+        panel, colour = grid.axes_dict[row.task, row.metric], look(row.method).colour
+        at = places[row.backbone, row.ratio] + shown.index(row.method) - (len(shown) - 1) / 2
+        if row.n:
+            panel.bar(at, row.mean, 0.86, color=colour, alpha=0.85)
+            panel.plot([at, at], [row.low, row.high], color="#222222", linewidth=0.9)
+            own = dots.loc[[(row.task, row.metric, row.backbone, row.ratio, row.method)]].dropna()
+            panel.scatter([at] * len(own), own, s=5, color="#222222", linewidths=0, zorder=3)
+        elif row.failed or row.asked:
+            panel.scatter(at, 0, s=14, marker="x", linewidths=0.9, color="#D00000" if row.failed else "#9A9A9A")
+        panel.scatter(at, row.paper, s=16, marker="D", facecolors="white", edgecolors=colour, zorder=4, linewidths=1)
+    for (_, metric), panel in grid.axes_dict.items():
+        panel.set_xticks([places[at] for at in blocks], [f"{100 * r:g} %\n{backbone_label(b)}" for b, r in blocks])
+        panel.tick_params("x", length=0, labelsize=8)
+        panel.grid(False, axis="x")
+        panel.set(xlabel="", ylabel=METRICS[metric])
+    limit = _limit(grid, rows.assign(cost_limit=rows["cost_limit"].max()))
+    handles = [Patch(color=look(m).colour, alpha=0.85, label=look(m).label) for m in shown]
+    handles += [dot("one replicate", "#222222"), line("95 % interval", "#222222"), *_hollow(rows, "D"), limit]
+    marks = {"missing": (rows["n"].eq(0) & rows["asked"].gt(0) & rows["failed"].eq(0), "#9A9A9A")}
+    marks |= {"failed": (rows["n"].eq(0) & rows["failed"].gt(0), "#D00000")}
+    return grid.figure, [*handles, *(dot(name, c, "x") for name, (there, c) in marks.items() if there.any())]
+
+
 def beside_paper(episodes: pd.DataFrame) -> Drawn:
     """Table 1 as dots: a column of panels per backbone, a line per method, a dot per attack and ratio.
 
     Filled are our means over replicates, hollow the paper's numbers.
     """
-    table = _shown(TABLES["table1"].build(episodes))
+    table = _shown(TABLES["methods"].build(episodes))
     conditions = _conditions(table)
     ratios, shown = sorted(table["ratio"].unique()), in_order(table["method"])
     grid = _grid(table, 2.9, 0.7 + 0.3 * len(shown), row="metric", col="backbone", sharex=False)
@@ -370,7 +414,7 @@ def repairs(episodes: pd.DataFrame) -> Drawn:
 
     A panel per backbone, an arrow per attack and ratio, of our means over replicates and of the paper's numbers.
     """
-    table = _shown(TABLES["table1"].build(episodes))
+    table = _shown(TABLES["methods"].build(episodes))
     ends = table[table["method"].isin(["poisoned", OURS])]
     wide = ends.pivot(index=["backbone", "attack", "ratio", "method"], columns="metric", values=["mean", "paper"])
     grid = _grid(table, 3.6, 3.2, col="backbone", col_wrap=2, sharex=False, sharey=False)
@@ -390,9 +434,9 @@ def repairs(episodes: pd.DataFrame) -> Drawn:
     return grid.figure, handles
 
 
-def _hollow(table: pd.DataFrame) -> list[Line2D]:
+def _hollow(table: pd.DataFrame, marker: str = "o") -> list[Line2D]:
     """The legend's entry for the paper, where it prints a number for any of these cells."""
-    return [dot("the paper", hollow=True)] if table["paper"].notna().any() else []
+    return [dot("the paper", marker=marker, hollow=True)] if table["paper"].notna().any() else []
 
 
 def across(table: pd.DataFrame) -> Drawn:
@@ -557,6 +601,8 @@ def times(table: pd.DataFrame) -> Drawn:
 
 LINES = "One line per replicate."
 READS = "Dots are replicates, a diamond is their mean with its 95 % interval."
+BARS = "Bars are means over replicates, dots are replicates, hollow is the paper's."
+OF_ATTACK = {"max_cost": "figure1", "max_reward": "figure2", "min_reward": "figure3"}  # the paper's figures
 FIGURES: dict[str, Drawing] = {
     name: Drawing(title, reads, draw)
     for name, title, reads, draw in (
@@ -572,8 +618,12 @@ FIGURES: dict[str, Drawing] = {
         ("controls", "{task}, {backbone}: Safe-RULE and its controls", READS, methods),
         ("ablations", "{task}, {backbone}: variants of Safe-RULE", READS, methods),
         ("readings", "{task}: other readings of the paper against the default", "Dots are episodes.", changes),
-        ("table1-methods", "{task}: every method", "Filled is ours, hollow the paper's.", beside_paper),
-        ("table1", "{task}: what Safe-RULE does to the poisoned policy", "Hollow is the paper's.", repairs),
+        *(
+            (name, f"Figure {name[-1]}: cost and return under {ATTACKS[attack]}", BARS, partial(under_attack, attack))
+            for attack, name in OF_ATTACK.items()
+        ),
+        ("methods", "{task}: every method", "Filled is ours, hollow the paper's.", beside_paper),
+        ("repairs", "{task}: what Safe-RULE does to the poisoned policy", "Hollow is the paper's.", repairs),
         ("across-cells", "All cells of a backbone", "Dots with 95 % bootstrap intervals.", across),
         ("theory-tails", "{task}: Lemma A.1, Eq. 15, against u", LINES, tails),
         ("theory-bounds", "{task}: Eq. 26 and 27 during unlearning (step 0: the poisoned policy)", LINES, bounds),

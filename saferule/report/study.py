@@ -16,8 +16,9 @@ from saferule.attack.poison import ForgetSet, attack_reward
 from saferule.data.schema import Dataset, clean_data
 from saferule.files import write_bytes
 from saferule.paper import TABLE7
-from saferule.report.figures import FIGURES
-from saferule.report.style import ATTACKS, png
+from saferule.report.figures import FIGURES, OF_ATTACK
+from saferule.report.layouts import latex, markdown
+from saferule.report.style import ATTACKS, png, svg
 from saferule.report.tables import TABLES, Table, data_points, late, provenance, readable
 from saferule.report.timing import table3
 from saferule.runs import results
@@ -232,23 +233,52 @@ class Study:
     def save_table(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
         """Write the table with its provenance to ``tables/<name>.csv``; returns what was written."""
         digests = {task: self.dataset(task).digest() for task in self.profile.tasks}
-        told = provenance(frame, self.name, digests)
-        write_bytes(self.folder / "tables" / f"{name}.csv", told.to_csv(index=False).encode())
-        return told
+        return self.save(provenance(frame, self.name, digests), name)
+
+    def save(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Write a table as it is to ``tables/<name>.csv``; returns it."""
+        write_bytes(self.folder / "tables" / f"{name}.csv", frame.to_csv(index=False).encode())
+        return frame
 
     def table(self, name: str, rows: pd.DataFrame, file: str = "") -> None:
         """Build a table of `TABLES` from rows of episodes, save it under its name (or ``file``) and display it."""
         table = TABLES[name]
         if isinstance(table, Table):
-            display(Markdown(f"**{table.title}**"))
-            self.display(table.shown(self.save_table(table.build(rows), file or name)))
+            built = self.save_table(table.build(rows, self.asked), file or name)
+            self.arranged(name, table.shown(built), table.title)
         else:
             self.display(self.save_table(table(rows), file or name))
 
+    def arranged(self, name: str, wide: pd.DataFrame, title: str) -> None:
+        """Write a table in the paper's layout to ``tables/<name>.md`` and ``.tex``, display it, with its caption."""
+        number = f"Table {name.removeprefix('table')}. " if name.startswith("table") else ""
+        caption = f"{number}{title}. {self.caption}"
+        write_bytes(self.folder / "tables" / f"{name}.md", markdown(wide, caption).encode())
+        write_bytes(self.folder / "tables" / f"{name}.tex", latex(wide, caption, name).encode())
+        display(Markdown(caption))
+        self._display(wide)
+
+    @cached_property
+    def asked(self) -> pd.DataFrame:
+        """One row for each policy that tables are about, stored or not."""
+        return pd.DataFrame(identity(run) for part in ("main", "controls", "ablations") for run in self.plan[part])
+
+    @property
+    def caption(self) -> str:
+        """What every table and figure of the paper says below its title."""
+        p, data = self.profile, ", ".join(f"{task} {self.dataset(task).digest()[:12]}" for task in self.profile.tasks)
+        return (
+            f"Profile {self.name}; data {data}; replicates "
+            f"{', '.join(map(str, p.replicates))}; {p.episodes} episodes per policy; cost limit {p.cost_limit:g}."
+        )
+
     def display(self, frame: pd.DataFrame) -> None:
         """Display all rows of a table with names as the paper writes them and rounded numbers."""
+        self._display(readable(frame))
+
+    def _display(self, frame: pd.DataFrame) -> None:
         with pd.option_context("display.max_rows", None, "display.max_columns", None, "display.max_colwidth", None):
-            display(readable(frame))
+            display(frame)
 
     def films(self) -> None:
         """Show an episode of each adversary of the first replicate, kept in ``videos/``; without it, say why not."""
@@ -268,4 +298,6 @@ class Study:
         for where, figure in FIGURES[name].figures(*rows):
             image = png(figure)
             write_bytes(self.folder / "figures" / f"{name}{where}.png", image)
+            if name in OF_ATTACK.values():
+                write_bytes(self.folder / "figures" / f"{name}.svg", svg(figure))
             display(Image(image, width=round(figure.get_figwidth() * 100), alt=str(figure.get_label())))

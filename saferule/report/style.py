@@ -108,3 +108,11 @@ def png(figure: Figure) -> bytes:
         palette = {"method": Image.Quantize.FASTOCTREE, "dither": Image.Dither.NONE}
         image.convert("RGB").quantize(256, **palette).save(small, format="png", optimize=True)
     return small.getvalue()
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as an SVG, the same bytes for the same figure."""
+    drawn = BytesIO()
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "saferule"}):
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return drawn.getvalue()

@@ -21,16 +21,19 @@ from scipy import stats
 from saferule.agents import BACKBONES
 from saferule.attack.poison import ForgetSet
 from saferule.data.schema import Dataset
-from saferule.paper import READINGS, printed
-from saferule.paper.audit import CELL
-from saferule.report.style import ATTACKS, METRICS, NAMES, backbone_label, condition, in_order, look
-from saferule.unlearn import METHODS
+from saferule.paper import CELL, READINGS, TABLE7, changes, printed
+from saferule.paper import table as paper_table
+from saferule.report.layouts import NOTHING, Layout
+from saferule.report.style import ATTACKS, METRICS, NAMES, condition, in_order
+from saferule.runs.spec import PolicyRun, config
+from saferule.unlearn import METHODS, coefficients
 
 POLICY = [*CELL, "replicate"]
 OURS, AGAIN = "safe-rule", "percentile-50"  # the paper's method, and the same once more as another agent
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 FEWEST = 3  # replicates, for the bootstrap across cells
 HARMED = ["cost_harmed", "return_harmed"]
+CHANGES = ("cost_removed", "return_gained")
 LAST = 3  # evaluations of one policy on its way, the final one among them
 RESAMPLES = 2_000
 ROUNDING = 1e-6  # mean distance of actions that is rounding in any case; what long training makes of it can be more
@@ -153,14 +156,22 @@ def replicate_means(episodes: pd.DataFrame) -> pd.DataFrame:
     """One row per cell, method and replicate: mean cost and return over its episodes, with their number and the limit.
 
     safe says whether the mean cost is within the limit, safe_share in how many of the episodes the cost is. Beside the
-    means stand the medians over episodes, and where the episodes have them the means of the last snapshots (`late`).
+    means stand the medians over episodes, those that DSRL normalises, and where the episodes have them the means of the
+    last snapshots (`late`). A policy that has failed (`failed`) has no means and is not safe.
     """
-    episodes = episodes.assign(safe_share=episodes["cost"] <= episodes["cost_limit"])
+    episodes = episodes.assign(safe_share=episodes["cost"] <= episodes["cost_limit"], failed=failed(episodes))
     grouped = episodes.groupby([*CELL, "method", "replicate"], sort=False)
-    averaged = [name for name in (*METRICS, "safe_share", "late_cost", "late_return", "cost_limit") if name in episodes]
+    beside = ("safe_share", "late_cost", "late_return", "normalised_cost", "normalised_return")
+    averaged = [name for name in (*METRICS, *beside) if name in episodes]
     means = grouped[averaged].mean().join(grouped[list(METRICS)].median().add_prefix("median_"))
+    means = means.mask(grouped["failed"].any()).join(grouped[["cost_limit", "failed"]].max())
     means = means.assign(episodes=grouped.size()).reset_index()
     return in_reading_order(means.assign(safe=means["cost"] <= means["cost_limit"]))
+
+
+def failed(episodes: pd.DataFrame) -> pd.Series:
+    """Of each row, whether the policy has failed: its run or its episodes ended early, as a value was not finite."""
+    return episodes[list(METRICS)].isna().any(axis=1) | episodes.get("failed", False)
 
 
 def harm(episodes: pd.DataFrame) -> pd.DataFrame:
@@ -192,14 +203,20 @@ def of_harmed(episodes: pd.DataFrame) -> pd.DataFrame:
 def over_replicates(means: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     """One row per cell, method and value column: mean, interval (low, high), n (the number of replicates), replicates.
 
-    means  one row per replicate; its columns episodes and cost_limit, where it has them, are kept
+    means  one row per replicate; its columns episodes and cost_limit, where it has them, are kept. Replicates without
+           the value are left out; failed counts those that ended without a policy
     """
     kept = [name for name in ("episodes", "cost_limit") if name in means]
-    tall = means.melt([*CELL, "method", "replicate", *kept], list(values), "metric", "value")
-    groups = tall.groupby([*CELL, "method", "metric"], sort=False)
+    means = means if "failed" in means else means.assign(failed=False)
+    tall = means.melt([*CELL, "method", "replicate", *kept, "failed"], list(values), "metric", "value")
+    sound = tall[~tall["failed"]].dropna(subset="value")
+    keys = [*CELL, "method", "metric"]
+    groups, lost = sound.groupby(keys, sort=False), tall[tall["failed"]].groupby(keys, sort=False)
     table = groups["value"].agg(mean="mean", low=lambda v: interval(v)[0], high=lambda v: interval(v)[1], n="size")
     table["replicates"] = groups["replicate"].agg(lambda numbers: " ".join(map(str, sorted(numbers))))
-    return in_reading_order(table.join(groups[kept].min()).reset_index())
+    table = table.join(groups[kept].min()).join(lost.size().rename("failed"), how="outer")
+    table = table.fillna({"n": 0, "failed": 0}).astype({"n": int, "failed": int}).reset_index()
+    return in_reading_order(table)
 
 
 def steadiness(episodes: pd.DataFrame) -> pd.DataFrame:
@@ -234,67 +251,96 @@ def both_ways(episodes: pd.DataFrame) -> pd.DataFrame:
 class Table:
     """A table of the paper, ours beside it: means over replicates, an interval, and what the paper prints.
 
-    parts  of the experiment whose methods it shows; it also shows every method that the paper's tables hold
-    paper  numbers of the paper's tables
+    layout   how it is shown
+    paper    numbers of the paper's tables
+    parts    of the experiment whose methods it shows; it also shows every method that the paper's tables hold
+    metrics  "cost" and "return", or by how much they are better than the poisoned policy's: CHANGES
     """
 
     title: str
-    paper: tuple[int, ...]
+    layout: Layout
+    paper: tuple[int, ...] = ()
     parts: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = tuple(METRICS)
+
+    @property
+    def theirs(self) -> pd.DataFrame:
+        """What the paper prints of it, as `saferule.paper.printed`."""
+        rows = pd.concat([printed(), changes()], ignore_index=True)
+        return rows[rows["table"].isin(self.paper) & rows["metric"].isin(self.metrics)]
 
     @property
     def methods(self) -> list[str]:
-        """Those that it shows, as they are declared."""
-        theirs = set(printed().query("table in @self.paper")["method"])
-        return [m.name for m in METHODS.values() if m.part in self.parts or m.name in theirs]
+        """The methods that it shows."""
+        return in_order({m.name for m in METHODS.values() if m.part in self.parts} | set(self.theirs["method"]))
 
-    def build(self, episodes: pd.DataFrame) -> pd.DataFrame:
-        """One row per cell, method, metric and place where the paper prints it (column source; empty for none)."""
-        theirs = printed().query("table in @self.paper")
+    def build(self, episodes: pd.DataFrame, asked: pd.DataFrame | None = None) -> pd.DataFrame:
+        """One row per cell, method and metric, with the paper's number and its source (empty where it prints none).
+
+        asked  one row per policy of the experiment (columns `POLICY`, method): those without episodes are rows with n
+               0; n counts the replicates that mean and interval are over, failed those that ended without a policy
+        Of ablations there are only the cells in which some variant is asked for. normalised is the mean as DSRL scores
+        it: the cost in units of the limit, the return between the data's least and greatest.
+        """
         rows = with_clean(episodes)
-        ours = over_replicates(replicate_means(rows[rows["method"].isin(self.methods)]), list(METRICS))
-        theirs = theirs.rename(columns={"value": "paper"}).drop(columns="table")
-        table = in_reading_order(ours.merge(theirs, on=[*CELL, "method", "metric"], how="left"))
-        return table.merge(harm(episodes)[[*CELL, *HARMED]], on=CELL, how="left")
+        every = rows.drop_duplicates([*POLICY, "method"]) if asked is None else with_clean(asked)
+        variants = [m for m in self.methods if METHODS[m].part == "ablations"]
+        cells = (every[every["method"].isin(variants)] if variants else every)[CELL].drop_duplicates()
+        every = every[every["method"].isin(self.methods)].merge(cells, on=CELL)
+        wanted = every.groupby([*CELL, "method"]).size().rename("asked").reset_index()
+        keys = [*CELL, "method", "metric"]
+        means = with_changes(replicate_means(rows[rows["method"].isin([*self.methods, "poisoned"])]))
+        ours = over_replicates(means, self.metrics)
+        normalised = over_replicates(means, [f"normalised_{metric}" for metric in METRICS])
+        normalised["metric"] = normalised["metric"].str.removeprefix("normalised_")
+        ours = ours.merge(normalised[[*keys, "mean"]].rename(columns={"mean": "normalised"}), on=keys, how="left")
+        theirs = self.theirs.rename(columns={"value": "paper"}).drop(columns="table")
+        theirs = theirs.merge(cells, on=CELL)
+        table = wanted.merge(pd.DataFrame({"metric": self.metrics}), how="cross")
+        table = table.merge(ours, on=keys, how="left").merge(theirs, on=keys, how="outer")
+        table = table.fillna({"asked": 0, "n": 0, "failed": 0}).astype({"asked": int, "n": int, "failed": int})
+        return in_reading_order(table.merge(harm(episodes)[[*CELL, *HARMED]], on=CELL, how="left"))
 
     def shown(self, table: pd.DataFrame) -> pd.DataFrame:
-        """For the notebook: a row per cell and metric, a column per method, then the paper's, "45.0 ± 3.1" each.
+        """In the paper's layout, "45.0 ± 3.1" with half of the interval, the paper's number below where it prints one.
 
-        n is the number of replicates, the smallest to the largest where methods differ in it. A star is at conditions
-        in which the attack does harm (`harm`): only there is something to repair.
+        "(2 of 3)" are the replicates that this is over, where some are missing or failed; "missing", "failed": all of
+        them; "–": the method is not defined for the backbone. A star is at conditions in which the attack does harm
+        (`harm`): only there is something to repair.
         """
-        halves = np.where(table["n"] > 1, table["high"] - table["mean"], np.nan)
-        text = [f"{m:.1f}" if np.isnan(h) else f"{m:.1f} ± {h:.1f}" for m, h in zip(table["mean"], halves, strict=True)]
-        index = ["task", "backbone", "condition", "metric"]
         where = table[["attack", "ratio"]].itertuples(index=False)
         stars = table[HARMED].eq(True).any(axis=1)
         conditions = [condition(*at) + " *" * star for at, star in zip(where, stars, strict=True)]
-        tall = table.assign(text=text, condition=conditions)
-        columns = {"n": tall.groupby(index)["n"].agg(lambda n: "-".join(map(str, sorted({n.min(), n.max()}))))}
+        texts = [_text(row) for row in table.itertuples()]
+        theirs = table["paper"].map("{:.1f}".format, na_action="ignore").fillna("")
+        return self.layout.arrange(table.assign(condition=conditions, text=texts, paper=theirs))
 
-        def column(rows: pd.DataFrame, values: str) -> pd.Series:
-            return rows.drop_duplicates(index).set_index(index)[values]
 
-        for method in in_order(table["method"]):
-            columns[look(method).label] = column(tall[tall["method"] == method], "text")
-        for (source, method), rows in tall.dropna(subset="paper").groupby(["source", "method"], sort=False):
-            columns[f"paper's {source}: {look(method).label}"] = column(rows, "paper").map("{:g}".format)
-        wide = pd.DataFrame(columns, index=pd.MultiIndex.from_frame(tall[index].drop_duplicates()))
-        return wide.rename(index=backbone_label, level="backbone").fillna("")
+def _text(row: Any) -> str:
+    """What a table says of one number of ours."""
+    if not row.n:
+        return "failed" if row.failed else "missing" if row.asked else NOTHING
+    half = f" ± {row.high - row.mean:.1f}" if row.n > 1 else ""
+    return f"{row.mean:.1f}{half}" + (f" ({row.n} of {row.asked})" if row.n < row.asked else "")
+
+
+def with_changes(means: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `replicate_means` with the columns `CHANGES`: how much less cost, and how much more return, than the
+    poisoned policy of the replicate; nothing for that itself.
+    """
+    start = means.loc[means["method"] == "poisoned", [*POLICY, *METRICS]]
+    joined = means.merge(start, on=POLICY, how="left", suffixes=("", "_before"))
+    joined.loc[joined["method"] == "poisoned", ["cost_before", "return_before"]] = np.nan
+    removed, gained = joined["cost_before"] - joined["cost"], joined["return"] - joined["return_before"]
+    return joined.assign(cost_removed=removed, return_gained=gained).drop(columns=["cost_before", "return_before"])
 
 
 def improvement(episodes: pd.DataFrame) -> pd.DataFrame:
     """How much each method removes of the poisoned policy's cost and adds to its return, within a replicate.
 
-    One row per cell, method and metric (cost_removed, return_gained), as `over_replicates`, with what `harm` says of
-    the cell.
+    One row per cell, method and metric (`CHANGES`), as `over_replicates`, with what `harm` says of the cell.
     """
-    means = replicate_means(episodes)
-    start = means.loc[means["method"] == "poisoned", [*POLICY, *METRICS]]
-    joined = means[means["method"] != "poisoned"].merge(start, on=POLICY, suffixes=("", "_before"))
-    joined["cost_removed"] = joined["cost_before"] - joined["cost"]
-    joined["return_gained"] = joined["return"] - joined["return_before"]
-    table = over_replicates(joined, ["cost_removed", "return_gained"])
+    table = over_replicates(with_changes(replicate_means(episodes)), CHANGES)
     return table.merge(harm(episodes)[[*CELL, *HARMED]], on=CELL, how="left")
 
 
@@ -313,6 +359,35 @@ def counts(episodes: pd.DataFrame) -> pd.DataFrame:
     grouped = wide.groupby(["backbone", "method"], sort=False)
     table = grouped[["within_limit", "lowest_cost", "best_within_limit"]].sum()
     return in_reading_order(table.assign(cells=grouped.size()).reset_index())
+
+
+# Settings
+
+
+def hyperparameters(repairs: Sequence[PolicyRun]) -> pd.DataFrame:
+    """Table 7: each setting as the paper prints it and as it is in force in these runs of Safe-RULE.
+
+    Columns: name, symbol, paper, ours (different values with commas between; nothing where there are no runs).
+    """
+    runs = [(run, config(run)) for run in repairs]
+    values: dict[str, set] = {name: set() for name in (*vars(TABLE7), "target")}
+    for run, cfg in runs:
+        used = coefficients(run.method, run.backbone, cfg, dict(run.readings))
+        used |= {"training_steps": run.start.steps, "gamma": cfg.gamma, "ratios": run.ratio}
+        used |= {"adversary_steps": run.forget.adversary.steps, "unlearning_steps": run.steps}
+        used |= {"beta_initial": used["beta_f"], "target": used["kappa"] + used["sigma"]}
+        used |= {"reward_percentile": 100 * used["percentile"]} if "percentile" in used else {}
+        for name in values:
+            values[name] |= {used[name]} if name in used else set()
+    theirs = paper_table(7)
+    fields = [list(json.loads(parsed)) or ["target"] for parsed in theirs["parsed"]]
+    ours = ["; ".join(", ".join(f"{v:.10g}" for v in sorted(values[name])) for name in own) for own in fields]
+    return theirs[["name", "symbol"]].assign(paper=theirs["value"], ours=ours)
+
+
+def settings_layout(settings: pd.DataFrame) -> pd.DataFrame:
+    """Table 7 (`hyperparameters`) as the paper has it, ours beside it."""
+    return settings.set_index(["name", "symbol"])[["paper", "ours"]].rename_axis(columns="value")
 
 
 # Across cells
@@ -467,13 +542,18 @@ def readable(frame: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     return shown.fillna("")
 
 
+BY_ATTACK = Layout(("backbone", "attack", "metric"), ("task", "ratio"), "method")
+BY_VARIANT = Layout(("condition", "backbone", "method"), ("task", "metric"))
+BY_TASK = Layout(("condition", "backbone", "task"), ("method",), "metric")
+BY_METHOD = Layout(("task", "backbone", "condition", "metric"), ("method",))
 TABLES: dict[str, Table | Callable[[pd.DataFrame], pd.DataFrame]] = {
-    "table1": Table("Cost and return of every method", (1, 4), ("main",)),
-    "table2": Table("Adaptive and fixed forget weight", (2,)),
-    "table4": Table("Trajdeleter, as published and cost-aware", (4,)),
-    "table5": Table("With and without critic unlearning", (5,)),
-    "table6": Table("The percentile of the reward reference", (6,)),
-    "controls": Table("Safe-RULE beside its controls", (), ("main", "controls")),
+    "table1": Table("Cost (C) and return (R) before / after Safe-RULE", BY_ATTACK, (1,)),
+    "table2": Table("Cost removed and return gained, adaptive and fixed forget weight", BY_VARIANT, (2,), (), CHANGES),
+    "table4": Table("Cost and return after Trajdeleter, not cost-aware / cost-aware", BY_ATTACK, (4,)),
+    "table5": Table("Cost and return with and without critic unlearning", BY_VARIANT, (5,)),
+    "table6": Table("Cost / return by the percentile of the reward reference", BY_TASK, (6,)),
+    "methods": Table("Cost and return of every method", BY_METHOD, (1, 4), ("main",)),
+    "controls": Table("Safe-RULE beside its controls", BY_METHOD, (), ("main", "controls")),
     "replicates": replicate_means,
     "steadiness": steadiness,
     "harm": harm,
