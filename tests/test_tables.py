@@ -11,7 +11,9 @@ from episodes_by_hand import DATA, EPISODES, FORGET, OTHER_READINGS, distances_o
 from saferule.paper import READINGS
 from saferule.report import layouts, tables
 from saferule.report.tables import TABLES
+from saferule.runs import results
 from saferule.runs.experiment import Data, get_profile, plan
+from saferule.runs.store import Store
 from saferule.unlearn import METHODS, Method
 
 # The interval
@@ -428,3 +430,17 @@ def test_provenance():
     assert told.iloc[0].to_dict() == {"profile": "smoke", "data": "0123456789ab", "task": "PointGoal", "x": 1}
     without = tables.provenance(pd.DataFrame({"x": [1]}), "smoke", digests)
     assert without["data"][0] == "abcdef012345 0123456789ab"
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if name not in ("both-ways", "steadiness")])
+def test_a_study_without_episodes_has_tables_without_rows(name):
+    """The episodes that `results.episodes` gives of nothing; what the profile asks for is missing."""
+    table, none = TABLES[name], tables.late(results.episodes(Store("nowhere"), []))
+    if not isinstance(table, tables.Table):
+        assert table(none).empty
+        return
+    asked = pd.concat([rows("poisoned", 0, [0.0], [0.0]), rows("fixed-weight", 0, [0.0], [0.0])])
+    asked = pd.concat([asked, rows("no-critic", 0, [0.0], [0.0]), rows("percentile-0", 0, [0.0], [0.0])])
+    built = table.build(none, asked[[*tables.POLICY, "method"]])
+    assert not built["n"].any() and built["asked"].any() == (name != "table4")
+    assert ("missing" in table.shown(built).to_string()) == (name != "table4")

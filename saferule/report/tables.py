@@ -191,7 +191,8 @@ def harm(episodes: pd.DataFrame) -> pd.DataFrame:
             low, high = interval(values)
             row |= {f"{metric}_harmed": low > ROUNDING, name: values.mean(), f"{name}_low": low, f"{name}_high": high}
         rows.append(row)
-    return in_reading_order(pd.DataFrame(rows, columns=None if rows else [*CELL, "n", *HARMED]))
+    table = pd.DataFrame(rows, columns=None if rows else [*CELL, "n", *HARMED])
+    return in_reading_order(table.astype({"ratio": float}))
 
 
 def of_harmed(episodes: pd.DataFrame) -> pd.DataFrame:
@@ -351,7 +352,8 @@ def counts(episodes: pd.DataFrame) -> pd.DataFrame:
     """
     table = over_replicates(replicate_means(with_clean(episodes)), list(METRICS))
     table = table[table["method"] != "poisoned"]
-    wide = table.pivot(index=[*CELL, "method", "cost_limit"], columns="metric", values="mean").reset_index()
+    wide = table.pivot(index=[*CELL, "method", "cost_limit"], columns="metric", values="mean")
+    wide = wide.reindex(columns=list(METRICS)).reset_index()
     wide["within_limit"] = wide["cost"] <= wide["cost_limit"]
     wide["lowest_cost"] = wide["cost"] == wide.groupby(CELL)["cost"].transform("min")
     safe = wide["return"].where(wide["within_limit"])

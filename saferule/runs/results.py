@@ -10,7 +10,13 @@ import pandas as pd
 from saferule.runs.interruptible import LOG
 from saferule.runs.spec import EvaluationRun, PolicyRun, Run, TimingRun, identity
 from saferule.runs.store import Store
+from saferule.runs.timing import COLUMNS as TIMED
 from saferule.runs.work import EPISODES, TIMES
+
+NAMED = dict.fromkeys(("task", "backbone", "attack", "method", "start", "readings"), object)
+NUMBERS = dict.fromkeys(("ratio", "return", "cost", "normalised_return", "normalised_cost", "cost_limit"), float)
+COUNTS = dict.fromkeys(("replicate", "step", "seed", "length"), int)
+NO_EPISODES = pd.DataFrame({n: pd.Series(dtype=d) for n, d in (NAMED | NUMBERS | COUNTS | {"final": bool}).items()})
 
 
 def episodes(store: Store, evaluations: Sequence[EvaluationRun]) -> pd.DataFrame:
@@ -20,6 +26,7 @@ def episodes(store: Store, evaluations: Sequence[EvaluationRun]) -> pd.DataFrame
     `saferule.runs.work.evaluate`: a failed policy has no result, even where its last good state has episodes.
     """
     rows = _read(store, EPISODES, {run: identity(run.policy) for run in evaluations})
+    rows = NO_EPISODES if rows.empty else rows
     for name, usual in (("failed", False), ("reason", "")):  # evaluations made before these were written have none
         column = rows[name] if name in rows else pd.Series(usual, rows.index)
         rows[name] = column.where(column.notna(), usual).astype(type(usual))
@@ -35,7 +42,8 @@ def times(store: Store, timings: Sequence[TimingRun]) -> pd.DataFrame:
     """Table 3's measurement, one row per task, backbone and method (`saferule.runs.timing.measure`)."""
     machines = {run: store.meta(run)["machine"]["device"] for run in timings}
     told = {run: {"task": run.task, "backbone": run.backbone, "machine": machines[run]} for run in timings}
-    return _read(store, TIMES, told)
+    rows = _read(store, TIMES, told)
+    return pd.DataFrame(columns=["task", "backbone", "machine", *TIMED]) if rows.empty else rows
 
 
 def _read(store: Store, file: str, columns: Mapping[Run, dict[str, Any]]) -> pd.DataFrame:

@@ -35,6 +35,8 @@ from saferule.unlearn import unlearning
 from saferule.unlearn.start import draw_batches, prepare
 
 RETRAINING = "clean"  # the method that the others are compared with
+COLUMNS = ("method", "steps", "ms_per_step", "ms_per_step_low", "ms_per_step_high", "relative_step")
+COLUMNS += ("relative_step_low", "relative_step_high", "seconds", "start_s", "share", "factor")
 FORGET_SHARE = 0.15  # of the trajectories, at least one
 
 
@@ -70,21 +72,11 @@ def measure(run: TimingRun, data: Dataset, device: str) -> pd.DataFrame:
     ms = 1000 * np.array([sum(share * np.array(next(blocks)) for share in own) for own in shares])
     ratios, medians = ms / ms[0], np.median(ms, axis=1)
     seconds = np.array(steps) * medians / 1000
-    columns = {
-        "method": methods,
-        "steps": steps,
-        "ms_per_step": medians,
-        "ms_per_step_low": ms.min(1),
-        "ms_per_step_high": ms.max(1),
-        "relative_step": medians / medians[0],
-        "relative_step_low": ratios.min(1),
-        "relative_step_high": ratios.max(1),
-        "seconds": seconds,
-        "start_s": started,
-        "share": seconds / seconds[0],
-        "factor": seconds[0] / seconds,
-    }
-    return pd.DataFrame(columns)
+    values = (
+        *(methods, steps, medians, ms.min(1), ms.max(1), medians / medians[0], ratios.min(1), ratios.max(1)),
+        *(seconds, started, seconds / seconds[0], seconds[0] / seconds),
+    )
+    return pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
 
 
 def _step(population: Population, algorithm: Algorithm, draw: Callable) -> Callable[[], None]:
