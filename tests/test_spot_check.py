@@ -39,7 +39,7 @@ def committed(tmp_path_factory, data_folder) -> Path:
     study = study_of(tmp_path_factory.mktemp("committed"), data_folder)
     some = [run for run in study.plan["main"] if run.method in SHOWN]
     make([run for run in study.plan["evaluations"] if run.policy in some], study.workspace, InProcess(), lambda line: 0)
-    study.save_table(TABLES["table1"].build(study.episodes(some)), "table1")
+    study.save_table(TABLES["table1"].build(study.episodes(some), study.asked), "table1")
     return study.folder.parent
 
 
@@ -100,7 +100,7 @@ def edit_episodes(study: Study, which: slice = slice(1, 2), by: float = 1.0) -> 
     frame.to_csv(folder / EPISODES, index=False)
     write_sums(folder)
     some = [run for run in study.plan["main"] if run.method in SHOWN]
-    study.save_table(TABLES["table1"].build(study.episodes(some)), "table1")
+    study.save_table(TABLES["table1"].build(study.episodes(some), study.asked), "table1")
 
 
 def edit_the_episodes_alone(study: Study) -> None:
@@ -141,7 +141,7 @@ def test_policies_without_networks_are_rows_only_until_they_are_trained_again(st
     passed, said = checked(study)
     assert passed and sum(line.startswith("pass  episodes") for line in said) == 1
     assert "----  episodes of 2 policies: no networks are stored, rows only: --retrain makes them" in said
-    assert sum("as from the committed episodes" in line for line in said) == 6
+    assert sum("as from the committed episodes" in line for line in said) == 4
     again = tmp_path / "again"
     passed, said = checked(study, again=again)
     assert passed and sum("trained again" in line and line.endswith("; equal") for line in said) == 6
@@ -289,7 +289,7 @@ def test_what_is_right_passes_and_an_edited_table_fails(study):
     said = passed.stdout.splitlines()
     assert passed.exit_code == 0 and said[-1] == "PASS" and NAME in said[0], passed.output
     assert sum("; 2 equal to the last digit" in line for line in said) == 3
-    assert sum("as from the committed episodes" in line for line in said) == 6  # cost and return of three methods
+    assert sum("as from the committed episodes" in line for line in said) == 4  # cost and return before and after
     table = study.folder / "tables" / "table1.csv"
     frame = pd.read_csv(table)
     frame.loc[(frame["method"] == "safe-rule") & (frame["metric"] == "return"), "mean"] += 1e-3

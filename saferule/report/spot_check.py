@@ -263,7 +263,7 @@ def built(study: Study, name: str, runs: Sequence[EvaluationRun] | Sequence[Timi
     if name == TIMES:
         rows = table3(results.times(study.store, runs))
     else:
-        rows = TABLES[name].build(late(results.episodes(study.store, runs)))
+        rows = TABLES[name].build(late(results.episodes(study.store, runs)), study.asked)
     return provenance(rows, study.name, {task: study.dataset(task).digest() for task in rows["task"].unique()})
 
 
