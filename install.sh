@@ -13,9 +13,8 @@ set -euo pipefail
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
 venv="$(realpath -m -- "${SAFERULE_VENV:-$root/.venv}")"
 python="$venv/bin/python"
-unset PYTHONHOME PIP_TARGET PIP_PREFIX    # settings of the caller that would send packages elsewhere
-export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONNOUSERSITE=1 PIP_ROOT_USER_ACTION=ignore
-export PIP_USE_PEP517=1    # rliable is an sdist; older pip would still run its setup.py directly
+unset PYTHONHOME PYTHONPATH    # they would put other packages before those of the environment
+export PYTHONNOUSERSITE=1
 
 say() { printf 'install: %s\n' "$*"; }
 die() { say "$@" >&2 && exit 1; }
@@ -33,8 +32,34 @@ find_python() {
         "'conda create -n py311 python=3.11', make python3.11 callable, and run this again."
 }
 
+# Of the caller's settings of pip (PIP_*, pip.conf) those that say how packages are got; no others, which could send them
+# elsewhere (target, prefix, user) or forbid them (require-hashes, only-binary, a constraint).
+ours() {
+    local program='
+import os, sys
+from ast import literal_eval
+wanted = "index-url extra-index-url no-index find-links trusted-host cert client-cert proxy timeout retries cache-dir".split()
+told = {}
+for line in sys.stdin:
+    name, _, value = line.rstrip().partition("=")
+    section, _, name = name.partition(".")
+    if section in ("global", "install", ":env:") and name in wanted:
+        told[name] = literal_eval(value)  # the environment is listed last, and counts most
+print("\n".join(f"PIP_{name.replace(chr(45), chr(95)).upper()}={chr(32).join(value.split())}" for name, value in told.items()))'
+    "$python" -m pip config list 2>/dev/null | "$python" -c "$program"
+}
+keep_ours() {
+    local settings name
+    mapfile -t settings < <(ours)
+    for name in "${!PIP_@}"; do unset "$name"; done
+    export PIP_CONFIG_FILE=/dev/null PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+    export PIP_USE_PEP517=1    # rliable is an sdist; older pip would still run its setup.py directly
+    for name in "${settings[@]}"; do if [[ -n "$name" ]]; then export "${name?}"; fi; done
+}
+
 # Exactly these packages, built (if need be) with the setuptools already installed.
 pip_install() {
+    keep_ours
     "$python" -m pip install -q --no-deps --no-build-isolation "$@" ||
         die "pip could not install ${*: -1}: the lines above say why (no network, or no package index?)."
 }

@@ -78,6 +78,7 @@ for folder in "$root/artifacts" "$root/artifacts/$profile"; do
     fi
 done
 bash "$root/install.sh"
+unset PYTHONHOME PYTHONPATH    # they would put other packages before those of the environment
 
 cd -- "$root"
 if [[ "$profile" == paper ]]; then "$venv/bin/saferule" doctor; fi

@@ -58,7 +58,8 @@ def check_names(names: Sequence[str]) -> None:
 
 def kernel() -> str:
     """The program that the notebooks' kernel starts; RunError when it is not this very interpreter."""
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # before kernelspecs that the user has for other environments
+    # This environment's own before those that the user, or JUPYTER_PATH, has for others, perhaps broken ones.
+    os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter")}
     from jupyter_client import KernelManager
 
     program = KernelManager(kernel_name=KERNEL).format_kernel_cmd()[0]  # for a bare "python" the interpreter here
@@ -87,8 +88,8 @@ def execute(notebook: Path, folder: Path, parameters: Mapping[str, Any], directo
     print(f"{notebook.name}: running", flush=True)
     try:
         papermill.execute_notebook(
-            str(notebook),
-            str(draft),
+            _as_it_is(notebook),
+            _as_it_is(draft),
             parameters=dict(parameters),
             kernel_name=KERNEL,
             cwd=str(directory),
@@ -109,6 +110,11 @@ def execute(notebook: Path, folder: Path, parameters: Mapping[str, Any], directo
     finally:
         draft.unlink(missing_ok=True)
     return time.monotonic() - started
+
+
+def _as_it_is(path: Path) -> str:
+    """A path for papermill, which else fills in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _reason(error: Exception) -> str:

@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from saferule.errors import RunError
+from saferule.errors import RunError, cause
 from saferule.files import sha256, vacant, write_bytes, write_folder
 from saferule.runs.spec import Run, describe, key
 
@@ -136,6 +136,8 @@ class Store:
                 raise RunError(
                     f"{self.root}: another process is making runs here, expected to be alone: wait for it or stop it"
                 ) from None
+            except OSError as error:
+                raise RunError(f"{self.root}: the lock of the store cannot be held: {cause(error)}") from error
             yield
 
 

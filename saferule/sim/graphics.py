@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import cache
 
+from saferule.environment import graphics
 from saferule.errors import SettingsError
 
 
@@ -15,7 +16,7 @@ def use_offscreen_gl() -> None:
 
     Raises SettingsError if none does.
     """
-    asked = os.environ.get("MUJOCO_GL")
+    asked = graphics()
     backends = (asked,) if asked else ("egl", "osmesa")
     for backend in backends:
         if backend == "glfw" or _works(backend):

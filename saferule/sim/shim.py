@@ -13,13 +13,19 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 _import_lock = threading.Lock()
+
+
+def load_mujoco() -> None:
+    """Import mujoco, if it can be, whatever MUJOCO_GL says: nothing is drawn yet, and a Bullet task needs none."""
+    with _import_lock, _without_gl_choice(), suppress(ImportError, OSError):
+        importlib.import_module("mujoco")
 
 
 def load_safety_gymnasium() -> ModuleType:
