@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from saferule.errors import SettingsError
@@ -34,6 +37,15 @@ def home() -> Path:
         raise SettingsError(
             f"HOME is not set and user {os.getuid()} has no entry in the passwd file, expected a home folder: set HOME"
         ) from None
+
+
+def settle_home() -> None:
+    """Where no home folder is told, libraries that look for settings there find an empty one, gone with this process."""
+    try:
+        home()
+    except SettingsError:
+        os.environ["HOME"] = tempfile.mkdtemp(prefix="saferule-home-")
+        atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
 
 
 def dataset_folder() -> Path:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from saferule.environment import settle_home
 from saferule.errors import RunError, SettingsError
 from saferule.files import write_bytes
 from saferule.runs.places import NOTEBOOKS, project_root
@@ -60,6 +61,7 @@ def kernel() -> str:
     """The program that the notebooks' kernel starts; RunError when it is not this very interpreter."""
     # This environment's own before those that the user, or JUPYTER_PATH, has for others, perhaps broken ones.
     os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter")}
+    settle_home()
     from jupyter_client import KernelManager
 
     program = KernelManager(kernel_name=KERNEL).format_kernel_cmd()[0]  # for a bare "python" the interpreter here
