@@ -40,7 +40,7 @@ def home() -> Path:
 
 
 def settle_home() -> None:
-    """Where no home folder is told, libraries that look for settings there find an empty one, gone with this process."""
+    """Where no home folder is told, libraries that look for settings there find an empty one until this process ends."""
     try:
         home()
     except SettingsError:

@@ -1,9 +1,10 @@
-"""What the caller's environment may hold: variables in all their forms, homes, locales, places, errors of the system."""
+"""What the caller's environment may hold: variables in all forms, homes, locales, places, errors of the system."""
 
 import errno
 import json
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def test_threads_in_every_form(monkeypatch, told, expected):
 
 
 @pytest.fixture
-def homeless(monkeypatch):
+def homeless(monkeypatch, tmp_path):
     """A user id without an entry in the passwd file, and no HOME."""
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.delenv("DSRL_DATASET_DIR", raising=False)
@@ -77,7 +78,7 @@ def test_without_a_home_the_rest_works(homeless, monkeypatch, tmp_path):
     monkeypatch.delenv("HOME")
     assert Path(notebooks.kernel()).parent.resolve() == Path(sys.executable).parent.resolve()
     assert home().is_dir() and registered[0][1] == str(home())
-    home().rmdir()
+    shutil.rmtree(home())
 
 
 def test_paths_are_read_as_users_write_them(monkeypatch, tmp_path):
@@ -264,7 +265,7 @@ def test_a_store_without_locks_is_named(tmp_path, monkeypatch, number):
         (PermissionError(errno.EACCES, "Permission denied", "/a"), "/a: you have no permission", 2),
         (MemoryError("Unable to allocate 8 TiB"), "not enough memory (Unable to allocate 8 TiB)", 2),
         (ZeroDivisionError("division\nby zero"), "ZeroDivisionError: division", 1),
-        (RuntimeError(), "RuntimeError, which", 1),
+        (RuntimeError(), "RuntimeError in saferule/cli.py", 1),
         (KeyError("π" * 500), "set SAFERULE_DEBUG=1", 1),
         (KeyboardInterrupt(), "interrupted: finished work is kept", 130),
     ],
