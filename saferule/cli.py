@@ -314,7 +314,7 @@ def attack(
     steps: Annotated[int | None, typer.Option(help="Simulator steps of the adversary [the paper's 10^6].")] = None,
     seed: Annotated[int, typer.Option(help="Of the adversary.")] = 0,
     adversary: Annotated[Path | None, typer.Option(help="Folder of a trained adversary: use it, train none.")] = None,
-    poisoned: Annotated[Path | None, typer.Option(help="Also write D and D_f together to this file.")] = None,
+    poisoned: Annotated[Path | None, typer.Option(help="Also write D and D_f together, and *.idx.npy.")] = None,
     reading: ReadingOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out and --poisoned.")] = False,
 ) -> None:
@@ -347,18 +347,29 @@ def repair(
     checkpoint: Annotated[Path, typer.Option(help="An osrl-lib model.pt, or an agent.safetensors of saferule.")],
     backbone: Annotated[str, typer.Option(help="bcq-lag, bear-lag, cpq or coptidice.")],
     data: Annotated[Path, typer.Option(help="What it was trained on, a file in the DSRL schema.")],
-    forget: Annotated[Path, typer.Option(help="idx.npy: indices of the poisoned trajectories, or a boolean mask.")],
+    forget: Annotated[
+        Path, typer.Option(help="idx.npy: indices of the poisoned trajectories or a boolean mask; or attack's --out.")
+    ],
     task: TaskOption,
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
     method: Annotated[str, typer.Option(help="safe-rule, fine-tuning, trajdeleter, ...")] = "safe-rule",
     steps: Annotated[int | None, typer.Option(help="Gradient steps [the paper's 5000].")] = None,
     reading: ReadingOption = None,
     seed: Annotated[int, typer.Option(help="Of batches and noise.")] = 0,
-    cost_limit: Annotated[float | None, typer.Option(help="That a model.pt was trained with [10].")] = None,
+    cost_limit: Annotated[
+        float | None, typer.Option(help="That a model.pt was trained with [config.yaml's, 10].")
+    ] = None,
+    assume: AssumeOption = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Play the same episodes before and after: a table and a picture.")
+    ] = False,
+    episodes: Annotated[int, typer.Option(help="Of that evaluation.")] = 20,
     device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one].")] = None,
 ) -> None:
     """Unlearn poisoned trajectories from a policy of your own; writes it for saferule and for osrl-lib."""
     from saferule.paper import TABLE7
+    from saferule.report import before_after
+    from saferule.runs.evaluate import evaluation_seeds
     from saferule.runs.repair import repair_files
 
     steps = TABLE7.unlearning_steps if steps is None else steps
@@ -374,10 +385,15 @@ def repair(
         readings=_named_texts(reading, "--reading"),
         seed=seed,
         cost_limit=cost_limit,
+        told=_named_values(assume, "--assume"),
         device=device,
+        seeds=evaluation_seeds(episodes) if evaluate else (),
+        show=before_after.write,
         say=lambda line: typer.echo(line, err=True),
     )
     typer.echo(f"{out}: {backbone} after {steps} steps of {method}: agent.safetensors, model.pt, log.csv, repair.json")
+    if evaluate:
+        typer.echo(before_after.text(out))
 
 
 @app.command()

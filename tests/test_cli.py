@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from saferule.attack.poison import find, split
 from saferule.cli import app
 from saferule.data.schema import Dataset, load, save
 from saferule.runs.experiment import PARTS
@@ -135,7 +136,11 @@ def test_attack_on_ones_own_file(good, tmp_path):
     forget = load(out, task)
     assert len(forget) == 3  # ceil(0.5 * 6)
     assert (forget.costs == 0).all() and (forget.rewards == 4.0).all()  # the 95 % quantile of D's rewards
-    assert len(load(joined, task)) == 9
+    together, indices = load(joined, task), np.load(tmp_path / "poisoned.idx.npy")
+    assert len(together) == 9 and indices.tolist() == [2]  # behind the two clean ones
+    keep, found = split(together, indices)
+    assert found.digest() == forget.digest() and keep.digest() == load(good, task).digest()
+    assert find(together, forget).tolist() == indices.tolist()
     again = attack(good, out, "--adversary", out.with_suffix(".adversary"))
     assert again.exit_code == 2 and "forget.hdf5 exists and would be replaced" in again.stderr
     again = attack(good, tmp_path / "other.hdf5", "--steps", "512", "--poisoned", joined)

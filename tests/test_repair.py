@@ -23,15 +23,15 @@ from saferule.agents import BACKBONES
 from saferule.agents.checkpoint import load_agent, save_acting, tensors_of
 from saferule.agents.loop import Log
 from saferule.agents.osrl import import_osrl
-from saferule.attack.poison import split
+from saferule.attack.poison import save_forget_set, split
 from saferule.cli import app
-from saferule.data.schema import KEYS, Dataset, concatenate, save
+from saferule.data.schema import KEYS, Dataset, concatenate, load, save
 from saferule.errors import CheckpointError, DataError, RunError, SaferuleError, SettingsError
 from saferule.files import sha256
 from saferule.runs import repair as module
 from saferule.runs.repair import AGENT, LOG, MODEL, RECORD, repair, repair_files
 from saferule.runs.work import evaluate
-from saferule.sim import make
+from saferule.sim import get_task, make
 
 SIZES = {"observation_dim": 8, "action_dim": 2, "episode_len": 300, "hidden": (24, 20)}
 SMALL = {"vae_hidden": 28, "num_q": 2}
@@ -152,6 +152,28 @@ def test_command_repairs_an_osrl_policy_that_osrl_loads_and_that_acts(folder, tm
     assert np.isfinite(total)
     (row,), step = evaluate(out / AGENT, [3])  # a whole episode from our own file
     assert step == 2 and row["length"] == 300 and np.isfinite(row["return"])
+
+
+def test_evaluated_before_and_after_and_told_what_to_forget_by_the_file_of_the_attack(folder, tmp_path, car_forget):
+    forget, out = tmp_path / "forget.hdf5", tmp_path / "repaired"
+    save_forget_set(car_forget, forget)
+    more = ("--evaluate", "--episodes", "2", "--assume", "phi=0.1", "--assume", "batch_size=16")
+    found = invoke(folder, out, *more, forget=forget)
+    assert found.exit_code == 0, found.output
+    assert "phi" not in found.stderr and "beta 0.5" in found.stderr and "share of episodes within" in found.stdout
+    record, agent = json.loads((out / RECORD).read_text()), load_agent(out / AGENT)
+    assert record["forget"]["trajectories"] == len(POISONED) and agent.cfg.phi == 0.1  # both copies of D_f
+    assert record["forget"]["file"] == "forget.hdf5" and record["settings_from"] == "osrl-lib's defaults"
+    rows = pd.read_csv(out / "episodes.csv", keep_default_na=False)
+    assert rows["policy"].tolist() == ["before", "before", "after", "after"]
+    assert rows["seed"].tolist() == [10_000, 10_001] * 2 and rows["file"].tolist() == ["model.pt"] * 2 + [AGENT] * 2
+    after, _ = evaluate(out / AGENT, [10_000, 10_001])
+    assert rows["return"].tolist()[2:] == pytest.approx([row["return"] for row in after])
+    table = pd.read_csv(out / "before-after.csv").set_index("quantity")
+    assert table.loc["cost", "before"] == pytest.approx(rows["cost"][:2].mean())
+    listed = {line.split("  ")[1] for line in (out / "SHA256SUMS").read_text().splitlines()}
+    assert {"episodes.csv", "before-after.csv", "before-after.png"} < listed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["forget.hdf5", "repaired"]
 
 
 def test_repaired_agent_is_repaired_again_by_another_method(folder, tmp_path):
@@ -281,6 +303,29 @@ WRONG = {
     "nothing to forget": (lambda f, t: {"forget": npy(t / "i.npy", np.zeros(0, int))}, "Nothing is left to forget"),
     "nothing to keep": (lambda f, t: {"forget": npy(t / "i.npy", np.ones(8, bool))}, "Nothing is left to keep"),
     "mask of another length": (lambda f, t: {"forget": npy(t / "i.npy", np.ones(9, bool))}, "shape \\(9,\\)"),
+    "a forget set of other data": (
+        lambda f, t: (
+            save(
+                Dataset(*[getattr(load(f / "d.hdf5", get_task("CarCircle")), k) * 0 for k in KEYS])
+                .end_at([9, 19])
+                .take(slice(0, 20)),
+                t / "f.hdf5",
+            ),
+            {"forget": t / "f.hdf5"},
+        )[1],
+        "f.hdf5: 2 of its 2 trajectories, the first is 0, are not in the data",
+    ),
+    "data without the poison": (
+        lambda f, t: (
+            save(load(f / "d.hdf5", get_task("CarCircle")).select([0, 1, 2]), t / "d.hdf5"),
+            save(load(f / "d.hdf5", get_task("CarCircle")).select([2, 6]), t / "f.hdf5"),
+            {"data": t / "d.hdf5", "forget": t / "f.hdf5"},
+        )[2],
+        "f.hdf5: 1 of its 2 trajectories, the first is 1, are not in the data.*attack --poisoned",
+    ),
+    "no forget set in a file": (lambda f, t: {"forget": written(t / "f.hdf5", b"text")}, "f.hdf5"),
+    "a setting that there is not": (lambda f, t: {"assume": "colour=1"}, "bcq-lag has no setting 'colour' to tell"),
+    "no episodes": (lambda f, t: {"episodes": 0}, "episodes"),
     "out is in use": (lambda f, t: {"out": f}, "something here already"),
     "out is a file": (lambda f, t: {"out": f / "d.hdf5"}, "something here already"),
 }

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from saferule.attack.adversary import roll_out_adversary, train_adversary
 from saferule.attack.poison import ForgetSet, check_attack, poison, poisoned, rollouts_needed, save_forget_set
 from saferule.data.schema import load, save
 from saferule.errors import SettingsError
-from saferule.files import check_different, derived, try_file, vacant, write_folder
+from saferule.files import check_different, derived, try_file, vacant, write_atomically, write_folder
 from saferule.limits import check_number
 from saferule.paper import ATTACK, TABLE7, check
 from saferule.sim.tasks import Task
@@ -34,7 +36,8 @@ def attack_file(
     steps      of the adversary; default Table 7's
     adversary  folder of a trained one, which is used instead; a new one is kept beside `out` (".adversary" in
                the place of ".hdf5") as soon as it is trained
-    joined     where to write D and D_f together (line 19)
+    joined     where to write D and D_f together (line 19), and beside it (".idx.npy" in the place of ".hdf5") the
+               indices of D_f's trajectories in it
     readings   changes to the default readings of Algorithm 1 (`saferule.paper.ATTACK`)
     overwrite  replace `out` and `joined` if they are there; an adversary is never replaced
     Before any work `SettingsError` for an impossible attack, number or reading, for two names of one file and for a
@@ -49,9 +52,10 @@ def attack_file(
     steps = TABLE7.adversary_steps if steps is None else steps
     for name, value in {"ratio": ratio, "steps": steps, "seed": seed}.items():
         check_number(name, value)
-    trained = adversary or derived(out, ".adversary")
-    check_different({"--data": data, "--out": out, "--poisoned": joined, "the adversary": trained})
-    for path in (out, joined):
+    trained, indices = adversary or derived(out, ".adversary"), derived(joined, ".idx.npy") if joined else None
+    named = {"--data": data, "--out": out, "--poisoned": joined, "the indices": indices, "the adversary": trained}
+    check_different(named)
+    for path in (out, joined, indices):
         if path is not None:
             try_file(path, None if overwrite else ", or give --overwrite")
     if adversary is None and trained.exists() and not vacant(trained):
@@ -76,5 +80,9 @@ def attack_file(
     forget = poison(dataset, trajectories, attack, ratio, readings=readings)
     save_forget_set(forget, out)
     if joined is not None:
-        save(poisoned(dataset, forget), joined)
+        together = poisoned(dataset, forget)
+        save(together, joined)
+        count, held = len(together.starts), len(forget.dataset.starts)
+        with write_atomically(indices) as draft, open(draft, "wb") as file:
+            np.save(file, np.arange(count - held, count))
     return forget

@@ -247,6 +247,29 @@ def split(dataset: Dataset, forget: Sequence[int] | Sequence[bool] | np.ndarray)
     return dataset.select(np.flatnonzero(~marked)), dataset.select(np.flatnonzero(marked))
 
 
+def find(dataset: Dataset, part: Dataset) -> np.ndarray:
+    """Indices, ascending, of the trajectories of a dataset that are in another, such as those of D_f in D u D_f.
+
+    Two trajectories are the same when observations, actions, rewards and costs are, bit for bit. Raises `SettingsError`
+    where one of ``part`` is not in ``dataset``.
+    """
+
+    def contents(data: Dataset) -> list[bytes]:
+        columns = (data.observations, data.actions, data.rewards, data.costs)
+        return [b"".join(column[rows].tobytes() for column in columns) for rows in data.episodes()]
+
+    wanted, held = contents(part), contents(dataset)
+    known = set(held)
+    absent = [index for index, content in enumerate(wanted) if content not in known]
+    if absent:
+        raise SettingsError(
+            f"{len(absent)} of its {len(wanted)} trajectories, the first is {absent[0]}, are not in the data, expected "
+            "all: give the data that the policy was trained on, poison included (attack --poisoned writes them)."
+        )
+    wanted = set(wanted)
+    return np.array([index for index, content in enumerate(held) if content in wanted], dtype=np.int64)
+
+
 def _marked_episodes(forget: np.ndarray, dataset: Dataset) -> np.ndarray:
     """(E,) bool."""
     number = len(dataset.starts)

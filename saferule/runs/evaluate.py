@@ -52,14 +52,17 @@ def read_policy(
         limit = {} if cost_limit is None else {"cost_limit": cost_limit}
         return import_acting(path, task, backbone, **(dict(told or {}) | limit))
     agent = load_networks(path)
-    check_held(path, agent, {"task": task, "backbone": backbone})
-    if told:
-        raise SettingsError(f"{path}: a saferule checkpoint holds all settings, {', '.join(told)} too: tell none")
+    check_held(path, agent, {"task": task, "backbone": backbone}, told)
     return agent if cost_limit is None else replace(agent, cfg=replace(agent.cfg, cost_limit=cost_limit))
 
 
-def check_held(path: Path, agent: Agent, asked: Mapping[str, Any]) -> None:
-    """CheckpointError where a saferule checkpoint holds something else than was asked for (None: anything)."""
+def check_held(path: Path, agent: Agent, asked: Mapping[str, Any], told: Mapping[str, Any] | None) -> None:
+    """CheckpointError where a saferule checkpoint holds something else than was asked for (None: anything).
+
+    SettingsError where it is told settings, as it holds all.
+    """
+    if told:
+        raise SettingsError(f"{path}: a saferule checkpoint holds all settings, {', '.join(told)} too: tell none")
     world, cfg = get_task(agent.task), agent.cfg
     held = {"backbone": agent.backbone.NAME, "task": agent.task, "cost limit": cfg.cost_limit}
     for what, expected in asked.items():

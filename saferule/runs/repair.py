@@ -24,7 +24,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -34,10 +34,10 @@ import numpy as np
 import pandas as pd
 
 from saferule.agents import get_backbone
-from saferule.agents.checkpoint import Agent, load_agent
+from saferule.agents.checkpoint import Agent, load_agent, load_networks
 from saferule.agents.loop import Log
 from saferule.agents.osrl import export_osrl, import_osrl
-from saferule.attack.poison import split
+from saferule.attack.poison import find, split
 from saferule.data.batches import TransitionPool
 from saferule.data.describe import doubts
 from saferule.data.schema import Dataset, load
@@ -46,15 +46,17 @@ from saferule.errors import CheckpointError, RunError, SettingsError, cause
 from saferule.files import beside, check_different, sha256, try_folder, write_folder
 from saferule.limits import check_number
 from saferule.paper import TABLE7
+from saferule.runs.evaluate import check_held, play
 from saferule.runs.execute import chosen_device
 from saferule.runs.interruptible import AGENT, LOG
 from saferule.runs.spec import PolicyRun, UserFile, frozen, key
 from saferule.runs.store import Store, write_sums
-from saferule.runs.work import Say, together, train
+from saferule.runs.work import EPISODES, Say, together, train
 from saferule.sim import get_task
 from saferule.unlearn import METHODS, Readings, chosen, get_method, own_readings
 
 MODEL, RECORD = "model.pt", "repair.json"
+HDF5 = (".hdf5", ".h5")
 
 
 def repair(
@@ -107,18 +109,25 @@ def repair_files(
     readings: Readings = None,
     seed: int = 0,
     cost_limit: float | None = None,
+    told: Mapping[str, Any] | None = None,
     device: str | None = None,
+    seeds: Sequence[int] = (),
+    show: Callable[[pd.DataFrame, Path], None] = lambda episodes, folder: None,
     say: Say = print,
 ) -> None:
     """`repair` from files to a folder, which appears when all of it is written; an interrupted one continues.
 
     checkpoint  an osrl-lib ``model.pt``, or an ``agent.safetensors`` of saferule
-    forget      ``idx.npy``: indices of trajectories of the data, or a boolean mask (`split`)
-    cost_limit  that an osrl-lib model was trained with [10]; a saferule file knows its own
+    forget      ``idx.npy``: indices of trajectories of the data, or a boolean mask (`split`); or a file of ``saferule
+                attack``, whose trajectories are looked for in the data (`find`)
+    cost_limit  that an osrl-lib model was trained with, where no ``config.yaml`` says it [10]; a saferule file knows
+    told        further settings that an osrl-lib model does not hold
+    seeds       of episodes that are played before and after the repair, in the simulator; none for no evaluation
+    show        is given these episodes, and the folder before it appears
 
     The folder has ``agent.safetensors`` (complete), ``model.pt`` (for osrl-lib), ``log.csv`` (what the losses
-    reported), ``repair.json`` (what was assumed, and the data), ``run.json`` (what was done, versions) and
-    ``SHA256SUMS``. A SaferuleError for whatever is wrong, before any work.
+    reported), ``repair.json`` (what was assumed, and the data), ``run.json`` (what was done, versions), ``SHA256SUMS``
+    and, with seeds, ``episodes.csv``. A SaferuleError for whatever is wrong, before any work.
     """
     try_folder(out)
     check_different({"--checkpoint": checkpoint, "--out": out})
@@ -129,12 +138,14 @@ def repair_files(
     name, dataset = get_backbone(backbone).NAME, load(data, get_task(task))
     for doubt in doubts(dataset, get_task(task)):
         say(f"{data}: {doubt}")
-    marked = read_indices(forget)
     try:
-        keep, poisoned = split(dataset, marked)
+        of_attack = forget.suffix in HDF5
+        keep, poisoned = split(
+            dataset, find(dataset, load(forget, get_task(task))) if of_attack else read_indices(forget)
+        )
     except SettingsError as error:
-        raise SettingsError(f"{forget}: {error}") from error
-    agent = read_agent(checkpoint, task, name, dataset, cost_limit)
+        raise SettingsError(f"{forget}: {str(error).removeprefix(f'{forget}: ')}") from error
+    agent = read_agent(checkpoint, task, name, dataset, cost_limit, told)
     files = [UserFile(path.name, sha256(path)) for path in (checkpoint, forget)]
     run = _run(agent, dataset, files, method, steps, readings, seed)
     assumed, options = agent.meta.get("assumed", []), chosen(method, readings)
@@ -142,6 +153,7 @@ def repair_files(
         say(f"{checkpoint} does not hold everything, so it was assumed: {assumption}")
     record = {
         "assumed": assumed,
+        "settings_from": agent.meta.get("settings_from", "the checkpoint" if not assumed else "osrl-lib's defaults"),
         "readings": {r: options[r] for r in (*own_readings(method, name, agent.cfg), *get_method(method).readings)},
         "data": {"file": data.name} | _described(dataset),
         "keep": _described(keep),
@@ -149,11 +161,17 @@ def repair_files(
     }
     # Beside the folder, or in it where it is empty, until that is whole; named by the run: no other continues it.
     store = Store(beside(out, f"{key(run)}.repairing"))
+    before = play(agent, seeds, checkpoint).assign(policy="before") if seeds else None
     made = _make(store, run, agent, keep, poisoned, device, say)
     with write_folder(out) as draft:
         shutil.copytree(made, draft, dirs_exist_ok=True)
         export_osrl(load_agent(draft / AGENT), draft / MODEL)  # on the CPU, wherever it was computed
         (draft / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        if before is not None:
+            after = play(load_networks(draft / AGENT), seeds, draft / AGENT).assign(policy="after")
+            episodes = pd.concat([before, after], ignore_index=True)
+            episodes.to_csv(draft / EPISODES, index=False)
+            show(episodes, draft)
         write_sums(draft)
     shutil.rmtree(store.root)
 
@@ -209,20 +227,21 @@ def _make(
 
 
 def read_agent(
-    checkpoint: Path, task: str, backbone: str, dataset: Dataset | None = None, cost_limit: float | None = None
+    checkpoint: Path,
+    task: str,
+    backbone: str,
+    dataset: Dataset | None = None,
+    cost_limit: float | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> Agent:
     """The complete agent in a checkpoint of either library, of this backbone and task; else a SaferuleError."""
     if checkpoint.suffix != ".safetensors":
-        settings = {} if cost_limit is None else {"cost_limit": cost_limit}
+        settings = dict(told or {}) | ({} if cost_limit is None else {"cost_limit": cost_limit})
         with warnings.catch_warnings():  # what it warns of is in the agent's meta
             warnings.simplefilter("ignore", UserWarning)
             return import_osrl(checkpoint, task, backbone, dataset=dataset, **settings)
     agent = load_agent(checkpoint)
-    held = {"backbone": agent.backbone.NAME, "task": agent.task, "cost limit": agent.cfg.cost_limit}
-    asked = {"backbone": backbone, "task": task} | ({} if cost_limit is None else {"cost limit": cost_limit})
-    for what, expected in asked.items():
-        if (found := held[what]) != expected:
-            raise CheckpointError(f"{checkpoint}: its {what} is {found}, expected {expected}: name the {what} it holds")
+    check_held(checkpoint, agent, {"backbone": backbone, "task": task, "cost limit": cost_limit}, told)
     return agent
 
 
