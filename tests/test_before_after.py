@@ -50,6 +50,6 @@ def test_files_and_picture(tmp_path):
         assert image.width > 600 and len(image.getcolors()) > 5
     assert "within the limit" in before_after.text(tmp_path) and "-7.00" in before_after.text(tmp_path)
     figure = before_after.draw(THREE)
-    returns, costs = figure.axes
+    costs, returns = figure.axes
     assert len(returns.lines) == 3 and len(costs.lines) == 4  # and the limit
     assert costs.lines[-1].get_ydata()[0] == 10.0 and costs.get_ylim()[0] <= 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
 from saferule.files import write_bytes
-from saferule.report.style import LIMIT, METRICS, OTHER, dot, head, line, png, with_zero
+from saferule.report.style import LIMIT, METRICS, OTHER, STYLE, backbone_label, dot, head, line, png, with_zero
 from saferule.report.tables import interval
 from saferule.runs.evaluate import within_limit
 
@@ -39,6 +40,7 @@ def table(episodes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(episodes=len(paired), cost_limit=episodes["cost_limit"].iloc[0])
 
 
+@matplotlib.rc_context(STYLE)
 def draw(episodes: pd.DataFrame) -> Figure:
     """Return and cost of each episode before and after, a line per episode; diamonds are means."""
     figure, paired = Figure(figsize=(6.4, 3.4)), _paired(episodes)
@@ -55,7 +57,7 @@ def draw(episodes: pd.DataFrame) -> Figure:
         with_zero(axes, "y")
     first = episodes.iloc[0]
     handles = [dot("one episode"), dot("mean", marker="D", hollow=True), line("cost limit", OTHER, LIMIT["linestyle"])]
-    return head(figure, f"{first['backbone']} on {first['task']}: before and after the repair", handles)
+    return head(figure, f"{backbone_label(first['backbone'])} on {first['task']}: before and after the repair", handles)
 
 
 def write(episodes: pd.DataFrame, folder: Path) -> None:
