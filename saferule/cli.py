@@ -457,12 +457,17 @@ def data_collect(
 def data_fetch(
     task: TaskOption,
     folder: Annotated[Path | None, typer.Option(help="Where it lies [DSRL_DATASET_DIR, or ~/.dsrl/datasets].")] = None,
-    endpoint: Annotated[str | None, typer.Option(help="A mirror of the Hugging Face hub [HF_ENDPOINT, or it].")] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL|FOLDER", help="A mirror of the Hugging Face hub, or a folder [HF_ENDPOINT, or the hub]."
+        ),
+    ] = None,
 ) -> None:
     """Download DSRL's dataset of a task; an interrupted download begins again, a present one is checked by hash."""
     from saferule.data.fetch import fetch
 
-    typer.echo(fetch(task, folder, endpoint=endpoint, say=lambda line: typer.echo(line, err=True)))
+    typer.echo(fetch(task, folder, mirror=mirror, say=lambda line: typer.echo(line, err=True)))
 
 
 @data_app.command("check")

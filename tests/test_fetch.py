@@ -62,8 +62,8 @@ def hub(content):
 def get(tmp_path, hub):
     """fetch() into a fresh folder; get.said are its messages."""
 
-    def get(task="CarCircle", endpoint=hub.url):
-        return fetch(task, tmp_path, endpoint=endpoint, say=get.said.append)
+    def get(task="CarCircle", mirror=hub.url):
+        return fetch(task, tmp_path, mirror=mirror, say=get.said.append)
 
     get.said, get.path = [], tmp_path / TASK.dsrl_file
     return get
@@ -148,7 +148,7 @@ def test_a_file_that_is_there_is_checked_against_its_record(hub, get, content):
 def test_a_folder_that_cannot_be_written_is_named(hub, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="DSRL_DATASET_DIR"):
-        fetch("CarCircle", tmp_path / "file" / "below", endpoint=hub.url)
+        fetch("CarCircle", tmp_path / "file" / "below", mirror=hub.url)
 
 
 def test_the_folder_is_that_of_dsrl(monkeypatch, tmp_path):
@@ -157,3 +157,22 @@ def test_the_folder_is_that_of_dsrl(monkeypatch, tmp_path):
     monkeypatch.delenv("DSRL_DATASET_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert dataset_folder() == tmp_path / ".dsrl" / "datasets"
+
+
+def test_a_folder_is_a_mirror_too(hub, get, content, tmp_path):
+    """Of a network file system or a disk that was carried here: judged and recorded as a download is."""
+    mirror, kept = tmp_path / "mirror", tmp_path / "kept"
+    mirror.mkdir()
+    for wrong in (mirror, tmp_path / "nowhere"):
+        with pytest.raises(DataError, match=f"{TASK.dsrl_file} is not there, expected CarCircle's file in the folder"):
+            fetch("CarCircle", kept, mirror=str(wrong), say=get.said.append)
+    (mirror / TASK.dsrl_file).write_bytes(content)
+    path = fetch("CarCircle", kept, mirror=str(mirror), say=get.said.append)
+    assert path.read_bytes() == content and files(kept) == [TASK.dsrl_file, TASK.dsrl_file + ".json"]
+    record = json.loads((kept / (TASK.dsrl_file + ".json")).read_text())
+    assert record["url"] == (mirror / TASK.dsrl_file).as_uri() and hub.shown == []
+    path.unlink()
+    (mirror / TASK.dsrl_file).write_bytes(b"<html>")
+    with pytest.raises(DataError, match="no HDF5 file.* is kept as "):
+        fetch("CarCircle", kept, mirror=str(mirror), say=get.said.append)
+    assert (mirror / TASK.dsrl_file).read_bytes() == b"<html>"  # a copy was kept

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,12 +23,12 @@ REPOSITORY = "YYY-45/DSRL"  # where DSRL's files have moved to; the released dsr
 
 
 def fetch(
-    task_name: str, folder: Path | str | None = None, *, endpoint: str | None = None, say: Callable[[str], None] = print
+    task_name: str, folder: Path | str | None = None, *, mirror: str | None = None, say: Callable[[str], None] = print
 ) -> Path:
     """The path of a task's DSRL file, downloaded if it is not there yet.
 
     folder      where it is kept (default: where dsrl keeps its own)
-    endpoint    address of a mirror of the hub (default: $HF_ENDPOINT, or the hub itself)
+    mirror      address of a mirror of the hub (default: $HF_ENDPOINT, or the hub itself), or a folder with the file
 
     Raises DataError for a file that cannot be had, differs from the recorded hash or does not follow the schema.
     """
@@ -41,7 +42,7 @@ def fetch(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as draft:
-            _download(path, task, draft, endpoint, say)
+            _get(path, task, Path(draft), mirror, say)
     except OSError as error:
         raise DataError(
             f"{path} cannot be written ({error}): make room, or name another folder with --folder or DSRL_DATASET_DIR."
@@ -49,21 +50,21 @@ def fetch(
     return path
 
 
-def _download(path: Path, task: Task, draft: str, endpoint: str | None, say: Callable[[str], None]) -> None:
-    """Fetch into the folder `draft`, judge what came, and give it its name."""
-    from huggingface_hub import hf_hub_download, hf_hub_url
-
-    place = {"repo_id": REPOSITORY, "filename": path.name, "repo_type": "dataset", "endpoint": endpoint}
-    url = hf_hub_url(**place)
-    say(f"{url}: fetching; when this is interrupted, the next call begins again")
-    try:
-        come = Path(hf_hub_download(**place, local_dir=draft, token=False))  # public data: a mirror should learn none
-    except Exception as error:  # the hub's own, those of its HTTP client, and OSError for a length that never comes
-        reason = str(error.__cause__ or error).partition("\n")[0]
-        raise DataError(
-            f"{path.name} could not be downloaded ({type(error).__name__}: {reason}): check the connection and run the "
-            f"same command again, or get {url} by other means and put it at {path}."
-        ) from error
+def _get(path: Path, task: Task, draft: Path, mirror: str | None, say: Callable[[str], None]) -> None:
+    """Fetch or copy into the folder `draft`, judge what came, and give it its name."""
+    come = draft / path.name
+    if mirror is None or "://" in mirror:
+        url = _download(come, path, mirror, say)
+    else:
+        source = Path(mirror).expanduser() / path.name
+        if not source.is_file():
+            raise DataError(
+                f"{source} is not there, expected {task.name}'s file in the folder {mirror}: give the folder that "
+                "holds it, or a mirror's address with https://."
+            )
+        url = source.resolve().as_uri()
+        say(f"{source}: copying")
+        shutil.copyfile(source, come)
     try:
         schema.load(come, task)
     except DataError as error:
@@ -72,6 +73,24 @@ def _download(path: Path, task: Task, draft: str, endpoint: str | None, say: Cal
         raise DataError(f"What came from {url} is not valid: {error} It is kept as {rejected}.") from None
     _check(come, path, url)
     os.replace(come, path)
+
+
+def _download(come: Path, path: Path, mirror: str | None, say: Callable[[str], None]) -> str:
+    """Download to `come` what will be `path`; returns the address."""
+    from huggingface_hub import hf_hub_download, hf_hub_url
+
+    place = {"repo_id": REPOSITORY, "filename": path.name, "repo_type": "dataset", "endpoint": mirror}
+    url = hf_hub_url(**place)
+    say(f"{url}: fetching; when this is interrupted, the next call begins again")
+    try:
+        hf_hub_download(**place, local_dir=come.parent, token=False)  # public data: a mirror should learn none
+    except Exception as error:  # the hub's own, those of its HTTP client, and OSError for a length that never comes
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise DataError(
+            f"{path.name} could not be downloaded ({type(error).__name__}: {reason}): check the connection and run the "
+            f"same command again, or get {url} by other means and put it at {path}."
+        ) from error
+    return url
 
 
 def _check(file: Path, path: Path, url: str) -> None:
