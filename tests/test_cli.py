@@ -147,7 +147,7 @@ def test_attack_on_ones_own_file(good, tmp_path):
     assert again.exit_code == 2 and "poisoned.hdf5 exists" in again.stderr
     renamed = attack(good, tmp_path / "forget", "--steps", "512")
     assert renamed.exit_code == 2 and "--adversary" in renamed.stderr  # would be trained over the one that is there
-    assert len(list(tmp_path.iterdir())) == 4  # with the data
+    assert len(list(tmp_path.iterdir())) == 5  # with the data and the indices
     again = attack(good, out, "--adversary", out.with_suffix(".adversary"), "--overwrite")
     assert again.exit_code == 0 and load(out, task).digest() == forget.digest()
     assert OnlinePolicy.load(out.with_suffix(".adversary")).settings["attack"] == "max_cost"
