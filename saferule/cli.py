@@ -259,7 +259,7 @@ def status(
 
 @app.command()
 def check(
-    table: Annotated[str, typer.Argument(help="table1, table2, ...")],
+    name: Annotated[str, typer.Argument(help="table1 to table7, figure1 to figure3, methods, controls.")],
     cell: Annotated[str, typer.Option(help="BACKBONE/ATTACK/TASK/RATIO, or a part of it [all].")] = "",
     profile: ProfileOption = "smoke",
     replicates: Annotated[list[int] | None, typer.Option(help="Whose policies to play; repeatable [all].")] = None,
@@ -275,10 +275,10 @@ def check(
     from saferule.report import spot_check
     from saferule.report.study import Study
 
-    study = Study(profile, output=output, data=data, changes=_named_values(changes, "--set"))
+    study = Study(profile, output=output, data=data, changes=_named_values(changes, "--set"), only_stored=True)
     with TemporaryDirectory(prefix="saferule-retrain-") as temporary:
         again = (into or Path(temporary)) / study.profile.name if retrain else None
-        if not spot_check.check(study, table, cell, replicates or (), again, typer.echo):
+        if not spot_check.check(study, name, cell, replicates or (), again, typer.echo):
             raise typer.Exit(1)
 
 

@@ -145,6 +145,7 @@ def test_study_takes_the_profile_and_its_changes(tmp_path):
     assert study.name == "smoke (replicates=0 1, training_steps=5)"
     assert study.folder == tmp_path / "smoke"
     assert Study("cpu", output=tmp_path, data=tmp_path).profile == PROFILES["cpu"]
+    assert Study("smoke", output=tmp_path, changes={"backbones": "cpq"}).profile.backbones == ("cpq",)
 
 
 @pytest.fixture

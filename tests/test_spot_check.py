@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from episodes_by_hand import rows
+from PIL import Image
 from typer.testing import CliRunner
 
 from saferule.agents.checkpoint import read, write
 from saferule.cli import app
 from saferule.errors import SettingsError
-from saferule.report import spot_check
+from saferule.report import spot_check, tables
 from saferule.report.study import Study
-from saferule.report.tables import CELL, TABLES
+from saferule.report.tables import CELL
 from saferule.runs.engine import make
 from saferule.runs.execute import InProcess
 from saferule.runs.interruptible import AGENT
@@ -24,23 +25,36 @@ from saferule.runs.spec import EvaluationRun
 from saferule.runs.store import Store, write_sums
 from saferule.runs.work import EPISODES
 
-CHANGES = {"adversary_steps": 2048, "training_steps": 20, "unlearning_steps": 5, "snapshots": 0, "episodes": 2}
+CHANGES = {"backbones": "cpq", "adversary_steps": 2048, "training_steps": 20, "unlearning_steps": 5}
+CHANGES |= {"snapshots": 0, "episodes": 2, "block_seconds": 1e-3}
 SHOWN = ("clean", "poisoned", "safe-rule")
 NAME = "CPQ/max_cost/CarCircle/0.15"
 
 
 def study_of(folder: Path, data_folder: Path) -> Study:
-    return Study("smoke", backbones=["cpq"], output=folder, data=data_folder, changes=CHANGES)
+    return Study("smoke", output=folder, data=data_folder, changes=CHANGES, only_stored=True)
 
 
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory, data_folder) -> Path:
-    """Three policies with their episodes, and Table 1."""
+    """Three policies with their episodes, the measurement of their times, three tables and a figure."""
     study = study_of(tmp_path_factory.mktemp("committed"), data_folder)
-    some = [run for run in study.plan["main"] if run.method in SHOWN]
-    make([run for run in study.plan["evaluations"] if run.policy in some], study.workspace, InProcess(), lambda line: 0)
-    study.save_table(TABLES["table1"].build(study.episodes(some), study.asked), "table1")
+    policies = [run for run in study.plan["main"] if run.method in SHOWN]
+    some = [run for run in study.plan["evaluations"] if run.policy in policies]
+    make([*some, *study.plan["timing"]], study.workspace, InProcess(), say=lambda line: None)
+    save_table1(study)
+    study.save_table(study.times(), "table3")
+    study.save_table(tables.hyperparameters(study.only(study.plan["main"], name="safe-rule")), "table7")
+    episodes = study.episodes(study.part("main"))
+    study.figure("figure1", tables.TABLES["methods"].build(episodes, study.asked), tables.replicate_means(episodes))
     return study.folder.parent
+
+
+def save_table1(study: Study) -> None:
+    """As the notebook does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saferule.report.study.display", lambda shown: None)
+        study.table("table1", study.episodes(study.part("main")))
 
 
 @pytest.fixture
@@ -53,9 +67,9 @@ def evaluation(study: Study, method: str) -> EvaluationRun:
     return next(run for run in study.plan["evaluations"] if run.policy.method == method)
 
 
-def checked(study: Study, cell: str = NAME, **options) -> tuple[bool, list[str]]:
+def checked(study: Study, name: str = "table1", cell: str = NAME, **options) -> tuple[bool, list[str]]:
     said: list[str] = []
-    return spot_check.check(study, "table1", cell, say=said.append, **options), said
+    return spot_check.check(study, name, cell, say=said.append, **options), said
 
 
 def failures(said: list[str]) -> list[str]:
@@ -99,8 +113,7 @@ def edit_episodes(study: Study, which: slice = slice(1, 2), by: float = 1.0) -> 
     frame.loc[frame.index[which], "cost"] += by
     frame.to_csv(folder / EPISODES, index=False)
     write_sums(folder)
-    some = [run for run in study.plan["main"] if run.method in SHOWN]
-    study.save_table(TABLES["table1"].build(study.episodes(some), study.asked), "table1")
+    save_table1(study)
 
 
 def edit_the_episodes_alone(study: Study) -> None:
@@ -144,11 +157,35 @@ def test_policies_without_networks_are_rows_only_until_they_are_trained_again(st
     assert sum("as from the committed episodes" in line for line in said) == 4
     again = tmp_path / "again"
     passed, said = checked(study, again=again)
-    assert passed and sum("trained again" in line and line.endswith("; equal") for line in said) == 6
+    assert passed and sum("trained again" in line and line.endswith("; equal") for line in said) == 4
     assert Store(again).done(evaluation(study, "safe-rule").policy.forget.adversary)  # from the dataset on
     edit_episodes(study, slice(None), 1e4)
     passed, said = checked(study, again=again)
     assert not passed and ["cost of Safe-RULE, trained again" in line for line in failures(said)] == [True]
+
+
+def test_tables_without_episodes_are_built_again(study):
+    for name, count, cell in (("table3", 8, "cpq"), ("table7", 14, "")):
+        passed, said = checked(study, name, cell)
+        assert passed and sum("as from the committed episodes" in line for line in said) == count, said
+    assert "----  times: not measured again without --retrain" in checked(study, "table3", "")[1]
+    table = study.folder / "tables" / "table7.csv"
+    table.write_text(table.read_text().replace("Discount factor,gamma,0.99,0.99", "Discount factor,gamma,0.99,0.9"))
+    (line,) = failures(checked(study, "table7", "")[1])
+    assert "ours 0.9 committed and 0.99" in line
+
+
+def test_a_figure_is_drawn_again(study):
+    passed, said = checked(study, "figure1")
+    assert passed and "pass  figure1: drawn again, every pixel is equal" in said
+    assert sum("; 2 equal to the last digit" in line for line in said) == 3
+    file = study.folder / "figures" / "figure1.png"
+    with Image.open(file) as picture:
+        edited = picture.convert("RGB")
+    edited.putpixel((9, 9), (255, 0, 0))
+    edited.save(file)
+    (line,) = failures(checked(study, "figure1")[1])
+    assert line.startswith("FAIL  figure1: 0.0") and line.endswith("% of the pixels differ")
 
 
 # The cell
@@ -289,7 +326,7 @@ def test_what_is_right_passes_and_an_edited_table_fails(study):
     said = passed.stdout.splitlines()
     assert passed.exit_code == 0 and said[-1] == "PASS" and NAME in said[0], passed.output
     assert sum("; 2 equal to the last digit" in line for line in said) == 3
-    assert sum("as from the committed episodes" in line for line in said) == 4  # cost and return before and after
+    assert sum("as from the committed episodes" in line for line in said) == 4  # cost and return, before and after
     table = study.folder / "tables" / "table1.csv"
     frame = pd.read_csv(table)
     frame.loc[(frame["method"] == "safe-rule") & (frame["metric"] == "return"), "mean"] += 1e-3
@@ -302,11 +339,11 @@ def test_what_is_right_passes_and_an_edited_table_fails(study):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["table8"], "unknown table 'table8': choose among table1, table2"),
+        (["table8"], "unknown table or figure 'table8': choose among controls, figure1"),
         (["table1", "--cell", "BEAR-Lag/max_cost/CarCircle/0.15"], "none of the 1 cells with committed episodes"),
         (["table1", "--replicates", "7"], "--replicates 7: no policies of it, expected among 0"),
-        (["table2"], "table2.csv: no such file, expected a table and its runs"),
-        (["table3"], "table3.csv: none of its runs is stored"),
+        (["table2"], "table2.csv: no such file, expected it with its runs"),
+        (["figure2", "--cell", "cpq"], "figure2.png: no such file"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_answered_in_a_line(study, arguments, sentence):

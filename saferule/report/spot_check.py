@@ -29,9 +29,21 @@ from scipy import stats
 
 from saferule.agents import BACKBONES
 from saferule.errors import RunError, SettingsError
+from saferule.report.figures import FIGURES, OF_ATTACK
+from saferule.report.layouts import markdown
 from saferule.report.study import Study
-from saferule.report.style import ATTACKS, METRICS, NAMES
-from saferule.report.tables import CELL, TABLES, Table, in_reading_order, late, provenance, replicate_means
+from saferule.report.style import ATTACKS, METRICS, NAMES, png
+from saferule.report.tables import (
+    CELL,
+    OURS,
+    TABLES,
+    Table,
+    hyperparameters,
+    in_reading_order,
+    late,
+    provenance,
+    replicate_means,
+)
 from saferule.report.timing import table3
 from saferule.runs import results
 from saferule.runs.engine import make
@@ -44,8 +56,10 @@ from saferule.unlearn import METHODS
 Say = Callable[[str], None]
 Made = tuple[pd.DataFrame, list["Outcome"]]
 POLICY = [*CELL, "method", "replicate"]
-TIMES = "table3"  # the one that is not of episodes
-KEYS = [*CELL, "metric", "method", "source"]  # of the rows of a table
+KEYS = [*CELL, "metric", "method", "source", "name"]  # of the rows of a table
+EVERY, TIMES, SETTINGS = "methods", "table3", "table7"  # the table that figures are drawn from; those without episodes
+ATTACK_OF = {figure: attack for attack, figure in OF_ATTACK.items()}
+DAMAGED = "not built again: what it is built from is damaged"
 PLAYED = ["return", "cost", "length"]
 BY_CHANCE = 0.05  # how often a check of what is right may fail where only means can be compared
 DIGITS = 1e-9  # relative, of numbers that are computed again from the same rows
@@ -248,23 +262,28 @@ def times_again(committed: pd.DataFrame, again: pd.DataFrame) -> list[Outcome]:
 
 
 def runs_of(study: Study, name: str) -> list[EvaluationRun] | list[TimingRun]:
-    """The stored runs that a table is built from: of the methods that it shows, and of what harm is told by."""
+    """The stored runs that a table or figure is built from: of the methods it shows, and of what tells harm."""
+    if name == SETTINGS:
+        return []
     if name == TIMES:
-        return [run for run in study.plan["timing"] if study.store.done(run)]
-    methods = {*TABLES[name].methods, "clean", "poisoned"}
-    of = {run.policy: run for run in study.plan["evaluations"]}
-    parts = dict.fromkeys(method.part for method in METHODS.values() if method.name in methods)
-    read = [of[run] for part in parts for run in study.plan[part] if run.method in methods and run in of]
-    return [run for run in read if study.store.done(run)]
+        return study.make(study.plan["timing"])
+    table = TABLES[EVERY if name in ATTACK_OF else name]
+    variants = [part for part in dict.fromkeys(METHODS[m].part for m in table.methods) if part != "main"]
+    policies = study.part("main") if not variants else study.beside(study.part(variants[0]), "main", *variants)
+    methods, of = {*table.methods, "clean", "poisoned"}, {run.policy: run for run in study.plan["evaluations"]}
+    attacks = {"clean", ATTACK_OF.get(name, "")}
+    return [of[p] for p in policies if p.method in methods and (name not in ATTACK_OF or p.attack in attacks)]
 
 
 def built(study: Study, name: str, runs: Sequence[EvaluationRun] | Sequence[TimingRun]) -> pd.DataFrame:
     """A table from its stored runs, as it is saved."""
-    if name == TIMES:
+    if name == SETTINGS:
+        rows = hyperparameters(study.only(study.plan["main"], name=OURS))
+    elif name == TIMES:
         rows = table3(results.times(study.store, runs))
     else:
         rows = TABLES[name].build(late(results.episodes(study.store, runs)), study.asked)
-    return provenance(rows, study.name, {task: study.dataset(task).digest() for task in rows["task"].unique()})
+    return provenance(rows, study.name, {task: study.dataset(task).digest() for task in study.profile.tasks})
 
 
 def played(study: Study, runs: Sequence[EvaluationRun]) -> Made:
@@ -299,28 +318,30 @@ def check(
     again: Path | None = None,
     say: Say = print,
 ) -> bool:
-    """Check the cells of a table that a text names (`fitting`); says every comparison, and whether none failed.
+    """Check the cells of a table or figure that a text names (`fitting`): says every comparison; True if none failed.
 
+    study       of what is stored (only_stored)
     replicates  whose policies are played or trained again [all]; the table's numbers are always built from all
     again       train the policies (of Table 3: measure) once more in this folder, instead of playing the stored ones
-    SettingsError for an unknown table or cell, RunError where there is nothing to compare.
+    SettingsError for an unknown name or cell, RunError where there is nothing to compare.
     """
-    name = re.sub("[^a-z0-9-]", "", name.lower())
-    known = [*(known for known, table in TABLES.items() if isinstance(table, Table)), TIMES]
+    name, folder = re.sub("[^a-z0-9-]", "", name.lower()), study.folder
+    known = [*(name for name, table in TABLES.items() if isinstance(table, Table)), TIMES, SETTINGS, *ATTACK_OF]
     if name not in known:
-        raise SettingsError(f"unknown table {name!r}: choose among {', '.join(known)}")
-    file, stored = study.folder / "tables" / f"{name}.csv", runs_of(study, name)
+        raise SettingsError(f"unknown table or figure {name!r}: choose among {', '.join(sorted(known))}")
+    file = folder / "figures" / f"{name}.png" if name in ATTACK_OF else folder / "tables" / f"{name}.csv"
+    stored = runs_of(study, name)
     cells = pd.DataFrame([_place(run) for run in stored]).drop_duplicates(ignore_index=True)
     cells = cells[cells["attack"] != "clean"] if "attack" in cells else cells
-    if cells.empty or not file.is_file():
+    if not file.is_file() or (cells.empty and (cell or name not in (SETTINGS, *ATTACK_OF))):
         raise RunError(
-            f"{file}: {'no such file' if len(cells) else 'none of its runs is stored'}, expected a table and its runs: "
+            f"{file}: {'none of its runs is stored' if file.is_file() else 'no such file'}, expected it with its runs: "
             "give another --profile or --output, or make them with saferule run"
         )
-    chosen = fitting(cell, cells)
+    chosen = fitting(cell, cells) if len(cells) else cells
     places = [*chosen.to_dict("records"), *chosen.assign(attack="clean", ratio=0.0).to_dict("records")]
     runs = [run for run in stored if _place(run) in places]
-    known = [] if name == TIMES else list(dict.fromkeys(run.policy.replicate for run in runs))
+    known = list(dict.fromkeys(run.policy.replicate for run in runs if isinstance(run, EvaluationRun)))
     if unknown := [number for number in replicates if number not in known]:
         raise SettingsError(
             f"--replicates {unknown[0]}: no policies of it, expected among {', '.join(map(str, known))}: leave it out"
@@ -329,7 +350,7 @@ def check(
     outcomes = chain(
         _files(study.store, runs),
         _timed(study, runs, again, say) if name == TIMES else _episodes(study, runs, replicates, again, say),
-        _numbers(study, name, runs, chosen, file),
+        _picture(study, name, file) if name in ATTACK_OF else _numbers(study, name, runs, chosen, file),
     )
     passed = True
     for outcome in outcomes:
@@ -366,6 +387,8 @@ def _episodes(
         return
     rows, failed = made(study, some, Store(again), say) if again else played(study, some)
     yield from failed
+    if rows.empty:
+        return
     committed = results.episodes(store, some)
     yield from (means_again if again else episodes_again)(committed[committed["final"]], rows)
 
@@ -381,7 +404,24 @@ def _timed(study: Study, runs: Sequence[TimingRun], again: Path | None, say: Say
 
 def _numbers(study: Study, name: str, runs: Sequence, chosen: pd.DataFrame, file: Path) -> Iterator[Outcome]:
     if any(study.store.verify(run) for run in runs):
-        yield Outcome(False, name, "not built again: what it is built from is damaged")
+        yield Outcome(False, name, DAMAGED)
         return
-    tables = (pd.read_csv(file, float_precision="round_trip"), built(study, name, runs))
-    yield from numbers_again(*(table.drop(columns="profile", errors="ignore").merge(chosen) for table in tables))
+    committed = pd.read_csv(file, float_precision="round_trip")
+    both = [table.drop(columns="profile", errors="ignore") for table in (committed, built(study, name, runs))]
+    yield from numbers_again(*(table.merge(chosen) if len(chosen) else table for table in both))
+    page = file.with_suffix(".md")
+    if isinstance(table := TABLES.get(name), Table) and page.is_file():
+        shown = markdown(table.shown(committed), "").splitlines()[1:] == page.read_text().splitlines()[1:]
+        yield Outcome(shown, page.name, f"{'shows' if shown else 'does not show'} what {file.name} says")
+
+
+def _picture(study: Study, name: str, file: Path) -> Iterator[Outcome]:
+    """From the episodes under all attacks: its legend has the methods of all figures."""
+    runs = runs_of(study, EVERY)
+    if any(study.store.verify(run) for run in runs):
+        yield Outcome(False, name, DAMAGED)
+        return
+    episodes = late(results.episodes(study.store, runs))
+    ((_, figure),) = FIGURES[name].figures(TABLES[EVERY].build(episodes, study.asked), replicate_means(episodes))
+    same, why = pixels_again(file.read_bytes(), png(figure))
+    yield Outcome(same, name, why)

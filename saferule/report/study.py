@@ -58,8 +58,8 @@ class Study:
         only_stored: bool = False,
     ) -> None:
         chosen = {"tasks": tasks, "backbones": backbones, "attacks": attacks, "ratios": ratios}
-        chosen = dict(changes or {}) | chosen | {"replicates": replicates}
-        self.changes = {name: value for name, value in chosen.items() if value is not None}
+        given = {name: value for name, value in (chosen | {"replicates": replicates}).items() if value is not None}
+        self.changes = dict(changes or {}) | given
         self.profile: Profile = get_profile(profile, **self.changes)
         self.workspace = workspace(self.profile, output, data)
         self.store, self.folder = self.workspace.store, self.workspace.store.root
