@@ -157,7 +157,7 @@ def test_policies_without_networks_are_rows_only_until_they_are_trained_again(st
     assert sum("as from the committed episodes" in line for line in said) == 4
     again = tmp_path / "again"
     passed, said = checked(study, again=again)
-    assert passed and sum("trained again" in line and line.endswith("; equal") for line in said) == 4
+    assert passed and sum("trained again" in line and line.endswith("; equal") for line in said) == 6
     assert Store(again).done(evaluation(study, "safe-rule").policy.forget.adversary)  # from the dataset on
     edit_episodes(study, slice(None), 1e4)
     passed, said = checked(study, again=again)

@@ -227,7 +227,7 @@ def numbers_again(committed: pd.DataFrame, rebuilt: pd.DataFrame) -> list[Outcom
             why = "; ".join(f"{n} {pair[0]} committed and {pair[1]} from the episodes" for n, pair in differing.items())
             found.append(Outcome(False, what, why))
         else:
-            why = f"mean {row['mean']:.4g} of {row['n']} replicates, " if {"mean", "n"} <= values.keys() else ""
+            why = f"mean {row['mean']:.4g} (n {row['n']}), " if {"mean", "n"} <= values.keys() else ""
             found.append(Outcome(True, what, f"{why}as from the committed episodes"))
     return found
 
