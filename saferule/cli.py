@@ -275,6 +275,8 @@ def check(
     from saferule.report import spot_check
     from saferule.report.study import Study
 
+    if into and not retrain:
+        raise SettingsError("--into: there is nothing to put there without --retrain: give that too, or leave it out")
     study = Study(profile, output=output, data=data, changes=_named_values(changes, "--set"), only_stored=True)
     with TemporaryDirectory(prefix="saferule-retrain-") as temporary:
         again = (into or Path(temporary)) / study.profile.name if retrain else None

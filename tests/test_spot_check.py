@@ -159,6 +159,8 @@ def test_policies_without_networks_are_rows_only_until_they_are_trained_again(st
     passed, said = checked(study, again=again)
     assert passed and sum("trained again" in line and line.endswith("; equal") for line in said) == 6
     assert Store(again).done(evaluation(study, "safe-rule").policy.forget.adversary)  # from the dataset on
+    with pytest.raises(SettingsError, match="expected another folder"):
+        checked(study, again=study.folder)
     edit_episodes(study, slice(None), 1e4)
     passed, said = checked(study, again=again)
     assert not passed and ["cost of Safe-RULE, trained again" in line for line in failures(said)] == [True]
@@ -344,6 +346,7 @@ def test_what_is_right_passes_and_an_edited_table_fails(study):
         (["table1", "--replicates", "7"], "--replicates 7: no policies of it, expected among 0"),
         (["table2"], "table2.csv: no such file, expected it with its runs"),
         (["figure2", "--cell", "cpq"], "figure2.png: no such file"),
+        (["table1", "--into", "x"], "--into: there is nothing to put there without --retrain"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_answered_in_a_line(study, arguments, sentence):

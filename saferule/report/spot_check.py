@@ -1,12 +1,12 @@
 """Spot-check: a cell of a table, or a figure, made once more from what is committed, and compared with it.
 
 Three things are compared: every file with its SHA-256; every committed episode with the same policy's on the same seed,
-played now in the simulator; the committed numbers (or pixels) with those built from the committed episodes. To make
-again, the policies are trained anew from the dataset first, and the means of the cell are compared.
+played now in the simulator; the committed numbers (or pixels) with those built from the committed episodes. Or the
+policies are trained again, from the dataset, and the means of the cell are compared.
 
 The same networks in the same operations play the same episodes to the last digit. Another processor may round
 otherwise, and the simulators are chaotic: after some hundred steps an episode is another one, and only means can be
-compared. Which of the two it is the rows tell (`compared`): rounding does not pick single episodes, an edit does.
+compared. Which of the two it is the rows tell (`episodes_again`): rounding does not pick single episodes, an edit does.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from saferule.runs import results
 from saferule.runs.engine import make
 from saferule.runs.interruptible import AGENT
 from saferule.runs.spec import EvaluationRun, TimingRun
-from saferule.runs.store import Store
+from saferule.runs.store import Store, processor
 from saferule.sim.tasks import TASKS
 from saferule.unlearn import METHODS
 
@@ -329,6 +329,8 @@ def check(
     known = [*(name for name, table in TABLES.items() if isinstance(table, Table)), TIMES, SETTINGS, *ATTACK_OF]
     if name not in known:
         raise SettingsError(f"unknown table or figure {name!r}: choose among {', '.join(sorted(known))}")
+    if again and again.resolve() == folder.resolve():
+        raise SettingsError(f"--into {again.parent}: the policies to compare with are there, expected another folder")
     file = folder / "figures" / f"{name}.png" if name in ATTACK_OF else folder / "tables" / f"{name}.csv"
     stored = runs_of(study, name)
     cells = pd.DataFrame([_place(run) for run in stored]).drop_duplicates(ignore_index=True)
@@ -346,7 +348,7 @@ def check(
         raise SettingsError(
             f"--replicates {unknown[0]}: no policies of it, expected among {', '.join(map(str, known))}: leave it out"
         )
-    say(f"{name} of profile {study.name}, {', '.join(map(name_of, chosen.to_dict('records')))}: {len(runs)} runs")
+    say(" ".join([f"{name} of profile {study.name}:", *map(name_of, chosen.to_dict("records"))]))
     outcomes = chain(
         _files(study.store, runs),
         _timed(study, runs, again, say) if name == TIMES else _episodes(study, runs, replicates, again, say),
@@ -370,7 +372,7 @@ def _files(store: Store, runs: Sequence[EvaluationRun | TimingRun]) -> Iterator[
     policies = [run.policy for run in runs if isinstance(run, EvaluationRun) and store.done(run.policy)]
     damage = [sentence for run in (*runs, *policies) for sentence in store.verify(run)]
     yield from (Outcome(False, "file", sentence) for sentence in damage)
-    if not damage:
+    if runs and not damage:
         yield Outcome(True, "files", f"all of {len(runs) + len(policies)} runs have the SHA-256 they were written with")
 
 
@@ -390,7 +392,11 @@ def _episodes(
     if rows.empty:
         return
     committed = results.episodes(store, some)
-    yield from (means_again if again else episodes_again)(committed[committed["final"]], rows)
+    found = (means_again if again else episodes_again)(committed[committed["final"]], rows)
+    yield from found
+    if any("close" in outcome.why for outcome in found):
+        there = " and ".join({store.meta(run)["machine"]["device"]: None for run in some})
+        yield Outcome(None, "processor", f"the committed episodes were played on {there}, these on {processor()}")
 
 
 def _timed(study: Study, runs: Sequence[TimingRun], again: Path | None, say: Say) -> Iterator[Outcome]:
