@@ -29,7 +29,7 @@ from saferule.agents import get_backbone
 from saferule.agents.parts import ORIGINAL, Nets
 from saferule.agents.population import Population, adam
 from saferule.agents.settings import configured
-from saferule.errors import CheckpointError, SaferuleError
+from saferule.errors import CheckpointError, SaferuleError, shortened
 from saferule.files import write_bytes
 from saferule.sim.rollout import Act
 from saferule.sim.tasks import get_task
@@ -99,7 +99,8 @@ def read(path: str | Path, device: str = "cpu") -> tuple[Tensors, dict[str, Any]
         raise CheckpointError(f"{path}: no such file, expected a saferule checkpoint: check the path") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path}: not a whole safetensors file ({error}): the file is truncated or of another format, make it again"
+            f"{path}: not a whole safetensors file ({shortened(str(error), 90)}): the file is truncated or of "
+            "another format, make it again"
         ) from error
     if "saferule" not in header:
         raise CheckpointError(f"{path}: a safetensors file that saferule did not write: give a saferule checkpoint")
