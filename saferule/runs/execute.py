@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -93,11 +94,14 @@ class RayCluster(JobExecutor):
     def __init__(self, address: str, gpu_share: float = 0.0) -> None:
         import ray
 
+        host, _, port = address.rpartition(":")
         try:
+            if port.isdigit():  # Ray itself waits for minutes
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(
                 address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise SettingsError(
                 f"--ray {address}: no Ray cluster there ({_line(error)}), expected HOST:PORT of a running one: "
                 "start it with `ray start --head`"

@@ -1,0 +1,119 @@
+"""Jobs on a real Ray cluster of two local nodes: the same results as here, also when one of them is killed."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from tiny_runs import agent_of, assert_same_results, make_from, repairs, trainings
+
+from saferule.errors import RunError, SettingsError
+from saferule.runs import execute
+from saferule.runs.spec import EvaluationRun
+from saferule.runs.store import Store
+from saferule.runs.work import EPISODES
+
+NODE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20}
+NOTICED = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 10}
+
+
+class TwoSlots(execute.InProcess):
+    """Divides the work as two workers do."""
+
+    slots = 2
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head and another node, with a CPU each."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args=NODE | {"include_dashboard": False, "_system_config": NOTICED}
+    )
+    cluster.add_node(**NODE)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def executor(cluster):
+    return execute.RayCluster(cluster.address)
+
+
+@pytest.fixture
+def here(empty_store, tmp_path):
+    """Another copy of the store that has the forget set."""
+    return shutil.copytree(empty_store, tmp_path / "here")
+
+
+def test_two_nodes_make_what_one_process_makes(executor, fresh, here, data_folder, digest):
+    """The same folders, parameters, optimisers, generators, logs and episodes, bit for bit."""
+    policies = [*trainings(digest, "cpq"), *repairs(digest, "cpq")]
+    evaluation = EvaluationRun(policies[-1], (100, 101))
+    for root, where in ((fresh, executor), (here, TwoSlots())):
+        make_from(data_folder, [*policies, evaluation], root, executor=where)
+    for run in policies:
+        assert_same_results(run, fresh, here)
+    one, two = ((Store(root).folder(evaluation) / EPISODES).read_text() for root in (fresh, here))
+    assert executor.slots == 2 and one == two and not list(fresh.glob(".shared*"))
+
+
+def test_errors_and_lost_processes_come_as_from_other_executors(executor):
+    with pytest.raises(RunError, match="^on purpose$"):
+        executor.submit(raise_on_purpose).result()
+    with pytest.raises(execute.BrokenExecutor, match="died"):
+        executor.submit(os._exit, 1).result()
+    endless = executor.submit(time.sleep, 1000)
+    executor.stop()
+    with pytest.raises(execute.BrokenExecutor):
+        endless.result(timeout=60)
+
+
+def raise_on_purpose():
+    raise RunError("on purpose")
+
+
+def test_a_folder_that_a_node_does_not_see_is_named(executor, tmp_path, monkeypatch):
+    executor.check(tmp_path)
+    monkeypatch.setattr(execute, "_read", lambda file: None)  # what a node without the file answers
+    with pytest.raises(RunError, match=f"{tmp_path}: node .* does not see the file .* all nodes share") as told:
+        executor.check(tmp_path)
+    monkeypatch.setattr(execute, "_read", lambda file: [][0])
+    with pytest.raises(RunError, match="cannot run saferule .*list index out of range"):
+        executor.check(tmp_path)
+    assert not list(tmp_path.iterdir()) and len(str(told.value)) < 300 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("address", ["localhost:1", "nonsense"])
+def test_an_address_without_a_cluster_is_named(address):
+    with pytest.raises(SettingsError, match=f"--ray {address}: no Ray cluster there"):
+        execute.RayCluster(address)
+
+
+def test_a_node_that_is_killed_while_it_trains(cluster, executor, fresh, here, data_folder, digest):
+    """Its job is made again on the node that is left."""
+    runs, said = [replace(run, steps=300, snapshots=1) for run in trainings(digest, "cpq")], []
+    node = next(iter(cluster.worker_nodes))
+
+    def kill():
+        while len(list(fresh.glob("partial/*/runs.json"))) < 2:
+            time.sleep(0.01)
+        for processes in node.all_processes.values():
+            for process in processes:
+                os.kill(process.process.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    make_from(data_folder, runs, fresh, said.append, executor)
+    killer.join()
+    make_from(data_folder, runs, here, executor=TwoSlots())
+    for run in runs:
+        assert_same_results(run, fresh, here)
+        assert agent_of(fresh, run).population.step == 300
+    assert sum("its process was lost" in line for line in said) == 1 and not list(fresh.glob("partial/*"))
