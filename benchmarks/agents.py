@@ -51,9 +51,9 @@ def synthetic_data(seed: int = 0) -> Dataset:
 class Ours:
     """A population of ours on a pool of transitions."""
 
-    def __init__(self, name: str, pool: TransitionPool, device: str, size: int = 1) -> None:
+    def __init__(self, name: str, pool: TransitionPool, device: str, size: int = 1, cfg: Any = None) -> None:
         backbone = get_backbone(name)
-        self.cfg = backbone.Config(OBSERVATION_DIM, ACTION_DIM, HORIZON)
+        self.cfg = cfg or backbone.Config(OBSERVATION_DIM, ACTION_DIM, HORIZON)
         self.algorithm = training(backbone, self.cfg)
         self.population = create(backbone, self.cfg, range(size), device)
         self.pool, self.rows = pool, [pool.rows_of(0)] * size

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from saferule.environment import debugging, prepare_streams, user_path
+from saferule.environment import debugging, prepare_streams, use_cluster, user_path
 from saferule.errors import SaferuleError, SettingsError, sentence, shortened
 from saferule.limits import check_number
 
@@ -172,13 +172,12 @@ def run(
     output: OutputOption = None,
     data: DataFolderOption = None,
     ray: Annotated[str | None, typer.Option(envvar="RAY_ADDRESS", help="Make them on this Ray cluster.")] = None,
-    ray_gpus: Annotated[float, typer.Option(help="The share of a GPU that each job there is given.")] = 0.0,
+    ray_gpus: Annotated[float | None, typer.Option(help="The share of a GPU that each job there has [0].")] = None,
 ) -> None:
     """Make the runs of a profile and execute its notebooks; finished work is kept, interrupted work continues."""
     from saferule.doctor import device
     from saferule.files import try_folder
     from saferule.runs.engine import make
-    from saferule.runs.execute import use_cluster
     from saferule.runs.experiment import asked, get_profile
     from saferule.runs.notebooks import check_names, run_all
     from saferule.runs.places import NOTEBOOKS, known_data, workspace
@@ -198,7 +197,7 @@ def run(
         parameters["data"] = str(data.resolve())
     if only_stored:
         parameters["only_stored"] = True
-    if ray or ray_gpus:
+    if ray or ray_gpus is not None:
         use_cluster(ray, ray_gpus)
     place = workspace(wanted, output, data)
     for part in ("runs", "notebooks", "tables", "figures"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import shutil
 import sys
@@ -57,6 +58,29 @@ def dataset_folder() -> Path:
 def graphics() -> str | None:
     """MUJOCO_GL: the way in which MuJoCo is to draw; None where nothing is asked for."""
     return os.environ.get("MUJOCO_GL") or None
+
+
+def use_cluster(address: str | None, gpus: float | None) -> None:
+    """Let this process, and the notebooks that it starts, run their jobs on a Ray cluster.
+
+    gpus  the share of a GPU for each job, up to 1, or a whole number; 0: a CPU alone; None: as the environment says
+    """
+    if not address:
+        raise SettingsError("--ray-gpus is given without --ray: give --ray ADDRESS, or leave it out")
+    os.environ |= {"RAY_ADDRESS": address} | ({} if gpus is None else {"SAFERULE_RAY_GPUS": f"{gpus:g}"})
+    cluster()
+
+
+def cluster() -> tuple[str, float] | None:
+    """RAY_ADDRESS and SAFERULE_RAY_GPUS: the cluster to run jobs on, and the share of a GPU for each; None without."""
+    address, told = os.environ.get("RAY_ADDRESS"), os.environ.get("SAFERULE_RAY_GPUS", "0")
+    try:
+        gpus = float(told)
+    except ValueError:
+        gpus = -1.0
+    if not (0 <= gpus <= 1 or (gpus < math.inf and gpus.is_integer() and gpus > 0)):
+        raise SettingsError(f"--ray-gpus {told}: expected a share between 0 and 1, or a whole number: give 0.25")
+    return (address, gpus) if address else None
 
 
 def user_path(text: str | Path, option: str) -> Path:

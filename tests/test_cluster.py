@@ -65,18 +65,17 @@ def test_two_nodes_make_what_one_process_makes(executor, fresh, here, data_folde
 
 
 def test_errors_and_lost_processes_come_as_from_other_executors(executor):
+    def fail():
+        raise RunError("on purpose")
+
     with pytest.raises(RunError, match="^on purpose$"):
-        executor.submit(raise_on_purpose).result()
+        executor.submit(fail).result()
     with pytest.raises(execute.BrokenExecutor, match="died"):
         executor.submit(os._exit, 1).result()
     endless = executor.submit(time.sleep, 1000)
     executor.stop()
     with pytest.raises(execute.BrokenExecutor):
         endless.result(timeout=60)
-
-
-def raise_on_purpose():
-    raise RunError("on purpose")
 
 
 def test_a_folder_that_a_node_does_not_see_is_named(executor, tmp_path, monkeypatch):

@@ -2,16 +2,21 @@
 
 import math
 import os
+import resource
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from subprocess import PIPE
 
 import pandas as pd
+import psutil
 import pytest
 from test_store import fresh_interpreter
 from tiny_runs import (
@@ -32,10 +37,11 @@ from tiny_runs import (
     trainings,
 )
 
+from saferule import cli
 from saferule.agents import loop
 from saferule.agents.checkpoint import read
 from saferule.errors import RunError
-from saferule.runs import engine, execute, interruptible, results
+from saferule.runs import engine, execute, experiment, interruptible, results
 from saferule.runs.interruptible import Interruptible
 from saferule.runs.spec import EvaluationRun, PolicyRun, frozen
 from saferule.runs.store import Store
@@ -50,7 +56,7 @@ pytestmark = pytest.mark.usefixtures("log_often")
 def make_until_killed(root: str, data_folder: str, digest: str, kind: str, backbone: str, when: str) -> None:
     """Run in a process of its own: make runs and die by SIGKILL on the way.
 
-    Before a death in a step the state is saved at every logged step, else only when all steps are made.
+    The state is saved at every logged step.
     """
     die, update, write = partial(os.kill, os.getpid(), signal.SIGKILL), loop.update, Interruptible._write
 
@@ -67,7 +73,7 @@ def make_until_killed(root: str, data_folder: str, digest: str, kind: str, backb
         loop.update = dying_update
     else:
         Interruptible._write = dying_write
-    loop.LOG_ROWS, interruptible.SAVE_SECONDS = STEPS // LOG_EVERY, -1.0 if when == "step" else math.inf
+    loop.LOG_ROWS, interruptible.SAVE_SECONDS = STEPS // LOG_EVERY, -1.0
     make_from(Path(data_folder), RUNS[kind](digest, backbone), Path(root))
 
 
@@ -106,6 +112,110 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(
     for run in runs:
         assert_same_results(run, root, whole)
     assert not list(root.glob("partial/*"))
+
+
+# The real command line, stopped and out of space
+
+ENDLESS, LONG = 10**7, 50
+
+
+def driver(store: str, data_folder: str, digest: str, steps: str) -> None:
+    """Run in a process of its own: ``saferule run`` on tiny runs in place of a profile's."""
+    runs = [(run.method, replace(run, steps=int(steps))) for run in trainings(digest, "cpq")]
+    experiment.asked, loop.LOG_ROWS = lambda *_: runs, STEPS // LOG_EVERY
+    output = str(Path(store).parent)
+    cli.app(["run", "--profile", Path(store).name, "--runs-only", "--output", output, "--data", data_folder])
+
+
+def command(store: Path, data_folder: Path, digest: str, steps: int) -> list[str]:
+    code = "import sys; from test_faults import driver; driver(*sys.argv[1:])"
+    return [sys.executable, "-c", code, str(store), str(data_folder), digest, str(steps)]
+
+
+@pytest.fixture
+def smoke(empty_store, tmp_path) -> Path:
+    """A copy of the store that has the forget set, where the smoke profile's lies."""
+    return Path(shutil.copytree(empty_store, tmp_path / "smoke"))
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_driver_that_is_stopped_leaves_no_process_and_a_store_to_go_on_with(
+    smoke, data_folder, digest, make, sent, code
+):
+    """With two processes at work; meanwhile no second driver is let in. Asked for again, everything is made."""
+    place = {"cwd": Path(__file__).parent, "env": os.environ | {"OMP_NUM_THREADS": "2"}}
+    process = subprocess.Popen(command(smoke, data_folder, digest, ENDLESS), **place, stderr=PIPE, text=True)
+    while len(list(smoke.glob("partial/*/runs.json"))) < 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    runs = [replace(run, steps=LONG) for run in trainings(digest, "cpq")]
+    with pytest.raises(RunError, match=f"{smoke}.*another process is making runs here"):
+        make(runs, smoke)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(sent)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == code and len(children) >= 2
+    if sent != signal.SIGKILL:
+        assert told.startswith("saferule: interrupted: finished work is kept") and told.count("\n") == 1
+    assert psutil.wait_procs(children, timeout=60)[1] == []
+    assert all(map(make(runs, smoke).done, runs)) and not list(smoke.rglob(".*.part"))
+
+
+def test_a_full_disk_is_one_sentence_and_the_store_goes_on_when_there_is_room(
+    smoke, data_folder, digest, make, reference, tmp_path
+):
+    """A real one, as large as the first of the policies and a half, in a namespace of mounts of its own."""
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    disk.mkdir()
+    first = Store(reference).folder(trainings(digest, "cpq")[0])
+    size = sum(path.stat().st_size for path in [*first.rglob("*"), *smoke.rglob("*")] if path.is_file())
+    script = (
+        f'mount -t tmpfs -o size={int(1.5 * size)} none "$1" || exit 99; cp -r "$2" "$1"; d="$1"; o="$3"; shift 3; '
+        '"$@"; code=$?; cp -r "$d/smoke" "$o"; exit $code'
+    )
+    told = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", script, "sh", disk, smoke, out]
+        + command(disk / "smoke", data_folder, digest, STEPS),
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    if not out.exists():
+        pytest.skip(f"no file system can be mounted here: {told.stderr}")
+    assert told.returncode == 2 and told.stderr.count("\n") == 1, told.stderr
+    assert told.stderr.startswith(f"saferule: error: {disk}") and "the disk is full: make room" in told.stderr
+    assert_whole(out, trainings(digest, "cpq"))
+    make(trainings(digest, "cpq"), out)
+    for run in trainings(digest, "cpq"):
+        assert_same_results(run, out, reference)
+
+
+def test_a_limit_of_the_size_of_files_ends_everything_at_once(fresh, make, digest, reference):
+    """The other way in which a disk says no; what runs in processes of their own is ended, too."""
+    runs, (soft, hard) = trainings(digest, "cpq"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as told:
+            make(runs, fresh)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told.value.filename.startswith(str(fresh))
+    assert_whole(fresh, runs)
+    make(runs, fresh)
+    for run in runs:
+        assert_same_results(run, fresh, reference)
+
+
+def assert_whole(root: Path, runs) -> None:
+    """What is done is as it was written, something is not, and there are no drafts."""
+    store = Store(root)
+    done = [run for run in runs if store.done(run)]
+    assert len(done) < len(runs) and all(store.verify(run) == [] for run in done) and not list(root.rglob(".*.part"))
+
+
+# Damaged files, values that are not finite
 
 
 def test_a_damaged_state_means_from_the_beginning(reference, fresh, make, digest):
@@ -157,6 +267,9 @@ def test_a_run_that_stopped_is_shown_as_failed_at_the_step_of_the_state_that_was
     assert results.episodes(Store(made), [plain])["reason"].tolist() == [""]
 
 
+# Processes that are lost, errors
+
+
 def three_repairs(digest: str) -> list[PolicyRun]:
     """Of one policy, each a job of its own."""
     poisoned = trainings(digest, "cpq")[1]
@@ -192,7 +305,7 @@ def test_a_worker_that_is_killed_once_is_forgiven_and_twice_is_named(made, make,
 def test_a_worker_that_is_really_killed_takes_no_other_with_it(fresh, make, digest):
     """While two jobs run and others wait."""
     pool, said = execute.Workers(2), []
-    runs = [replace(run, steps=150) for backbone in TRIED for run in trainings(digest, backbone)]
+    runs = [replace(run, steps=60) for backbone in TRIED for run in trainings(digest, backbone)]
 
     def kill():
         while not list(fresh.glob("partial/*")):

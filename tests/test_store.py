@@ -89,9 +89,12 @@ def store(tmp_path) -> Store:
 @pytest.fixture(autouse=True)
 def _forget_keys():
     """Descriptions are kept for the process; here versions and settings change."""
-    describe.cache_clear(), key.cache_clear()
+    cached = (describe, key, versions)
+    for function in cached:
+        function.cache_clear()
     yield
-    describe.cache_clear(), key.cache_clear()
+    for function in cached:
+        function.cache_clear()
 
 
 @pytest.mark.parametrize("run", [ADVERSARY, FORGET, REPAIRED, EVALUATION, TIMING], ids=lambda run: run.KIND)

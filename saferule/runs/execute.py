@@ -20,11 +20,10 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from saferule.environment import cores
+from saferule.environment import cluster, cores
 from saferule.errors import RunError, SettingsError
 from saferule.files import write_bytes
 
-ADDRESS, GPU_SHARE = "RAY_ADDRESS", "SAFERULE_RAY_GPUS"  # environment: notebooks' kernels run their jobs there too
 NODE_SECONDS = 120  # for a node to start a process and read a file
 
 
@@ -187,37 +186,20 @@ def default(device: str) -> JobExecutor:
 
     device  of the tensors: on a GPU this process does everything, on a CPU a process per core
     """
-    if os.environ.get(ADDRESS):
-        return _cluster(os.environ[ADDRESS], gpu_share())
+    if told := cluster():
+        return _cluster(*told)
     return _workers(cores()) if device == "cpu" and cores() > 1 else InProcess()
 
 
 _cluster, _workers = cache(RayCluster), cache(Workers)
 
 
-def use_cluster(address: str | None, share: float = 0.0) -> None:
-    """Let this process, and the notebooks that it starts, run their jobs on a cluster.
-
-    share  of a GPU for each job: up to 1, or a whole number; 0: a CPU alone
-    """
-    if not address:
-        raise SettingsError("--ray-gpus is given without --ray: give --ray ADDRESS, or leave it out")
-    if not (0 <= share <= 1 or (share > 1 and share.is_integer())):
-        raise SettingsError(f"--ray-gpus {share:g}: expected a share between 0 and 1, or a whole number: give 0.25")
-    os.environ |= {ADDRESS: address, GPU_SHARE: str(share)}
-
-
-def gpu_share() -> float:
-    """The share of a GPU that a task on a cluster is given; 0 for tasks on CPUs."""
-    return float(os.environ.get(GPU_SHARE) or 0)
-
-
 def device() -> str:
     """Where tensors lie, "cuda" or "cpu": as tasks on a cluster are declared, else on a GPU where there is one."""
     import torch
 
-    gpu = gpu_share() > 0 if os.environ.get(ADDRESS) else torch.cuda.is_available()
-    return "cuda" if gpu else "cpu"
+    told = cluster()
+    return "cuda" if (told[1] > 0 if told else torch.cuda.is_available()) else "cpu"
 
 
 def chosen_device(asked: str | None) -> str:

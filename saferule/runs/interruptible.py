@@ -96,9 +96,10 @@ class Interruptible:
         self._write(agent, partial(save_tensors, diverged.tensors), step=diverged.good_step, stopped=sentence)
 
     def finish(self, population: Population, agents: Sequence[int]) -> None:
-        """Write the folders of all agents that reached the end and forget the interrupted state."""
-        if agents:
-            self.save(population, agents)  # a kill from here on loses no training
+        """Write the folders of all agents that reached the end and forget the interrupted state.
+
+        A kill on the way repeats what was trained since the last saved state; folders that are there stay.
+        """
         for p, agent in enumerate(agents):
             self._write(agent, partial(save_agent, population, p))
         shutil.rmtree(self.folder)

@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,7 @@ def _sums(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256(path) for path in files}
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of what a result depends on; "missing" for a package without metadata, which a repair may never load."""
     found = {"python": platform.python_version()}
