@@ -17,7 +17,12 @@ from saferule.runs.store import Store
 from saferule.runs.work import EPISODES
 
 NODE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20}
-NOTICED = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 10}
+SETTINGS = {  # a dead node is noticed soon; a slow machine may take its time to start one
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 20,
+    "agent_register_timeout_ms": 100_000,
+}
 
 
 class TwoSlots(execute.InProcess):
@@ -33,7 +38,7 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
-        initialize_head=True, head_node_args=NODE | {"include_dashboard": False, "_system_config": NOTICED}
+        initialize_head=True, head_node_args=NODE | {"include_dashboard": False, "_system_config": SETTINGS}
     )
     cluster.add_node(**NODE)
     yield cluster
