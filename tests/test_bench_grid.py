@@ -1,6 +1,6 @@
 """The bench of the grid: its rows, from real training and the real engine. No times are asserted."""
 
-import pytest
+from types import SimpleNamespace
 
 from benchmarks import grid
 
@@ -17,6 +17,7 @@ def test_rows_of_trivial_runs_and_of_training(monkeypatch):
     assert all(0 < row["floor_fraction"] < 2 and row["agent_steps_per_s"] > 0 for row in rows)
 
 
-def test_a_rate_counts_calls():
-    calls = []
-    assert grid.per_second(lambda: calls.append(0), 0.01) == pytest.approx(len(calls) / 0.01, rel=0.5)
+def test_a_rate_is_calls_over_the_time_until_the_last_has_ended(monkeypatch):
+    ticks, calls = iter(range(9)), []  # begun at 0, three looks at the clock in the loop, the end at 4
+    monkeypatch.setattr(grid, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    assert grid.per_second(lambda: calls.append(0), 3) == 2 / 4 and len(calls) == 2
