@@ -216,7 +216,7 @@ def numbers_again(committed: pd.DataFrame, rebuilt: pd.DataFrame) -> list[Outcom
     both = one.merge(two, on=keys, how="outer", suffixes=("", " again"), indicator="of")
     found = []
     for row in in_reading_order(both).to_dict("records"):
-        what = " of ".join(NAMES.get(n, str)(row[n]) for n in ("metric", "method") if n in keys)
+        what = " of ".join(NAMES.get(n, str)(row[n]) for n in ("metric", "method", "name") if n in keys)
         what += f" ({row['source']})" if row.get("source", "nan") != "nan" else ""
         values = {n: (row[n], row[f"{n} again"]) for n in two if n not in keys}
         differing = {n: pair for n, pair in values.items() if not _equal(*pair)}
@@ -224,11 +224,11 @@ def numbers_again(committed: pd.DataFrame, rebuilt: pd.DataFrame) -> list[Outcom
             why = "there are episodes of it" if row["of"] == "right_only" else "there are no episodes of it"
             found.append(Outcome(False, what, f"{'not ' * (row['of'] == 'right_only')}in the committed table, {why}"))
         elif differing:
-            why = "; ".join(f"{n} {pair[0]} committed and {pair[1]} from the episodes" for n, pair in differing.items())
+            why = "; ".join(f"{n} {pair[0]} committed and {pair[1]} built again" for n, pair in differing.items())
             found.append(Outcome(False, what, why))
         else:
             why = f"mean {row['mean']:.4g} (n {row['n']}), " if {"mean", "n"} <= values.keys() else ""
-            found.append(Outcome(True, what, f"{why}as from the committed episodes"))
+            found.append(Outcome(True, what, f"{why}as built again"))
     return found
 
 
