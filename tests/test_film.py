@@ -48,7 +48,8 @@ def made(policy):
 def job(policy, tmp_path):
     policy.save(tmp_path / "policy")
     path = tmp_path / "videos" / "car.gif"
-    return Job(tmp_path / "policy", path, partial(attack_reward, "min_reward"), "CarCircle, Min Reward")
+    draw = partial(films.film_adversary, tmp_path / "policy", partial(attack_reward, "min_reward"))
+    return Job(path, "CarCircle, Min Reward", draw)
 
 
 def frames_of(gif):
@@ -80,8 +81,8 @@ def test_an_adversary_is_shown_in_its_best_episode_and_kept(policy, job, monkeyp
     monkeypatch.setattr(films, "EPISODES", 3)
     chosen = []
     monkeypatch.setattr(films, "film", lambda task, act, seed, title: chosen.append(seed) or Film(b"GIF", title))
-    assert films.film_adversary(job).gif == b"GIF" and not job.film.exists()
-    assert films.film_adversaries([job], HERE)[0].gif == job.film.read_bytes() == b"GIF"
+    assert job.draw(job.title).gif == b"GIF" and not job.file.exists()
+    assert films.film_all([job], HERE)[0].gif == job.file.read_bytes() == b"GIF"
 
     def total(seed):
         return roll_out(CAR, policy.sampler(np.random.default_rng(seed)), [seed]).rows[0]["return"]
@@ -90,23 +91,22 @@ def test_an_adversary_is_shown_in_its_best_episode_and_kept(policy, job, monkeyp
 
 
 def test_a_kept_film_is_read_and_not_made_again(job, made):
-    job.film.parent.mkdir()
-    job.film.write_bytes(made.gif)
-    assert films.film_adversaries([job], executor=None) == [made] == [films.read(job.film)]  # nothing is submitted
-    job.film.write_bytes(b"GIF89a, cut off")
-    assert films.read(job.film) is None
+    job.file.parent.mkdir()
+    job.file.write_bytes(made.gif)
+    assert films.film_all([job], executor=None) == [made] == [films.read(job.file)]  # nothing is submitted
+    job.file.write_bytes(b"GIF89a, cut off")
+    assert films.read(job.file) is None
 
 
 def test_what_fails_gives_a_sentence(job, policy, tmp_path, monkeypatch):
-    (film,) = films.film_adversaries([job._replace(policy=tmp_path / "missing")], HERE)
+    (film,) = films.film_all([job._replace(draw=partial(films.film_adversary, tmp_path / "missing", max))], HERE)
     assert film.gif is None and film.told.startswith("CarCircle, Min Reward: no film. ")
-    assert "holds no complete policy" in film.told and not job.film.exists()
+    assert "holds no complete policy" in film.told and not job.file.exists()
 
-    def ended(job):
+    def ended(title):
         raise BrokenProcessPool
 
-    monkeypatch.setattr(films, "film_adversary", ended)
-    (film,) = films.film_adversaries([job], HERE)
+    (film,) = films.film_all([job._replace(draw=ended)], HERE)
     assert film == Film(None, "CarCircle, Min Reward: no film, as the process that draws ended without a word.")
 
     def broken(*args, **kwargs):
@@ -120,8 +120,8 @@ def test_what_fails_gives_a_sentence(job, policy, tmp_path, monkeypatch):
 def test_films_are_drawn_in_other_processes(job):
     """A job is understood there."""
     with process_pool(1) as pool:
-        (film,) = films.film_adversaries([job], pool)
-    assert film.gif == job.film.read_bytes() and len(list(frames_of(film.gif))) == films.FRAMES
+        (film,) = films.film_all([job], pool)
+    assert film.gif == job.file.read_bytes() and len(list(frames_of(film.gif))) == films.FRAMES
 
 
 def test_without_opengl_there_is_a_sentence_and_no_crash():

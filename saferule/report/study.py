@@ -28,7 +28,7 @@ from saferule.runs.experiment import Profile, ablated, ablated_condition, get_pr
 from saferule.runs.places import known_data, workspace
 from saferule.runs.spec import EvaluationRun, ForgetRun, PolicyRun, Run, identity
 from saferule.runs.work import forget_data
-from saferule.sim.film import Job, as_html, film_adversaries
+from saferule.sim.film import Job, as_html, film_adversary, film_all
 from saferule.unlearn import METHODS
 
 
@@ -201,7 +201,12 @@ class Study:
     # What is shown
 
     def made_with(self) -> None:
-        """Show profile, data, replicates, steps and episodes, and what that is worth."""
+        """Show `about`."""
+        display(Markdown(self.about))
+
+    @property
+    def about(self) -> str:
+        """Profile, data, replicates, steps and episodes, and what that is worth, in Markdown."""
         p = self.profile
         data = ", ".join(f"{t} `{self.dataset(t).digest()[:12]}` ({len(self.dataset(t))} steps)" for t in p.tasks)
         steps = {run.task: run.steps for run in self.plan["adversaries"]}
@@ -228,7 +233,7 @@ class Study:
                 f"This is a reduced run (the paper: {TABLE7.training_steps} training, {TABLE7.unlearning_steps} "
                 "unlearning steps), **not the paper's result**."
             )
-        display(Markdown("\n\n".join(lines)))
+        return "\n\n".join(lines)
 
     def save_table(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
         """Write the table with its provenance to ``tables/<name>.csv``; returns what was written."""
@@ -288,10 +293,10 @@ class Study:
         jobs = []
         for run in self.make(runs):
             folder, title = self.store.folder(run), f"{run.task}, {ATTACKS[run.attack]}"
-            score = partial(attack_reward, run.attack)
-            jobs.append(Job(folder, self.folder / "videos" / f"{folder.name}.gif", score, title))
+            draw = partial(film_adversary, folder, partial(attack_reward, run.attack))
+            jobs.append(Job(self.folder / "videos" / f"{folder.name}.gif", title, draw))
         with process_pool(cores()) as pool:
-            display(HTML(as_html(film_adversaries(jobs, pool))))
+            display(HTML(as_html(film_all(jobs, pool))))
 
     def figure(self, name: str, *rows: pd.DataFrame) -> None:
         """Draw a figure of `FIGURES` for each task (and backbone), write ``figures/<name>-*.png`` and display that."""

@@ -39,12 +39,11 @@ class Film(NamedTuple):
 
 
 class Job(NamedTuple):
-    """An adversary to be filmed."""
+    """A film to be kept."""
 
-    policy: Path  # folder, as `saferule.sim.ppo` saves it
-    film: Path  # where the film is kept
-    score: Callable[[float, float], float]  # of an episode's return and cost: the best one is shown
+    file: Path  # where
     title: str
+    draw: Callable[[str], Film]  # with the title; it can be sent to another process
 
 
 def film(task: Task, act: Act, seed: int, title: str, *, frames: int = FRAMES, size: int = SIZE) -> Film:
@@ -67,33 +66,34 @@ def film(task: Task, act: Act, seed: int, title: str, *, frames: int = FRAMES, s
     return Film(_gif([_labelled(*each, title) for each in zip(pictures, lines, strict=True)], told), told)
 
 
-def film_adversary(job: Job) -> Film:
+def film_adversary(folder: Path, score: Callable[[float, float], float], title: str) -> Film:
     """Film the best of a few episodes, as Algorithm 1 selects the best rollouts; nothing is written.
 
-    The adversary acts as it was rolled out, drawing from its Gaussian.
+    folder  of the adversary, as `saferule.sim.ppo` saves it, which acts as it was rolled out, drawing from its Gaussian
+    score   of an episode's return and cost: the best one is shown
     """
     from saferule.sim.ppo import OnlinePolicy
 
-    policy = OnlinePolicy.load(job.policy)
+    policy = OnlinePolicy.load(folder)
 
     def act(seed: int) -> Act:
         return policy.sampler(np.random.default_rng(seed))
 
-    def score(seed: int) -> float:
+    def scored(seed: int) -> float:
         (row,) = roll_out(policy.task, act(seed), [seed]).rows
-        return job.score(row["return"], row["cost"])
+        return score(row["return"], row["cost"])
 
-    best = max(range(EPISODES), key=score)
-    return film(policy.task, act(best), best, job.title)
+    best = max(range(EPISODES), key=scored)
+    return film(policy.task, act(best), best, title)
 
 
-def film_adversaries(jobs: Sequence[Job], executor: Executor) -> list[Film]:
+def film_all(jobs: Sequence[Job], executor: Executor) -> list[Film]:
     """The films of all jobs; those that are kept are read, new ones are drawn by the executor and kept.
 
     Draw in other processes: a graphics library may end the one that calls it.
     """
-    films = {job: read(job.film) for job in jobs}
-    running = {job: executor.submit(film_adversary, job) for job, kept in films.items() if kept is None}
+    films = {job: read(job.file) for job in jobs}
+    running = {job: executor.submit(job.draw, job.title) for job, kept in films.items() if kept is None}
     for job, future in running.items():
         try:
             films[job] = future.result()
@@ -102,7 +102,7 @@ def film_adversaries(jobs: Sequence[Job], executor: Executor) -> list[Film]:
         except BrokenExecutor:
             films[job] = Film(None, f"{job.title}: no film, as the process that draws ended without a word.")
         if films[job].gif is not None:
-            write_bytes(job.film, films[job].gif)
+            write_bytes(job.file, films[job].gif)
     return list(films.values())
 
 
