@@ -82,4 +82,14 @@ unset PYTHONHOME PYTHONPATH    # they would put other packages before those of t
 
 cd -- "$root"
 if [[ "$profile" == paper ]]; then "$venv/bin/saferule" doctor; fi
-exec "$venv/bin/saferule" run --profile "$profile" "${choices[@]}"
+"$venv/bin/saferule" run --profile "$profile" "${choices[@]}"
+if [[ " ${choices[*]} " == *" --runs-only "* ]]; then exit; fi
+
+# Tables and pages of the other profiles that have results, from their stored episodes: what the repository comes with.
+for other in smoke cpu paper; do
+    if [[ "$other" != "$profile" && -d "artifacts/$other/runs/evaluation" ]]; then
+        "$venv/bin/saferule" report --profile "$other"
+    fi
+done
+printf '\nOpen in a browser, no server needed:\n'
+printf '    %s\n' "$root"/artifacts/*/report/index.html

@@ -206,7 +206,32 @@ def run(
     if not notebooks and not only_stored:  # all in one go keeps all cores busy; a single notebook makes what it shows
         make([run for _, run in asked(wanted, known_data(wanted, place.data_folder)[0])], place)
     if not runs_only:
+        from saferule.report.html import build
+        from saferule.report.study import Study
+
         run_all(profile, notebooks or NOTEBOOKS, output, parameters)
+        typer.echo(f"report     {build(Study(profile, output=output, **parameters | {'only_stored': True}))}")
+
+
+@app.command()
+def report(
+    profile: ProfileOption = "smoke",
+    tasks: TasksOption = None,
+    backbones: BackbonesOption = None,
+    attacks: AttacksOption = None,
+    ratios: RatiosOption = None,
+    replicates: ReplicatesOption = None,
+    changes: SetOption = None,
+    output: OutputOption = None,
+    data: DataFolderOption = None,
+) -> None:
+    """Make tables, figures and HTML pages of a profile again from its stored episodes; no run is made."""
+    from saferule.report.html import rebuild
+    from saferule.report.study import Study
+
+    own = {"tasks": tasks, "backbones": backbones, "attacks": attacks, "ratios": ratios, "replicates": replicates}
+    study = Study(profile, output=output, data=data, changes=_chosen(own, changes), only_stored=True)
+    typer.echo(f"report     {rebuild(study)}")
 
 
 @app.command()

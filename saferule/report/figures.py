@@ -461,6 +461,44 @@ def across(table: pd.DataFrame) -> Drawn:
     return grid.figure, [dot("estimate"), line("95 % interval"), Line2D([], [], label="no difference", **GOAL)]
 
 
+# The overview
+
+
+SCORES = {"normalised_cost": "cost per episode / limit", "normalised_return": "normalised return"}
+
+
+def moves(cells: pd.DataFrame) -> Drawn:
+    """An arrow from the clean to the poisoned policy of every cell (`tables.from_clean_to_poisoned`), by attack."""
+    cells = _shown(cells)
+    grid = _grid(cells, 3.3, 2.9, col="backbone", col_wrap=min(2, cells["backbone"].nunique()))
+    ends = [[f"{score}{end}" for score in SCORES] for end in ("", "_poisoned")]
+    for (backbone, attack), here in cells.groupby(["backbone", "attack"], sort=False):
+        panel, colour = grid.axes_dict[backbone], ATTACK_COLOURS[attack]
+        for (x, y), face in zip(ends, ("white", colour), strict=True):
+            panel.scatter(here[x], here[y], s=20, color=face, edgecolors=colour, zorder=3)
+        (x0, y0), (x1, y1) = ends
+        panel.plot(here[[x0, x1]].T, here[[y0, y1]].T, color=colour, linewidth=1.1, alpha=0.7)
+    for panel in grid.axes.flat:
+        panel.axvline(1, **LIMIT)
+        with_zero(panel, "x", 1.0)
+        with_zero(panel, "y")
+    grid.set_axis_labels(*SCORES.values())
+    handles = [line(ATTACKS[a], ATTACK_COLOURS[a]) for a in ATTACKS if a in set(cells["attack"])]
+    return grid.figure, [*handles, dot("clean", hollow=True), dot("poisoned"), _one()]
+
+
+def everywhere(means: pd.DataFrame) -> Drawn:
+    """Every cell as a dot, a line per method, at its cost and return (`tables.cell_means`); large, the mean of them."""
+    rows = _tall(means, SCORES).assign(replicate=0)
+    grid = _titled(_dots(rows, 4.3, SCORES, col="metric"), dict.fromkeys(SCORES, ""))
+    grid.axes_dict["normalised_cost"].axvline(1, **LIMIT)
+    return grid.figure, [dot("one cell, mean over replicates", "#BBBBBB"), dot("mean of the cells"), _one()]
+
+
+def _one() -> Line2D:
+    return Line2D([], [], label="the cost limit", **LIMIT)
+
+
 def changes(episodes: pd.DataFrame, effects: pd.DataFrame) -> Drawn:
     """Change of cost and return against the default under each reading (`tables.effects`): a row per backbone.
 
@@ -600,6 +638,7 @@ def times(table: pd.DataFrame) -> Drawn:
 
 
 LINES = "One line per replicate."
+CELLS = "Small dots are cells of Table 1, a large one is their mean."
 READS = "Dots are replicates, a diamond is their mean with its 95 % interval."
 BARS = "Bars are means over replicates, dots are replicates, hollow is the paper's."
 OF_ATTACK = {"max_cost": "figure1", "max_reward": "figure2", "min_reward": "figure3"}  # the paper's figures
@@ -625,6 +664,9 @@ FIGURES: dict[str, Drawing] = {
         ("methods", "{task}: every method", "Filled is ours, hollow the paper's.", beside_paper),
         ("repairs", "{task}: what Safe-RULE does to the poisoned policy", "Hollow is the paper's.", repairs),
         ("across-cells", "All cells of a backbone", "Dots with 95 % bootstrap intervals.", across),
+        ("overview-attack", "What the attack does: from clean to poisoned", "An arrow is a cell of Table 1.", moves),
+        ("overview-methods", "What each method restores", CELLS, everywhere),
+        ("overview-controls", "What happens without the method: Safe-RULE and its controls", CELLS, everywhere),
         ("theory-tails", "{task}: Lemma A.1, Eq. 15, against u", LINES, tails),
         ("theory-bounds", "{task}: Eq. 26 and 27 during unlearning (step 0: the poisoned policy)", LINES, bounds),
         ("theory-constant-critic", "Lemma A.2 for a critic that is the same on all of D_f", "", constant_critic),

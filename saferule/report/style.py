@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from saferule.agents import BACKBONES, get_backbone
 from saferule.unlearn import METHODS, Method
@@ -99,14 +99,18 @@ def head(figure: Figure, title: str, handles: Sequence[Line2D]) -> Figure:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG of 256 colours, a third of the size: executed notebooks are committed with their figures."""
-    drawn, small = BytesIO(), BytesIO()
+    """The figure as a PNG of 256 colours, a third of the size: executed notebooks are committed with their figures.
+
+    Its label, the text alternative, goes into the file as its description.
+    """
+    drawn, small, about = BytesIO(), BytesIO(), PngImagePlugin.PngInfo()
+    about.add_itxt("Description", str(figure.get_label()))
     with matplotlib.rc_context(STYLE):
         figure.savefig(drawn, format="png", dpi=150)
     with Image.open(drawn) as image:
         # An octree keeps the few colours that methods have; a median cut merges those of small dots.
         palette = {"method": Image.Quantize.FASTOCTREE, "dither": Image.Dither.NONE}
-        image.convert("RGB").quantize(256, **palette).save(small, format="png", optimize=True)
+        image.convert("RGB").quantize(256, **palette).save(small, format="png", optimize=True, pnginfo=about)
     return small.getvalue()
 
 

@@ -395,6 +395,19 @@ def settings_layout(settings: pd.DataFrame) -> pd.DataFrame:
 # Across cells
 
 
+def cell_means(episodes: pd.DataFrame) -> pd.DataFrame:
+    """One row per cell and method: cost in units of the limit and return as DSRL scores it, means over replicates."""
+    means = replicate_means(with_clean(episodes)).groupby([*CELL, "method"], sort=False)
+    return means[[f"normalised_{metric}" for metric in METRICS]].mean().dropna().reset_index()
+
+
+def from_clean_to_poisoned(episodes: pd.DataFrame) -> pd.DataFrame:
+    """`cell_means` of the clean and of the poisoned policy in one row per cell that has both (suffix "_poisoned")."""
+    means = cell_means(episodes)
+    clean, poisoned = (means[means["method"] == method] for method in ("clean", "poisoned"))
+    return clean.merge(poisoned, on=CELL, suffixes=("", "_poisoned"))
+
+
 def across_cells(episodes: pd.DataFrame) -> pd.DataFrame:
     """Methods over all cells of a backbone, by rliable's stratified bootstrap over replicates (Agarwal et al., 2021).
 
