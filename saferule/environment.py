@@ -41,7 +41,7 @@ def home() -> Path:
 
 
 def settle_home() -> None:
-    """Where no home folder is told, libraries that look for settings there find an empty one until this process ends."""
+    """Where no home folder is told, libraries that look for settings find an empty one while this process runs."""
     try:
         home()
     except SettingsError:

@@ -152,7 +152,7 @@ def test_evaluations_have_few_episodes_where_policies_are_many_or_on_the_way():
     assert set(of) == {run for part in ("main", "controls", "ablations", "readings") for run in parts[part]} | {
         run for run in parts["forgetting"] if run.start
     }
-    seeds = tuple(range(10_000, 10_005))
+    seeds = SMOKE.evaluation_seeds
     assert (of[parts["main"][0]].seeds, of[parts["main"][0]].snapshot_seeds) == (seeds, seeds[:2])
     assert (of[parts["readings"][0]].seeds, of[parts["readings"][0]].snapshot_seeds) == (seeds, seeds[:2])
     assert (of[parts["forgetting"][0]].seeds, of[parts["forgetting"][0]].snapshot_seeds) == (seeds[:2], seeds[:2])
