@@ -27,7 +27,7 @@ from saferule.agents.loop import LOOK_EVERY
 from saferule.runs import engine, execute, results
 from saferule.runs.experiment import Data, asked, get_profile
 from saferule.runs.interruptible import AGENT
-from saferule.runs.spec import EvaluationRun, PolicyRun, RandomPart, TimingRun, frozen
+from saferule.runs.spec import EvaluationRun, Level, PolicyRun, RandomPart, TimingRun, frozen
 from saferule.runs.store import Store
 from saferule.runs.work import TIMES, snapshot
 from saferule.unlearn import METHODS, start
@@ -46,7 +46,7 @@ def test_what_a_run_leaves(reference, digest, backbone):
         assert meta["population"] == (2 if run.start else 1)  # one replicate of one condition at a time
         half = load_agent(snapshot(store, run, SNAPSHOT))
         assert half.population is None and half.meta["step"] == SNAPSHOT
-        assert ("critic" in half.nets) == (run.start is not None)
+        assert ("critic" in half.nets) == (run.method == "safe-rule")  # which the theory looks into
         assert not torch.equal(half.nets["actor"]["w0"], agent.nets["actor"]["w0"])
         log = pd.read_csv(store.folder(run) / "log.csv")
         assert log["step"].tolist() == LOGGED and log[[n for n in log if n not in LOOKS]].notna().all().all()
@@ -125,6 +125,48 @@ def test_the_cost_limit_of_the_training_is_that_of_the_rows(fresh, make, digest)
     evaluations = [EvaluationRun(run, (3,))]
     (row,) = results.episodes(make(evaluations, fresh), evaluations).to_dict("records")
     assert row["cost_limit"] == 25 and row["normalised_cost"] == row["cost"] / 25
+
+
+# How much of a policy is kept
+
+
+def held(store: Store, run: PolicyRun) -> set[str]:
+    """Kinds of tensors in a policy's file: nets, scalars, adam, generators."""
+    return {name.split("/")[0] for name in read(store.folder(run) / AGENT)[0]}
+
+
+def test_of_a_policy_is_kept_what_is_read_later(reference, fresh, make, digest):
+    """All that another run starts from of those that others do start from, of the others what acts."""
+    clean, poisoned, _ = trainings(digest, "cpq")
+    main, ablation = applied("safe-rule", poisoned), applied("no-critic", poisoned)
+    store = make([clean, main, ablation], fresh, level=Level.RECORD)
+    levels = [store.level(run) for run in (clean, poisoned, main, ablation)]
+    assert levels == [Level.WHOLE] * 3 + [Level.SNAPSHOTS]
+    assert [store.meta(run)["kept"] for run in (main, ablation)] == ["WHOLE", "SNAPSHOTS"]
+    assert held(store, main) == {"nets", "scalars", "generators"} and held(store, ablation) == {"nets"}
+    acting, whole = (agent_of(root, ablation).nets for root in (fresh, reference))
+    assert set(acting) == set(get_backbone("cpq").ACTING) < set(whole)
+    assert_same_state(acting["actor"], whole["actor"])
+    evaluation = EvaluationRun(ablation, (1,), (1,))
+    before = files(store.folder(ablation))
+    assert set(results.episodes(make([evaluation], fresh), [evaluation])["step"]) == {SNAPSHOT, STEPS}
+    assert files(store.folder(ablation)) == before
+
+
+def test_a_policy_with_less_than_is_read_is_made_again_and_nothing_else(reference, fresh, make, digest):
+    poisoned = trainings(digest, "cpq")[1]
+    ablation, evaluation = applied("no-critic", poisoned), EvaluationRun(applied("no-critic", poisoned), (1,))
+    store = make([evaluation], fresh, level=Level.RECORD)
+    before = files(fresh)
+    relearned = applied("relearn", ablation)
+    make([relearned], fresh, level=Level.RECORD)
+    changed = {path for path, when in files(fresh).items() if before.get(path) != when and path.is_file()}
+    assert {path.relative_to(fresh).parts[2] for path in changed} == {
+        store.folder(run).name for run in (ablation, relearned)
+    }
+    assert store.level(ablation) == Level.WHOLE
+    for name, tensor in read(store.folder(ablation) / AGENT)[0].items():
+        assert_same_state(tensor, read(Store(reference).folder(ablation) / AGENT)[0][name], 1e-6)
 
 
 # The other backbones, relearning, timing

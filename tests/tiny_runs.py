@@ -11,7 +11,7 @@ from helpers import assert_same_state
 from saferule.agents.checkpoint import load_agent, read
 from saferule.runs import engine, execute
 from saferule.runs.interruptible import AGENT
-from saferule.runs.spec import AdversaryRun, ForgetRun, PolicyRun, frozen
+from saferule.runs.spec import AdversaryRun, ForgetRun, Level, PolicyRun, frozen
 from saferule.runs.store import Store
 from saferule.runs.work import Workspace
 
@@ -44,9 +44,9 @@ def relearnings(digest: str, backbone: str) -> list[PolicyRun]:
     return [applied("relearn", start, forget=poisoned.forget) for start in starts]
 
 
-def make_from(data_folder: Path, runs, root: Path, say=lambda line: None, executor=None) -> Store:
+def make_from(data_folder: Path, runs, root: Path, say=lambda line: None, executor=None, level=Level.WHOLE) -> Store:
     workspace = Workspace(Store(root), data_folder, "cpu")
-    engine.make(runs, workspace, executor or execute.InProcess(), say)
+    engine.make(runs, workspace, executor or execute.InProcess(), say, level)
     return workspace.store
 
 

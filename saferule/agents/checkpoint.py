@@ -57,6 +57,21 @@ def part_of(tensors: Tensors, members: list[int]) -> Tensors:
     return {name: v.clone() if name.endswith("/step") else v[members] for name, v in tensors.items()}
 
 
+def acting_part(tensors: Tensors, backbone: str) -> Tensors:
+    """Of an agent's tensors those that ``act`` reads: enough to evaluate it."""
+    return {name: v for name, v in tensors.items() if name.startswith(_acting(get_backbone(backbone)))}
+
+
+def starting_part(tensors: Tensors, moments: bool = False) -> Tensors:
+    """Of an agent's tensors its own, without frozen copies of another's; with Adam's moments, or cold."""
+    left_out = (f"nets/{ORIGINAL}",) if moments else (f"nets/{ORIGINAL}", "adam/")
+    return {name: v for name, v in tensors.items() if not name.startswith(left_out)}
+
+
+def _acting(backbone: ModuleType) -> tuple[str, ...]:
+    return tuple(f"nets/{net}/{prefix or ''}" for net, prefix in backbone.ACTING.items())
+
+
 def restore(tensors: Tensors, learning_rates: dict[str, float], step: int) -> Population:
     """The population whose `tensors_of` these are; networks that Adam's moments name are trained on."""
     tree: dict[str, Any] = {"nets": {}, "scalars": {}, "adam": {}}
@@ -140,7 +155,7 @@ def save_agent(
     population: Population, p: int, path: Path, task: str, backbone: str, cfg: Any, meta: dict[str, Any]
 ) -> None:
     """The complete state of agent p, without frozen copies of an agent that has a file of its own."""
-    own = {n: v for n, v in tensors_of(population).items() if not n.startswith(f"nets/{ORIGINAL}")}
+    own = starting_part(tensors_of(population), moments=True)
     save_tensors(part_of(own, [p]), path, task, backbone, cfg, meta | {"step": population.step})
 
 
@@ -220,8 +235,7 @@ def _check(path: str | Path, tensors: Tensors, shapes: Shapes, scalars: Shapes, 
 
     Scalars that a method added are known by no name here; one per agent is all that is asked of them.
     """
-    acting = tuple(f"nets/{net}/{prefix or ''}" for net, prefix in backbone.ACTING.items())
-    whole = "generators" in tensors
+    acting, whole = _acting(backbone), "generators" in tensors
     needed = shapes | scalars if whole else {name: shape for name, shape in shapes.items() if name.startswith(acting)}
     expected = shapes | scalars | {"generators": (1, *torch.Generator().get_state().shape)}
     expected |= {f"nets/{ORIGINAL}{name.removeprefix('nets/')}": shape for name, shape in shapes.items()}

@@ -26,7 +26,7 @@ from saferule.runs.engine import make
 from saferule.runs.execute import cores, process_pool
 from saferule.runs.experiment import Profile, ablated, ablated_condition, get_profile, plan, slices
 from saferule.runs.places import known_data, workspace
-from saferule.runs.spec import EvaluationRun, ForgetRun, PolicyRun, Run, identity
+from saferule.runs.spec import EvaluationRun, ForgetRun, Level, PolicyRun, Run, identity
 from saferule.runs.work import forget_data
 from saferule.sim.film import Job, as_html, film_adversary, film_all
 from saferule.unlearn import METHODS
@@ -85,11 +85,14 @@ class Study:
         """The clean data D of a task."""
         return clean_data(self.workspace.data_folder, task)
 
-    def make(self, runs: Sequence[Run]) -> list[Run]:
-        """The runs, made where they are missing, with what they build on; or those that are there (`only_stored`)."""
+    def make(self, runs: Sequence[Run], level: Level = Level.RECORD) -> list[Run]:
+        """The runs, made where they are missing, with what they build on; or those that are there (`only_stored`).
+
+        level  how much of policies is read
+        """
         if self.only_stored:
-            return [run for run in runs if self.store.done(run)]
-        make(runs, self.workspace)
+            return [run for run in runs if self.store.done(run, level)]
+        make(runs, self.workspace, level=level)
         return list(runs)
 
     def part(self, part: str, **which: str) -> list[PolicyRun]:
@@ -115,9 +118,12 @@ class Study:
         compared = [run for part in parts or ("main",) for run in self.plan[part]]
         return self._evaluated([run for run in compared if where(run, run.forget) in known])
 
-    def inside(self, policies: Sequence[PolicyRun]) -> list[PolicyRun]:
-        """The policies that can be looked into: those whose networks and forget sets are there, made where missing."""
-        runs = self.make(policies)
+    def inside(self, policies: Sequence[PolicyRun], whole: bool = False) -> list[PolicyRun]:
+        """The policies that can be looked into: those whose networks and forget sets are there, made where missing.
+
+        whole  not the networks that act alone, but critics, targets and snapshots too
+        """
+        runs = self.make(policies, Level.WHOLE if whole else Level.ACTING)
         sets = set(self.make([run.forget for run in runs if isinstance(run.forget, ForgetRun)]))
         return [run for run in runs if run.forget in sets or not isinstance(run.forget, ForgetRun)]
 

@@ -13,14 +13,14 @@ import traceback
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from saferule.errors import RunError, SaferuleError
 from saferule.files import FULL
 from saferule.runs.execute import InProcess, JobExecutor, default
 from saferule.runs.interruptible import SAVE_SECONDS, progress
-from saferule.runs.spec import ForgetRun, PolicyRun, Run, TimingRun, lineage, parents
+from saferule.runs.spec import ForgetRun, Level, PolicyRun, Run, TimingRun, lineage, read_by
 from saferule.runs.store import Store
 from saferule.runs.work import Say, Workspace, named, work
 from saferule.unlearn import family, loss_options
@@ -33,6 +33,7 @@ class Job:
     """Runs that are made together."""
 
     runs: list[Run]
+    keep: Level = Level.RECORD  # of its policies, at least
     tries: int = 0
 
     @property
@@ -41,19 +42,26 @@ class Job:
         return f"{self.runs[0].KIND} {named(self.runs)}"
 
 
-def make(runs: Sequence[Run], workspace: Workspace, executor: JobExecutor | None = None, say: Say = print) -> None:
+def make(
+    runs: Sequence[Run],
+    workspace: Workspace,
+    executor: JobExecutor | None = None,
+    say: Say = print,
+    level: Level = Level.RECORD,
+) -> None:
     """Make the runs that are missing, and what they build on.
 
+    level     how much of policies is asked for: one with less is made again, and keeps more than it usually would
     executor  where jobs run; None: where `saferule.runs.execute.default` says
     RunError, at the end, names the runs that could not be made; another process that makes runs here is one at once.
     """
     store = workspace.store
-    if all(map(store.done, runs)):
+    if all(store.done(run, level) for run in runs):
         return
     with store.lock():
         executor = executor or default(workspace.device)
         executor.check(store.root)
-        jobs = divide(runs, store, workspace.device, executor.slots)
+        jobs = divide(runs, store, workspace.device, executor.slots, level)
         failed = _follow(jobs, workspace, executor, say)
     if failed:
         sentences = list(dict.fromkeys(failed.values()))
@@ -63,27 +71,28 @@ def make(runs: Sequence[Run], workspace: Workspace, executor: JobExecutor | None
         )
 
 
-def divide(runs: Sequence[Run], store: Store, device: str, slots: int) -> list[Job]:
+def divide(runs: Sequence[Run], store: Store, device: str, slots: int, level: Level = Level.RECORD) -> list[Job]:
     """The missing runs as jobs: interrupted populations as they were, the others so that all slots have work.
 
     On a CPU, where a larger population is no faster, it holds one replicate of one condition, so that a cell does not
     wait for the next; a GPU takes all at once.
     """
-    todo = lineage(runs, store.done)
+    todo = lineage(runs, store.done, level)
     policies = [run for run in lineage(runs) if isinstance(run, PolicyRun)]
-    continued = [group for group in store.interrupted(policies) if not set(todo).isdisjoint(group)]
+    continued = [group for group in store.interrupted(policies, todo) if not todo.keys().isdisjoint(group)]
     taken = {run for group in continued for run in group}
     groups: dict[Any, list[Run]] = {}
     for run in todo:
         if run not in taken:
             apart = device == "cpu" and isinstance(run, PolicyRun)
             key, condition = _together(run), (run.replicate, run.attack, run.ratio) if apart else ()
-            before = sum(_together(other) == key for other in lineage([run])[:-1])  # not beside what it builds on
+            before = sum(_together(other) == key for other in [*lineage([run])][:-1])  # not beside what it builds on
             groups.setdefault((*key, condition, before), []).append(run)
     alike = Counter(key[:2] for key in groups)  # groups that can be worked on at the same time
     parts = [part for key, group in groups.items() for part in _cut(group, math.ceil(slots / alike[key[:2]]))]
     order = {run: i for i, run in enumerate(todo)}
-    return sorted((Job(part) for part in [*continued, *parts]), key=lambda job: min(order.get(r, 0) for r in job.runs))
+    jobs = [Job(part, max(todo.get(run, level) for run in part)) for part in [*continued, *parts]]
+    return sorted(jobs, key=lambda job: min(order.get(run, 0) for run in job.runs))
 
 
 def _together(run: Run) -> tuple:
@@ -112,7 +121,7 @@ def _follow(jobs: Sequence[Job], workspace: Workspace, executor: JobExecutor, sa
     and runs alone. A full disk is no job's failure but the end.
     """
     of_run = {run: job for job in jobs for run in job.runs}
-    needs = {job: {of_run[p] for run in job.runs for p in parents(run) if p in of_run} - {job} for job in jobs}
+    needs = {job: {of_run[p] for run in job.runs for p in read_by(run) if p in of_run} - {job} for job in jobs}
     waiting, running, done, failed = dict.fromkeys(jobs), {}, set(), {}
     live = (say,) if isinstance(executor, InProcess) else ()
 
@@ -132,7 +141,7 @@ def _follow(jobs: Sequence[Job], workspace: Workspace, executor: JobExecutor, sa
                     break
                 if needs[job] <= done and not (timed and place):
                     del waiting[job]
-                    running[executor.submit(work, workspace, job.runs, *live)] = job
+                    running[executor.submit(work, replace(workspace, keep=job.keep), job.runs, *live)] = job
             ended, _ = wait(running, timeout=SAVE_SECONDS, return_when=FIRST_COMPLETED)
             if not ended:
                 _say_progress(running.values(), workspace.store, say)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,15 @@ import pandas as pd
 import torch
 
 from saferule.agents.checkpoint import (
+    Tensors,
+    acting_part,
+    part_of,
     read,
     restore,
     save_acting,
-    save_agent,
     save_networks,
     save_tensors,
+    starting_part,
     tensors_of,
     write,
 )
@@ -27,24 +29,33 @@ from saferule.agents.loop import Diverged, Log
 from saferule.agents.population import Population
 from saferule.errors import CheckpointError
 from saferule.files import write_bytes
-from saferule.runs.spec import PolicyRun, config, key
-from saferule.runs.store import Store
+from saferule.runs.spec import Level, PolicyRun, UserFile, config, key, usual
+from saferule.runs.store import KEPT, Store
 
 AGENT, LOG, STATE, PROGRESS = "agent.safetensors", "log.csv", "state.safetensors", "step"
 SAVE_SECONDS = 60.0
+CHECKED = "safe-rule"  # the method whose critics the theory looks at on the way too
 
 
 class Interruptible:
     """Keeps the state and the snapshots in the store's partial folder up to date, and writes finished agents.
 
     The state holds the log and the seconds so far too, so that a continued run ends as an uninterrupted one.
+
+    keep  how much of the finished agents is kept, at least
     """
 
-    def __init__(self, store: Store, runs: Sequence[PolicyRun], say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        runs: Sequence[PolicyRun],
+        say: Callable[[str], None],
+        keep: Level = Level.RECORD,
+    ) -> None:
         self.store, self.folder, self.runs, self.say, self.log = store, store.partial(runs), list(runs), say, Log()
         first = runs[0]
         self.made_for = (first.task, first.backbone, config(first))
-        self.save_snapshot = save_networks if first.start else save_acting  # the inside of repairs is looked at
+        self.keep_at_least = keep
         self.snapshot_steps = set(first.snapshot_steps)
         self.began = self.saved_at = time.monotonic()
         self.earlier = 0.0
@@ -74,7 +85,8 @@ class Interruptible:
         if population.step in self.snapshot_steps:
             for p, agent in enumerate(agents):
                 path = self._snapshots(agent) / f"{population.step}.safetensors"
-                self.save_snapshot(population, p, path, *self.made_for)
+                save = save_networks if self.runs[agent].method == CHECKED else save_acting
+                save(population, p, path, *self.made_for)
         if time.monotonic() - self.saved_at > SAVE_SECONDS:
             self.save(population, agents)
             if parent_process() is None:  # a worker's lines come when its job has ended: there `progress` tells
@@ -93,7 +105,7 @@ class Interruptible:
         """Write the folder of an agent whose values were not finite, with its last good state."""
         sentence = diverged.sentence(self.runs[agent].label)
         self.say(sentence)
-        self._write(agent, partial(save_tensors, diverged.tensors), step=diverged.good_step, stopped=sentence)
+        self._write(agent, diverged.tensors, diverged.good_step, step=diverged.good_step, stopped=sentence)
 
     def finish(self, population: Population, agents: Sequence[int]) -> None:
         """Write the folders of all agents that reached the end and forget the interrupted state.
@@ -101,17 +113,22 @@ class Interruptible:
         A kill on the way repeats what was trained since the last saved state; folders that are there stay.
         """
         for p, agent in enumerate(agents):
-            self._write(agent, partial(save_agent, population, p))
+            self._write(agent, part_of(tensors_of(population), [p]), population.step)
         shutil.rmtree(self.folder)
 
-    def _write(self, agent: int, save: Callable[..., None], **end: Any) -> None:
+    def _write(self, agent: int, tensors: Tensors, step: int, **end: Any) -> None:
+        """One agent's folder. No run that starts from it reads Adam's moments; a user's repair has them."""
         run = self.runs[agent]
-        if self.store.done(run):
+        level = max(self.keep_at_least, usual(run))
+        if self.store.done(run, level):
             return
+        whole, moments = level == Level.WHOLE, isinstance(run.start, UserFile)
+        kept = starting_part(tensors, moments) if whole else acting_part(tensors, run.backbone)
         rows = pd.DataFrame([row for row in self.log.rows if row["agent"] == agent])
         spent = {"seconds": round(self.seconds, 2), "steps": run.steps, "population": len(self.runs)}
-        with self.store.write(run, **spent, threads=torch.get_num_threads(), **end) as draft:
-            save(draft / AGENT, *self.made_for, {"run": key(run)} | end)
+        spent |= {"threads": torch.get_num_threads(), KEPT: level.name}
+        with self.store.write(run, **spent | end) as draft:
+            save_tensors(kept, draft / AGENT, *self.made_for, {"run": key(run), "step": step} | end)
             rows.drop(columns="agent", errors="ignore").to_csv(draft / LOG, index=False)
             if self._snapshots(agent).is_dir():
                 shutil.copytree(self._snapshots(agent), draft / "snapshots")

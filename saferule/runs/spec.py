@@ -13,16 +13,26 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import IntEnum
 from functools import cache
 from typing import Any, ClassVar
 
 from saferule.agents import get_backbone
 from saferule.sim.ppo_settings import adversary_settings
 from saferule.sim.tasks import get_task
-from saferule.unlearn import coefficients, loss_options
+from saferule.unlearn import METHODS, coefficients, loss_options
 
 Frozen = tuple[tuple[str, Any], ...]
 LEARNER = ("adversary", "ppo")  # once a reading with one option; the stored adversaries are described with it
+
+
+class Level(IntEnum):
+    """How much of a finished policy is stored, each with what those before it have; of other runs there is all."""
+
+    RECORD = 0  # what it is, the seconds it took, its log
+    ACTING = 1  # the networks that `act` reads
+    SNAPSHOTS = 2  # the same of the policies on the way: what an evaluation reads
+    WHOLE = 3  # all that another run can start from, and what the theory reads
 
 
 def frozen(**values: Any) -> Frozen:
@@ -227,27 +237,42 @@ def key(run: Run) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def parents(run: Run) -> tuple[Run, ...]:
-    """The runs that a run is made from."""
-    return tuple(value for f in fields(run) if isinstance(value := getattr(run, f.name), Run))
+def read_by(run: Run) -> dict[Run, Level]:
+    """The runs that a run is made from, each with how much of it is read."""
+    if isinstance(run, EvaluationRun):
+        return {run.policy: Level.SNAPSHOTS if run.snapshot_seeds else Level.ACTING}
+    return {value: Level.WHOLE for f in fields(run) if isinstance(value := getattr(run, f.name), Run)}
 
 
-def lineage(runs: Sequence[Run], done: Callable[[Run], bool] = lambda run: False) -> list[Run]:
-    """The runs and all that they build on, each once, what is built on before what builds on it.
+def usual(run: PolicyRun) -> Level:
+    """How much is kept of a policy when it is made: of those that others start from, and that users bring, all."""
+    started_from = METHODS[run.method].part == "main" and not run.readings
+    return Level.WHOLE if started_from or isinstance(run.start, UserFile) else Level.SNAPSHOTS
 
-    Left out are those that are done, and what only these build on.
+
+def lineage(
+    runs: Sequence[Run],
+    done: Callable[[Run, Level], bool] = lambda run, level: False,
+    level: Level = Level.RECORD,
+) -> dict[Run, Level]:
+    """The runs and all that they build on, what is built on before what builds on it; with how much of each is needed.
+
+    level  how much of the runs themselves is asked for
+    Left out are those of which so much is done, and what only these build on.
     """
-    found: dict[Run, None] = {}
+    found: dict[Run, Level] = {}
 
-    def add(run: Run) -> None:
-        if run not in found and not done(run):
-            for parent in parents(run):
-                add(parent)
-            found[run] = None
+    def add(run: Run, needed: Level) -> None:
+        if run in found:
+            found[run] = max(found[run], needed)
+        elif not done(run, needed):
+            for parent, read in read_by(run).items():
+                add(parent, read)
+            found[run] = needed
 
     for run in runs:
-        add(run)
-    return list(found)
+        add(run, level)
+    return found
 
 
 def config(run: PolicyRun | TimingRun) -> Any:

@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
@@ -24,9 +24,9 @@ from typing import Any
 
 from saferule.errors import RunError, cause
 from saferule.files import sha256, vacant, write_bytes, write_folder
-from saferule.runs.spec import Run, describe, key
+from saferule.runs.spec import Level, Run, describe, key
 
-RECORD, SUMS = "run.json", "SHA256SUMS"
+RECORD, SUMS, KEPT = "run.json", "SHA256SUMS", "kept"
 RECORDED = ("torch", "numpy", "gymnasium", "mujoco", "safety-gymnasium", "pybullet", "stable_baselines3")
 
 
@@ -40,9 +40,13 @@ class Store:
         """Where the run's results lie, or will lie."""
         return self.root / "runs" / run.KIND / f"{run.label}-{key(run)}"
 
-    def done(self, run: Run) -> bool:
-        """True when the run's results are there."""
-        return (self.folder(run) / RECORD).is_file()
+    def done(self, run: Run, level: Level = Level.RECORD) -> bool:
+        """True when the run's results are there, of a policy at least so much."""
+        return (self.folder(run) / RECORD).is_file() and (level == Level.RECORD or self.level(run) >= level)
+
+    def level(self, run: Run) -> Level:
+        """How much of a finished run there is."""
+        return Level[self.meta(run).get(KEPT, Level.WHOLE.name)]  # those of before levels are whole
 
     def meta(self, run: Run) -> dict[str, Any]:
         """What ``run.json`` says; RunError when the run is not finished."""
@@ -68,7 +72,7 @@ class Store:
             record = {"run": describe(run), "versions": versions(), "machine": machine()} | meta
             (draft / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
             write_sums(draft)
-            if final.exists() and not vacant(final):  # in the way: not made by this store
+            if final.exists() and not vacant(final):  # damaged, or with less of the run
                 shutil.rmtree(final)
 
     def verify(self, run: Run) -> list[str]:
@@ -103,9 +107,10 @@ class Store:
         write_bytes(folder / "runs.json", json.dumps([*map(key, runs)]).encode())
         return folder
 
-    def interrupted(self, among: Sequence[Run]) -> list[list[Run]]:
+    def interrupted(self, among: Sequence[Run], missing: Container[Run] = ()) -> list[list[Run]]:
         """Populations to continue: the runs of those that were interrupted and hold only runs in ``among``.
 
+        missing  runs that are missing although they are done: more of them is asked for
         Some of a population's runs may be done by now. What is left of one that is done entirely is removed. No two
         of the populations have an unfinished run in common.
         """
@@ -118,7 +123,7 @@ class Store:
                 continue
             if not set(keys) <= set(known):
                 continue
-            left = {k for k in keys if not self.done(known[k])}
+            left = {k for k in keys if known[k] in missing or not self.done(known[k])}
             if not left:
                 shutil.rmtree(listing.parent)
             elif not left & taken:

@@ -24,7 +24,17 @@ from saferule.attack.poison import ForgetSet, load_forget_set, poison, save_forg
 from saferule.data.batches import TransitionPool
 from saferule.data.schema import clean_data
 from saferule.runs.interruptible import AGENT, Interruptible
-from saferule.runs.spec import AdversaryRun, EvaluationRun, ForgetRun, PolicyRun, RandomPart, Run, TimingRun, config
+from saferule.runs.spec import (
+    AdversaryRun,
+    EvaluationRun,
+    ForgetRun,
+    Level,
+    PolicyRun,
+    RandomPart,
+    Run,
+    TimingRun,
+    config,
+)
 from saferule.runs.store import Store
 from saferule.runs.timing import measure
 from saferule.sim import Simulator, get_task, make
@@ -42,11 +52,12 @@ FIRST_TRAINING, REPAIR, FURTHER_TRAINING = 0, 1_000_000, 2_000_000
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where runs are made: the store, the folder of the clean data, the device."""
+    """Where runs are made: the store, the folder of the clean data, the device; how much of policies is kept there."""
 
     store: Store
     data_folder: Path
     device: str
+    keep: Level = Level.RECORD  # at least; more where others start from one (`usual`)
 
 
 def named(runs: Sequence[Run]) -> str:
@@ -116,7 +127,7 @@ def _policies(workspace: Workspace, runs: Sequence[PolicyRun], say: Say) -> None
         states = [load_agent(store.folder(run.start) / AGENT, workspace.device).population for run in runs]
         return together(states, runs, workspace.device)
 
-    train(store, runs, pool, rows, start, workspace.device, say)
+    train(store, runs, pool, rows, start, workspace.device, say, workspace.keep)
 
 
 def together(states: Sequence[Population], runs: Sequence[PolicyRun], device: str) -> Population:
@@ -142,6 +153,7 @@ def train(
     start: Callable[[], Population],
     device: str,
     say: Say,
+    keep: Level = Level.RECORD,
 ) -> None:
     """Run a population to its end, keep its state on the way, write each agent's folder to the store.
 
@@ -152,7 +164,7 @@ def train(
     first, backbone, cfg = runs[0], get_backbone(runs[0].backbone), config(runs[0])
     methods, readings = [run.method for run in runs], [dict(run.readings) for run in runs]
     algorithm = unlearning(first.method, backbone, cfg, first.steps, readings[0])
-    state = Interruptible(store, runs, say)
+    state = Interruptible(store, runs, say, keep)
     resumed = state.resume(device)
     if resumed is None:
         population, agents = start(), list(range(len(runs)))
