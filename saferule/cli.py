@@ -309,6 +309,29 @@ def check(
 
 
 @app.command()
+def publish(
+    source: Annotated[Path, typer.Option(help="Root of the results to take them from, such as a clone's artifacts.")],
+    profile: ProfileOption = "cpu",
+    changes: SetOption = None,
+    output: OutputOption = None,
+    data: DataFolderOption = None,
+) -> None:
+    """Copy what is to be committed of a profile's finished runs from another store; exit 1 when one is damaged."""
+    from saferule.runs.experiment import get_profile
+    from saferule.runs.places import known_data, workspace
+    from saferule.runs.publish import publish
+    from saferule.runs.store import Store
+
+    wanted = get_profile(profile, **_named_values(changes, "--set"))
+    place = workspace(wanted, output, data)
+    report = publish(wanted, known_data(wanted, place.data_folder)[0], Store(source / profile), place.store)
+    for line in report.lines():
+        typer.echo(line)
+    if report.refused:
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object.")] = False) -> None:
     """Check this machine: device, simulators, rendering, data, kernel; exit 1 when something needed does not work."""
     import json

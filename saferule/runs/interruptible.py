@@ -32,7 +32,7 @@ from saferule.files import write_bytes
 from saferule.runs.spec import Level, PolicyRun, UserFile, config, key, usual
 from saferule.runs.store import KEPT, Store
 
-AGENT, LOG, STATE, PROGRESS = "agent.safetensors", "log.csv", "state.safetensors", "step"
+AGENT, LOG, STATE, PROGRESS, SNAPSHOTS = "agent.safetensors", "log.csv", "state.safetensors", "step", "snapshots"
 SAVE_SECONDS = 60.0
 CHECKED = "safe-rule"  # the method whose critics the theory looks at on the way too
 
@@ -131,10 +131,10 @@ class Interruptible:
             save_tensors(kept, draft / AGENT, *self.made_for, {"run": key(run), "step": step} | end)
             rows.drop(columns="agent", errors="ignore").to_csv(draft / LOG, index=False)
             if self._snapshots(agent).is_dir():
-                shutil.copytree(self._snapshots(agent), draft / "snapshots")
+                shutil.copytree(self._snapshots(agent), draft / SNAPSHOTS)
 
     def _snapshots(self, agent: int) -> Path:
-        return self.folder / "snapshots" / key(self.runs[agent])
+        return self.folder / SNAPSHOTS / key(self.runs[agent])
 
 
 def progress(folder: Path) -> int:

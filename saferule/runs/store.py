@@ -66,11 +66,16 @@ class Store:
 
         meta  further entries for ``run.json``, such as the seconds it took
         """
+        with self.draft(run) as draft:
+            yield draft
+            write_json(draft / RECORD, {"run": describe(run), "versions": versions(), "machine": machine()} | meta)
+
+    @contextmanager
+    def draft(self, run: Run) -> Iterator[Path]:
+        """The same without ``run.json``."""
         final = self.folder(run)
         with write_folder(final) as draft:
             yield draft
-            record = {"run": describe(run), "versions": versions(), "machine": machine()} | meta
-            (draft / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
             write_sums(draft)
             if final.exists() and not vacant(final):  # damaged, or with less of the run
                 shutil.rmtree(final)
@@ -145,6 +150,11 @@ class Store:
             except OSError as error:
                 raise RunError(f"{self.root}: the lock of the store cannot be held: {cause(error)}") from error
             yield
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write what a run says of itself."""
+    path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def write_sums(folder: Path) -> None:

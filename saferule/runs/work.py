@@ -23,7 +23,7 @@ from saferule.attack.adversary import leading, roll_out_adversary, train_adversa
 from saferule.attack.poison import ForgetSet, load_forget_set, poison, save_forget_set
 from saferule.data.batches import TransitionPool
 from saferule.data.schema import clean_data
-from saferule.runs.interruptible import AGENT, Interruptible
+from saferule.runs.interruptible import AGENT, SNAPSHOTS, Interruptible
 from saferule.runs.spec import (
     AdversaryRun,
     EvaluationRun,
@@ -191,7 +191,7 @@ def train(
 
 def snapshot(store: Store, run: PolicyRun, step: int) -> Path:
     """The file of a snapshot of a finished run."""
-    return store.folder(run) / "snapshots" / f"{step}.safetensors"
+    return store.folder(run) / SNAPSHOTS / f"{step}.safetensors"
 
 
 def _evaluations(workspace: Workspace, runs: Sequence[EvaluationRun], say: Say) -> None:
