@@ -9,6 +9,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -137,6 +138,17 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """The same, computed once in this process unless the file's time or size has changed."""
+    state = path.stat()
+    return _sha256_at(path, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _sha256_at(path: Path, time: int, size: int) -> str:
+    return sha256(path)
 
 
 def _try(path: Path, final: Path) -> None:

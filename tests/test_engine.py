@@ -1,5 +1,6 @@
 """Runs on a tiny real dataset: made once, found again, and continued after SIGKILL as if nothing had happened."""
 
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -24,12 +25,13 @@ from tiny_runs import (
 from saferule.agents import BACKBONES, get_backbone, loop
 from saferule.agents.checkpoint import load_agent, read
 from saferule.agents.loop import LOOK_EVERY
+from saferule.errors import RunError
 from saferule.runs import engine, execute, results
 from saferule.runs.experiment import Data, asked, get_profile
 from saferule.runs.interruptible import AGENT
 from saferule.runs.spec import EvaluationRun, Level, PolicyRun, RandomPart, TimingRun, frozen
 from saferule.runs.store import Store
-from saferule.runs.work import TIMES, snapshot
+from saferule.runs.work import EPISODES, TIMES, snapshot
 from saferule.unlearn import METHODS, start
 
 pytestmark = pytest.mark.usefixtures("log_often")
@@ -167,6 +169,65 @@ def test_a_policy_with_less_than_is_read_is_made_again_and_nothing_else(referenc
     assert store.level(ablation) == Level.WHOLE
     for name, tensor in read(store.folder(ablation) / AGENT)[0].items():
         assert_same_state(tensor, read(Store(reference).folder(ablation) / AGENT)[0][name], 1e-6)
+
+
+# Damaged runs
+
+
+def edited(store: Store, run: EvaluationRun) -> None:
+    """A cost of 6000 in 300 steps."""
+    path = store.folder(run) / EPISODES
+    path.write_text(path.read_text().replace(",", ",9", 1))
+
+
+def deleted(store: Store, run: EvaluationRun) -> None:
+    (store.folder(run) / EPISODES).unlink()
+
+
+def emptied(store: Store, run: EvaluationRun) -> None:
+    (store.folder(run.policy) / "run.json").write_text("")
+
+
+def flipped(store: Store, run: EvaluationRun) -> None:
+    path = store.folder(run.policy) / AGENT
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def truncated(store: Store, run: EvaluationRun) -> None:
+    path = store.folder(run.policy) / AGENT
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def copied_over(store: Store, run: EvaluationRun) -> None:
+    """The agent that it was repaired from in its place."""
+    shutil.copy(store.folder(run.policy.start) / AGENT, store.folder(run.policy) / AGENT)
+
+
+def unlisted(store: Store, run: EvaluationRun) -> None:
+    (store.folder(run.policy) / "SHA256SUMS").write_text("")
+
+
+@pytest.mark.parametrize("tamper", [edited, deleted, emptied, flipped, truncated, copied_over, unlisted])
+def test_a_damaged_run_is_named_and_made_again_with_what_was_built_on_it(made, make, digest, tamper):
+    repaired = repairs(digest, "cpq")[0]
+    run, other = EvaluationRun(repaired, (1,)), EvaluationRun(repaired.start, (1,))
+    store, said = make([run, other], made), []
+    rows, before = results.episodes(store, [run]), files(made)
+    tamper(store, run)
+    damaged = run if tamper in (edited, deleted) else repaired
+    sentences = store.verify(damaged)
+    assert sentences and all(str(store.folder(damaged)) in sentence for sentence in sentences)
+    assert not store.done(run) and store.done(other) and store.done(repaired.start)
+    with pytest.raises(RunError, match=str(store.folder(damaged))):
+        store.sound(damaged)
+    make([run, other], made, said.append, level=Level.RECORD)
+    assert said[0] == f"{sentences[0]}: made again, with what was built on it"
+    again = {path.parts[-2] for path, when in files(made).items() if path.is_file() and before.get(path) != when}
+    assert again - {"snapshots"} == {store.folder(each).name for each in {run, damaged}}
+    assert store.verify(run) == store.verify(repaired) == []
+    assert results.episodes(store, [run]).equals(rows)
 
 
 # The other backbones, relearning, timing

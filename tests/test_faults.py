@@ -348,7 +348,8 @@ def test_an_error_that_nobody_foresaw_is_named_and_takes_only_what_builds_on_it(
 def test_an_error_on_purpose_takes_only_what_builds_on_it(fresh, make, digest):
     (clean, *_), (_, poisoned, _) = (trainings(digest, backbone) for backbone in TRIED)
     store = Store(fresh)
-    (store.folder(poisoned.forget) / FORGET).write_bytes(b"text")
+    with store.write(poisoned.forget) as folder:
+        (folder / FORGET).write_bytes(b"text")
     with pytest.raises(RunError, match="2 of 3 runs.*forget.hdf5"):
         make([EvaluationRun(poisoned, (1,)), clean], fresh)
     assert store.done(clean) and not store.done(poisoned)

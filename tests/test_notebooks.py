@@ -155,7 +155,7 @@ def study(tmp_path, data_folder):
 
 def test_of_a_part_only_what_is_read_is_made(study, monkeypatch):
     made = []
-    monkeypatch.setattr("saferule.report.study.make", lambda runs, workspace: made.extend(runs))
+    monkeypatch.setattr("saferule.report.study.make", lambda runs, workspace, level: made.extend(runs))
     fresh = study.part("main", start="fresh")
     assert [run.method for run in fresh] == ["clean", "poisoned"] * 2
     assert [run.policy for run in made] == fresh  # episodes; not the policies, whose evaluations may be there
@@ -167,7 +167,7 @@ def test_of_a_part_only_what_is_read_is_made(study, monkeypatch):
 
 
 def test_a_study_of_what_is_stored_makes_nothing_and_knows_what_is_missing(study, tmp_path, data_folder, monkeypatch):
-    monkeypatch.setattr("saferule.report.study.make", lambda *_: pytest.fail("a run was made"))
+    monkeypatch.setattr("saferule.report.study.make", lambda *_, **__: pytest.fail("a run was made"))
     stored = Study("smoke", backbones=["cpq"], output=tmp_path, data=data_folder, only_stored=True)
     main, evaluations = stored.plan["main"], stored.plan["evaluations"]
     with stored.store.write(evaluations[0]) as folder:

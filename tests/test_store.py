@@ -4,13 +4,17 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from dataclasses import fields, replace
 
 import pytest
+import torch
 
+from saferule.agents.checkpoint import write
 from saferule.errors import RunError
+from saferule.files import sha256
 from saferule.runs import store as store_module
 from saferule.runs.spec import (
     AdversaryRun,
@@ -173,6 +177,29 @@ def test_every_tampering_is_named(store):
     assert "describes another run" in store.verify(POISONED)[0]
     (folder / "run.json").write_text("")
     assert "damaged" in store.verify(POISONED)[0]
+
+
+def test_files_and_folders_have_the_callers_usual_modes(store):
+    before = os.umask(0o027)
+    try:
+        with store.write(POISONED) as folder:
+            (folder / "snapshots").mkdir()
+            write(folder / "snapshots" / "agent.safetensors", {"x": torch.zeros(1)}, {"step": 1})
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in store.root.rglob("*") if path.is_file()}
+    assert modes == {0o640} and stat.S_IMODE(store.folder(POISONED).stat().st_mode) == 0o750
+
+
+def test_a_file_is_read_once_by_a_process_unless_it_changes(store, monkeypatch):
+    finish(store, POISONED)
+    read = []
+    monkeypatch.setattr("saferule.files.sha256", lambda path: read.append(path) or sha256(path))
+    for _ in range(3):
+        assert store.done(POISONED) and store.sound(POISONED) == store.folder(POISONED)
+    (record,) = read
+    os.utime(record, (1, 1))
+    assert store.done(POISONED) and read == [record] * 2
 
 
 def test_an_exception_inside_write_leaves_no_folder(store):

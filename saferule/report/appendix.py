@@ -86,7 +86,7 @@ def stages(store: Store, run: PolicyRun, keep: Dataset, percentile: float) -> It
     Snapshots hold no target networks, so there the reference is the one that Safe-RULE logged in that step, of its
     batch.
     """
-    start, end = (load_networks(store.folder(policy) / AGENT) for policy in (run.start, run))
+    start, end = (load_networks(store.sound(policy) / AGENT) for policy in (run.start, run))
     logged = pd.read_csv(store.folder(run) / LOG).set_index("step")["reward_reference"]
     yield Stage("before", 0, start.nets, reward_reference(start, keep, percentile))
     for step in run.snapshot_steps:

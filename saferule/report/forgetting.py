@@ -44,7 +44,7 @@ def action_distance(actions: np.ndarray, others: np.ndarray) -> float:
 
 def acted(workspace: Workspace, policy: PolicyRun, states: np.ndarray) -> np.ndarray:
     """Actions (N, A) of a finished policy, deterministic as in the evaluation, in states (N, S)."""
-    agent = load_networks(workspace.store.folder(policy) / AGENT)
+    agent = load_networks(workspace.store.sound(policy) / AGENT)
     with torch.no_grad():
         return agent.backbone.act(agent.nets, torch.from_numpy(states).float(), None, agent.cfg).double().numpy()
 

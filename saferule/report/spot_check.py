@@ -369,7 +369,7 @@ def _place(run: EvaluationRun | TimingRun) -> dict[str, Any]:
 
 
 def _files(store: Store, runs: Sequence[EvaluationRun | TimingRun]) -> Iterator[Outcome]:
-    policies = [run.policy for run in runs if isinstance(run, EvaluationRun) and store.done(run.policy)]
+    policies = [run.policy for run in runs if isinstance(run, EvaluationRun) and store.there(run.policy)]
     damage = [sentence for run in (*runs, *policies) for sentence in store.verify(run)]
     yield from (Outcome(False, "file", sentence) for sentence in damage)
     if runs and not damage:

@@ -155,7 +155,7 @@ class Study:
         rows = [
             {"task": run.task, "attack": run.attack, "replicate": run.seed} | row
             for run in self.make(self.plan["adversaries"])
-            for row in json.loads((self.store.folder(run) / CURVE_FILE).read_text())
+            for row in json.loads((self.store.sound(run) / CURVE_FILE).read_text())
         ]
         return pd.DataFrame(rows, columns=None if rows else ["task", "attack", "replicate", "steps", "scalar_return"])
 
@@ -201,7 +201,7 @@ class Study:
 
     def stopped(self, policies: Sequence[PolicyRun]) -> None:
         """Print a sentence for each policy whose run ended early because a value was not finite."""
-        for sentence in results.stopped(self.store, [run for run in policies if self.store.done(run)]):
+        for sentence in results.stopped(self.store, [run for run in policies if self.store.there(run)]):
             print(sentence)
 
     # What is shown

@@ -59,6 +59,8 @@ def make(
     if all(store.done(run, level) for run in runs):
         return
     with store.lock():
+        for sentence in [sentence for run in lineage(runs) for sentence in store.damage(run)]:
+            say(f"{sentence}: made again, with what was built on it")
         executor = executor or default(workspace.device)
         executor.check(store.root)
         jobs = divide(runs, store, workspace.device, executor.slots, level)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -105,7 +104,7 @@ class Interruptible:
         """Write the folder of an agent whose values were not finite, with its last good state."""
         sentence = diverged.sentence(self.runs[agent].label)
         self.say(sentence)
-        self._write(agent, diverged.tensors, diverged.good_step, step=diverged.good_step, stopped=sentence)
+        self._write(agent, diverged.tensors, diverged.good_step, sentence)
 
     def finish(self, population: Population, agents: Sequence[int]) -> None:
         """Write the folders of all agents that reached the end and forget the interrupted state.
@@ -116,7 +115,7 @@ class Interruptible:
             self._write(agent, part_of(tensors_of(population), [p]), population.step)
         shutil.rmtree(self.folder)
 
-    def _write(self, agent: int, tensors: Tensors, step: int, **end: Any) -> None:
+    def _write(self, agent: int, tensors: Tensors, step: int, stopped: str = "") -> None:
         """One agent's folder. No run that starts from it reads Adam's moments; a user's repair has them."""
         run = self.runs[agent]
         level = max(self.keep_at_least, usual(run))
@@ -124,11 +123,12 @@ class Interruptible:
             return
         whole, moments = level == Level.WHOLE, isinstance(run.start, UserFile)
         kept = starting_part(tensors, moments) if whole else acting_part(tensors, run.backbone)
+        ended = {"step": step, "stopped": stopped} if stopped else {}
         rows = pd.DataFrame([row for row in self.log.rows if row["agent"] == agent])
         spent = {"seconds": round(self.seconds, 2), "steps": run.steps, "population": len(self.runs)}
         spent |= {"threads": torch.get_num_threads(), KEPT: level.name}
-        with self.store.write(run, **spent | end) as draft:
-            save_tensors(kept, draft / AGENT, *self.made_for, {"run": key(run), "step": step} | end)
+        with self.store.write(run, **spent | ended) as draft:
+            save_tensors(kept, draft / AGENT, *self.made_for, {"run": key(run), "step": step} | ended)
             rows.drop(columns="agent", errors="ignore").to_csv(draft / LOG, index=False)
             if self._snapshots(agent).is_dir():
                 shutil.copytree(self._snapshots(agent), draft / SNAPSHOTS)

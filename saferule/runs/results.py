@@ -48,7 +48,7 @@ def times(store: Store, timings: Sequence[TimingRun]) -> pd.DataFrame:
 
 def _read(store: Store, file: str, columns: Mapping[Run, dict[str, Any]]) -> pd.DataFrame:
     """A file of several runs, below each other, with columns that tell the runs apart."""
-    frames = [pd.read_csv(store.folder(run) / file).assign(**told) for run, told in columns.items()]
+    frames = [pd.read_csv(store.sound(run) / file).assign(**told) for run, told in columns.items()]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 

@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from saferule.errors import RunError, cause
-from saferule.files import sha256, vacant, write_bytes, write_folder
-from saferule.runs.spec import Level, Run, describe, key
+from saferule.files import known_sha256, sha256, vacant, write_bytes, write_folder
+from saferule.runs.spec import Level, Run, describe, key, read_by
 
 RECORD, SUMS, KEPT = "run.json", "SHA256SUMS", "kept"
 RECORDED = ("torch", "numpy", "gymnasium", "mujoco", "safety-gymnasium", "pybullet", "stable_baselines3")
@@ -40,9 +40,24 @@ class Store:
         """Where the run's results lie, or will lie."""
         return self.root / "runs" / run.KIND / f"{run.label}-{key(run)}"
 
+    def there(self, run: Run) -> bool:
+        """True when the run's results are there, whatever has become of them."""
+        return (self.folder(run) / RECORD).is_file()
+
     def done(self, run: Run, level: Level = Level.RECORD) -> bool:
-        """True when the run's results are there, of a policy at least so much."""
-        return (self.folder(run) / RECORD).is_file() and (level == Level.RECORD or self.level(run) >= level)
+        """True when the run's results are there, of a policy at least so much, and nothing behind them is damaged."""
+        whole = self.there(run) and not self._suspect(run)
+        return whole and (level == Level.RECORD or self.level(run) >= level)
+
+    def _suspect(self, run: Run) -> bool:
+        return bool(self.damage(run)) or any(map(self._suspect, read_by(run)))
+
+    def sound(self, run: Run) -> Path:
+        """The folder of a finished run, to read from. RunError for the first file that is not as it was written."""
+        self.meta(run)
+        for sentence in self.damage(run):
+            raise RunError(f"{sentence}, expected what {SUMS} lists: run again, and it is made again")
+        return self.folder(run)
 
     def level(self, run: Run) -> Level:
         """How much of a finished run there is."""
@@ -51,7 +66,7 @@ class Store:
     def meta(self, run: Run) -> dict[str, Any]:
         """What ``run.json`` says; RunError when the run is not finished."""
         path = self.folder(run) / RECORD
-        if not self.done(run):
+        if not self.there(run):
             raise RunError(f"{path}: no such run, expected a finished {run.KIND} {run.label}: make it first")
         try:
             return json.loads(path.read_text())
@@ -64,11 +79,13 @@ class Store:
     def write(self, run: Run, **meta: Any) -> Iterator[Path]:
         """A folder to fill; it becomes the run's folder when the block ends without an error, else it is removed.
 
-        meta  further entries for ``run.json``, such as the seconds it took
+        meta  further entries for ``run.json``; its seconds, if it took longer than the block
         """
+        began = time.monotonic()
         with self.draft(run) as draft:
             yield draft
-            write_json(draft / RECORD, {"run": describe(run), "versions": versions(), "machine": machine()} | meta)
+            record = {"run": describe(run), "versions": versions(), "machine": machine()}
+            write_json(draft / RECORD, record | {"seconds": round(time.monotonic() - began, 2)} | meta)
 
     @contextmanager
     def draft(self, run: Run) -> Iterator[Path]:
@@ -80,26 +97,40 @@ class Store:
             if final.exists() and not vacant(final):  # damaged, or with less of the run
                 shutil.rmtree(final)
 
-    def verify(self, run: Run) -> list[str]:
-        """What of a finished run's folder is not as it was written: a sentence for each file, none if all is well."""
+    def damage(self, run: Run) -> list[str]:
+        """What of a run's folder is not as it was written: a sentence for each file, none if all is well or not there.
+
+        A file is read once by a process, unless it changes.
+        """
         folder = self.folder(run)
+        return self._differences(run, known_sha256) if folder.is_dir() and not vacant(folder) else []
+
+    def verify(self, run: Run) -> list[str]:
+        """The same of a finished run with every file read again; and what is there that the run did not write."""
+        if not self.there(run):
+            return [f"{self.folder(run) / RECORD}: missing"]
+        folder, found = self.folder(run), self._differences(run, sha256)
+        listed = {folder / SUMS, *(folder / name for name in _listed(folder))}
+        strangers = sorted({path for path in folder.rglob("*") if path.is_file()} - listed)
+        return found + [f"{path}: was not written by the run" for path in strangers]
+
+    def _differences(self, run: Run, digest: Callable[[Path], str]) -> list[str]:
+        folder = self.folder(run)
+        if not self.there(run):
+            return [f"{folder / RECORD}: missing"]
         try:
-            described = self.meta(run).get("run")
-        except RunError as error:
-            return [str(error)]
+            described = self.meta(run)["run"]
+        except (RunError, KeyError, TypeError) as error:
+            return [str(error) if isinstance(error, RunError) else f"{folder / RECORD}: damaged, it describes no run"]
         if described != json.loads(json.dumps(describe(run))):
             return [f"{folder / RECORD}: describes another run than its folder's name says"]
-        if not (folder / SUMS).is_file():
-            return [f"{folder / SUMS}: missing"]
-        lines = [line.partition("  ") for line in (folder / SUMS).read_text().splitlines()]
-        listed, found = {name: digest for digest, _, name in lines}, _sums(folder)
-        changes = {
-            (True, True): "has changed since it was written",
-            (True, False): "missing",
-            (False, True): "was not written by the run",
-        }
-        differing = [name for name in {**listed, **found} if listed.get(name) != found.get(name)]
-        return [f"{folder / name}: {changes[name in listed, name in found]}" for name in differing]
+        listed = _listed(folder)
+        if RECORD not in listed:
+            return [f"{folder / SUMS}: missing, or without {RECORD}"]
+        missing = {name for name in listed if not (folder / name).is_file()}
+        differing = [name for name, known in listed.items() if name in missing or digest(folder / name) != known]
+        changes = {True: "missing", False: "has changed since it was written"}
+        return [f"{folder / name}: {changes[name in missing]}" for name in differing]
 
     def state_folder(self, runs: Sequence[Run]) -> Path:
         """Where a population of these runs keeps its state while it runs."""
@@ -159,12 +190,15 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 def write_sums(folder: Path) -> None:
     """List the SHA-256 of every file of a folder as ``sha256sum -c`` reads it."""
-    (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in _sums(folder).items()))
-
-
-def _sums(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS)
-    return {str(path.relative_to(folder)): sha256(path) for path in files}
+    (folder / SUMS).write_text("".join(f"{sha256(path)}  {path.relative_to(folder)}\n" for path in files))
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """{name: SHA-256} of the files that a run wrote."""
+    path = folder / SUMS
+    lines = [line.partition("  ") for line in path.read_text(errors="replace").splitlines()] if path.is_file() else []
+    return {name: digest for digest, _, name in lines}
 
 
 @cache

@@ -78,7 +78,7 @@ def work(workspace: Workspace, runs: Sequence[Run], say: Say | None = None) -> l
 
 def forget_data(store: Store, run: ForgetRun) -> ForgetSet:
     """A finished forget set."""
-    return load_forget_set(store.folder(run) / FORGET, get_task(run.adversary.task))
+    return load_forget_set(store.sound(run) / FORGET, get_task(run.adversary.task))
 
 
 def _adversary(workspace: Workspace, runs: Sequence[AdversaryRun], say: Say) -> None:
@@ -92,7 +92,7 @@ def _adversary(workspace: Workspace, runs: Sequence[AdversaryRun], say: Say) -> 
 def _forget(workspace: Workspace, runs: Sequence[ForgetRun], say: Say) -> None:
     """The forget sets of one adversary, from one set of rollouts."""
     adversary = runs[0].adversary
-    policy = OnlinePolicy.load(workspace.store.folder(adversary))
+    policy = OnlinePolicy.load(workspace.store.sound(adversary))
     task, most = get_task(adversary.task), max(run.rollouts for run in runs)
     rollouts = roll_out_adversary(task, policy, most, adversary.seed, samples=most * task.horizon)
     data = clean_data(workspace.data_folder, adversary.task)
@@ -124,7 +124,7 @@ def _policies(workspace: Workspace, runs: Sequence[PolicyRun], say: Say) -> None
         if runs[0].start is None:
             seeds = [FIRST_TRAINING + run.replicate for run in runs]
             return create(get_backbone(runs[0].backbone), cfg, seeds, workspace.device)
-        states = [load_agent(store.folder(run.start) / AGENT, workspace.device).population for run in runs]
+        states = [load_agent(store.sound(run.start) / AGENT, workspace.device).population for run in runs]
         return together(states, runs, workspace.device)
 
     train(store, runs, pool, rows, start, workspace.device, say, workspace.keep)
@@ -197,7 +197,7 @@ def snapshot(store: Store, run: PolicyRun, step: int) -> Path:
 def _evaluations(workspace: Workspace, runs: Sequence[EvaluationRun], say: Say) -> None:
     for run in runs:
         began, policy, store = time.monotonic(), run.policy, workspace.store
-        agent = store.folder(policy) / AGENT
+        agent = store.sound(policy) / AGENT
         files = [(snapshot(store, policy, step), run.snapshot_seeds) for step in policy.snapshot_steps]
         kept = [(path, seeds) for path, seeds in files if seeds and path.is_file()]  # one that stopped early has fewer
         rows = []
