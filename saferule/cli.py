@@ -169,6 +169,7 @@ def run(
     notebooks: Annotated[list[str] | None, typer.Option(help="Which, repeatable [all, in order].")] = None,
     runs_only: Annotated[bool, typer.Option("--runs-only", help="Make the runs, execute no notebook.")] = False,
     only_stored: Annotated[bool, typer.Option("--only-stored", help="Make no run: show what is stored.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, with time and disk.")] = False,
     output: OutputOption = None,
     data: DataFolderOption = None,
     ray: Annotated[str | None, typer.Option(envvar="RAY_ADDRESS", help="Make them on this Ray cluster.")] = None,
@@ -200,6 +201,14 @@ def run(
     if ray or ray_gpus is not None:
         use_cluster(ray, ray_gpus)
     place = workspace(wanted, output, data)
+    if dry_run:
+        from saferule.runs.execute import default
+        from saferule.runs.status import rehearsal
+
+        known = known_data(wanted, place.data_folder)[0]
+        for line in rehearsal(wanted, known, place, default(place.device).slots):
+            typer.echo(line)
+        return
     for part in ("runs", "notebooks", "tables", "figures"):
         try_folder(place.store.root / part, empty=False)
     typer.echo(f"profile {profile} on {f'Ray at {ray}' if ray else device().found}")
@@ -249,35 +258,23 @@ def status(
     verify: Annotated[bool, typer.Option("--verify", help="Check every file of finished runs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object.")] = False,
 ) -> None:
-    """Which runs a profile asks for, and which of them are done; exit 1 when one is damaged."""
+    """How far the runs of a profile are, and how long the rest takes; exit 1 when one is damaged."""
     import json
 
-    from saferule.runs.experiment import get_profile, plan
+    from saferule.runs.execute import default
+    from saferule.runs.experiment import get_profile
     from saferule.runs.places import known_data, workspace
+    from saferule.runs.status import lines
+    from saferule.runs.status import status as examine
 
     own = {"tasks": tasks, "backbones": backbones, "attacks": attacks, "ratios": ratios, "replicates": replicates}
     chosen = get_profile(profile, **_chosen(own, changes))
     place = workspace(chosen, output, data)
     known, notes = known_data(chosen, place.data_folder)
-    store, damaged, parts = place.store, [], {}
-    for part, runs in plan(chosen, known).items():
-        done = {run: None for run in runs if store.done(run)}
-        left = [f"{run.KIND} {store.folder(run).name}" for run in runs if run not in done]
-        damaged += [sentence for run in (done if verify else ()) for sentence in store.verify(run)]
-        parts[part] = {"done": len(done), "asked": len(runs)} | ({"missing": left} if missing else {})
-        if not as_json:
-            typer.echo(f"{part:17} {len(done):6} of {len(runs):6} done")
-            for name in left if missing else ():
-                typer.echo(f"    missing {name}")
-    done, asked = (sum(part[what] for part in parts.values()) for what in ("done", "asked"))
-    if as_json:
-        total = {"profile": profile, "store": str(store.root), "done": done, "asked": asked}
-        typer.echo(json.dumps(total | {"parts": parts, "notes": notes, "damaged": damaged}, indent=1))
-    else:
-        for sentence in [*notes, *damaged]:
-            typer.echo(sentence)
-        typer.echo(f"{done} of {asked} runs of profile {profile} are done in {store.root}")
-    if damaged:
+    told = examine(chosen, known, place.store, default(place.device).slots, verify) | {"notes": notes}
+    for line in [json.dumps(told, indent=1)] if as_json else [*notes, *lines(told, missing)]:
+        typer.echo(line)
+    if told["damaged"]:
         raise typer.Exit(1)
 
 

@@ -188,22 +188,35 @@ def test_status_lists_what_is_missing(good, tmp_path):
     result = run(*common, tmp_path, "--backbones", "cpq", "--missing")
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    counts = {line[:17].strip(): int(line.split()[-2]) for line in lines if line.endswith(" done")}
+    counts = {line[:17].strip(): int(line.split()[-4]) for line in lines if line.endswith(" missing)")}
     assert list(counts) == list(PARTS) and counts["main"] == 9 and counts["readings"] == 10
     assert sum(line.startswith("    missing") for line in lines) == sum(counts.values())
     assert sum(" missing policy CarCircle-cpq-" in line for line in lines) == 9 + 8 + 7 + 10 + 10
     assert lines[-1].startswith(f"0 of {sum(counts.values())} runs of profile smoke are done")
-    told = json.loads(run(*common, tmp_path, "--backbones", "cpq", "--missing", "--json").stdout)
-    assert {part: row["asked"] for part, row in told["parts"].items()} == counts and told["done"] == 0
-    assert len(told["parts"]["main"]["missing"]) == 9 and told["damaged"] == []
+    assert f"left              0 h, 0 MB, and {sum(counts.values())} runs of which no rate is known" in lines
+    told = json.loads(run(*common, tmp_path, "--backbones", "cpq", "--json").stdout)
+    (only,) = told["slices"]
+    assert only["parts"] == {part: {"missing": n} for part, n in counts.items()}
+    assert told["done"] == 0 and len(told["missing"]) == told["asked"] == sum(counts.values())
+    assert told["damaged"] == told["notes"] == [] and told["rates_from"].startswith("nothing")
     without = run(*common, tmp_path / "nowhere")
-    assert "the runs of CarCircle have no names yet" in without.stdout
+    assert "the runs of CarCircle have no names yet" in without.stdout and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_lists_jobs_and_makes_nothing(good, tmp_path):
+    good.rename(tmp_path / "CarCircle.hdf5")
+    result = run("run", "--dry-run", "--backbones", "cpq", "--output", tmp_path / "out", "--data", tmp_path)
+    assert result.exit_code == 0, result.output
+    first, *_, last = result.stdout.splitlines()
+    assert first == "policy CarCircle-cpq-clean-r0: no rate is known"
+    assert last.startswith("0.00 h with ") and "runs of which none like them is finished" in last
+    assert not (tmp_path / "out" / "smoke" / "runs").exists()
 
 
 def test_status_verifies_files():
     store = project_root() / "artifacts"
     result = run("status", "--profile", "cpu", "--output", store, "--verify", "--tasks", "CarCircle")
-    assert result.exit_code == 0 and result.stdout.split()[:3] == ["adversaries", "3", "of"]
+    assert result.exit_code == 0 and result.stdout.split()[:3] == ["adversaries", "3", "of"], result.output
 
 
 def test_choices_and_changes_reach_the_notebooks(monkeypatch):

@@ -44,7 +44,7 @@ from saferule.errors import RunError
 from saferule.runs import engine, execute, experiment, interruptible, results
 from saferule.runs.interruptible import Interruptible
 from saferule.runs.spec import EvaluationRun, PolicyRun, frozen
-from saferule.runs.store import Store
+from saferule.runs.store import Store, write_sums
 from saferule.runs.work import EPISODES, FORGET
 
 pytestmark = pytest.mark.usefixtures("log_often")
@@ -262,6 +262,7 @@ def test_a_run_that_stopped_is_shown_as_failed_at_the_step_of_the_state_that_was
     plain = EvaluationRun(run.start, (1,))
     file = make([plain], made).folder(plain) / EPISODES
     pd.read_csv(file).drop(columns=["failed", "reason"]).to_csv(file, index=False)  # as an older evaluation is
+    write_sums(file.parent)
     both = results.episodes(Store(made), [plain, evaluation])
     assert both["failed"].tolist() == [False, False, True, True] and both["failed"].dtype == bool
     assert results.episodes(Store(made), [plain])["reason"].tolist() == [""]

@@ -266,21 +266,26 @@ def asked(profile: Profile, data: Mapping[str, Data]) -> Iterator[tuple[str, Run
     other, with its evaluations; the measurement of Table 3 at the end of a slice. Readings are tried in the first one.
     """
     for number, own in enumerate(slices(profile)):
-        tasks = [task for task in own.tasks if task in data]
-        for replicate, task, backbone in product(own.replicates, tasks, own.backbones):
-            for part, policy in _policies(own, data[task], task, backbone, replicate):
-                if part == "readings" and number:
-                    continue
-                if isinstance(policy.forget, ForgetRun):
-                    yield "adversaries", policy.forget.adversary
-                    yield "forget sets", policy.forget
-                yield part, policy
-                if evaluated := _evaluation(own, part, policy):
-                    yield "evaluations", evaluated
-                if part == "main" and get_backbone(backbone).DRAWS:
-                    yield "drawn evaluations", EvaluationRun(policy, own.evaluation_seeds, (), False)
-        for task, backbone in product(tasks, own.backbones):
-            yield "timing", _timing(own, data[task], task, backbone)
+        yield from asked_of(own, data, readings=number == 0)
+
+
+def asked_of(own: Profile, data: Mapping[str, Data], readings: bool = True) -> Iterator[tuple[str, Run]]:
+    """The same of one slice."""
+    tasks = [task for task in own.tasks if task in data]
+    for replicate, task, backbone in product(own.replicates, tasks, own.backbones):
+        for part, policy in _policies(own, data[task], task, backbone, replicate):
+            if part == "readings" and not readings:
+                continue
+            if isinstance(policy.forget, ForgetRun):
+                yield "adversaries", policy.forget.adversary
+                yield "forget sets", policy.forget
+            yield part, policy
+            if evaluated := _evaluation(own, part, policy):
+                yield "evaluations", evaluated
+            if part == "main" and get_backbone(backbone).DRAWS:
+                yield "drawn evaluations", EvaluationRun(policy, own.evaluation_seeds, (), False)
+    for task, backbone in product(tasks, own.backbones):
+        yield "timing", _timing(own, data[task], task, backbone)
 
 
 def _policies(

@@ -84,7 +84,8 @@ class Interruptible:
         if population.step in self.snapshot_steps:
             for p, agent in enumerate(agents):
                 path = self._snapshots(agent) / f"{population.step}.safetensors"
-                save = save_networks if self.runs[agent].method == CHECKED else save_acting
+                run = self.runs[agent]
+                save = save_networks if run.method == CHECKED and not run.readings else save_acting
                 save(population, p, path, *self.made_for)
         if time.monotonic() - self.saved_at > SAVE_SECONDS:
             self.save(population, agents)

@@ -105,6 +105,11 @@ class Store:
         folder = self.folder(run)
         return self._differences(run, known_sha256) if folder.is_dir() and not vacant(folder) else []
 
+    def incomplete(self, run: Run) -> list[str]:
+        """What can be told of a run's folder without reading what is large: a sentence for each file that lacks."""
+        folder = self.folder(run)
+        return self._differences(run, lambda path: None) if folder.is_dir() and not vacant(folder) else []
+
     def verify(self, run: Run) -> list[str]:
         """The same of a finished run with every file read again; and what is there that the run did not write."""
         if not self.there(run):
@@ -114,7 +119,8 @@ class Store:
         strangers = sorted({path for path in folder.rglob("*") if path.is_file()} - listed)
         return found + [f"{path}: was not written by the run" for path in strangers]
 
-    def _differences(self, run: Run, digest: Callable[[Path], str]) -> list[str]:
+    def _differences(self, run: Run, digest: Callable[[Path], str | None]) -> list[str]:
+        """digest  of a file; None where it is not to be read"""
         folder = self.folder(run)
         if not self.there(run):
             return [f"{folder / RECORD}: missing"]
@@ -128,7 +134,9 @@ class Store:
         if RECORD not in listed:
             return [f"{folder / SUMS}: missing, or without {RECORD}"]
         missing = {name for name in listed if not (folder / name).is_file()}
-        differing = [name for name, known in listed.items() if name in missing or digest(folder / name) != known]
+        differing = [
+            name for name, known in listed.items() if name in missing or digest(folder / name) not in (known, None)
+        ]
         changes = {True: "missing", False: "has changed since it was written"}
         return [f"{folder / name}: {changes[name in missing]}" for name in differing]
 
@@ -166,6 +174,18 @@ class Store:
                 taken |= left
                 found.append([known[k] for k in keys])
         return found
+
+    def held(self) -> bool:
+        """Whether some process is making runs here."""
+        path = self.root / ".lock"
+        if not path.is_file():
+            return False
+        with open(path) as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
 
     @contextmanager
     def lock(self) -> Iterator[None]:
