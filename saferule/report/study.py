@@ -91,7 +91,7 @@ class Study:
         level  how much of policies is read
         """
         if self.only_stored:
-            return [run for run in runs if self.store.done(run, level)]
+            return [run for run in runs if self.store.there(run, level)]
         make(runs, self.workspace, level=level)
         return list(runs)
 
@@ -102,7 +102,7 @@ class Study:
     def missing(self, part: str, **which: str) -> list[PolicyRun]:
         """The policies of a part that are asked for and neither stored nor evaluated."""
         asked = self.only(self.plan[part], **which)
-        return [run for run in asked if not self.store.done(self._evaluation_of.get(run, run))]
+        return [run for run in asked if not self.store.there(self._evaluation_of.get(run, run))]
 
     def only(self, policies: Sequence[PolicyRun], **which: str) -> list[PolicyRun]:
         """The policies whose methods are declared so, such as start="fresh" or family="safe_rule"."""

@@ -40,14 +40,13 @@ class Store:
         """Where the run's results lie, or will lie."""
         return self.root / "runs" / run.KIND / f"{run.label}-{key(run)}"
 
-    def there(self, run: Run) -> bool:
-        """True when the run's results are there, whatever has become of them."""
-        return (self.folder(run) / RECORD).is_file()
+    def there(self, run: Run, level: Level = Level.RECORD) -> bool:
+        """True when the run's results are there, of a policy at least so much, whatever has become of them."""
+        return (self.folder(run) / RECORD).is_file() and (level == Level.RECORD or self.level(run) >= level)
 
     def done(self, run: Run, level: Level = Level.RECORD) -> bool:
-        """True when the run's results are there, of a policy at least so much, and nothing behind them is damaged."""
-        whole = self.there(run) and not self._suspect(run)
-        return whole and (level == Level.RECORD or self.level(run) >= level)
+        """The same, and neither they nor what they were made from is damaged."""
+        return self.there(run) and not self._suspect(run) and self.there(run, level)
 
     def _suspect(self, run: Run) -> bool:
         return bool(self.damage(run)) or any(map(self._suspect, read_by(run)))
