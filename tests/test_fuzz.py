@@ -202,7 +202,12 @@ def torn(data: st.DataObject, tensors: dict[str, torch.Tensor]) -> dict:
     if how == 0:
         tensors[data.draw(st.sampled_from(["x", "module." + name, name + ".weight", name[:-1]]))] = value
     elif how < 5:
-        other = value.flatten(), value.to(torch.int64), torch.full_like(value.float(), torch.nan), value.flatten()[:0].clone()
+        other = (
+            value.flatten(),
+            value.to(torch.int64),
+            torch.full_like(value.float(), torch.nan),
+            value.flatten()[:0].clone(),
+        )
         tensors[name] = other[how - 1].contiguous()
     return tensors
 
