@@ -14,6 +14,7 @@ Choices, each with one or more values; without them all of the profile:
   --tasks CarCircle ...   --backbones cpq ...   --attacks max_cost ...   --ratios 0.15 ...   --replicates 0 1 ...
   --notebooks attack ...  --set episodes=50 ...
   --runs-only (makes the runs, executes no notebook)   --only-stored (makes no run, shows what is stored)
+  --dry-run (says what would run, with time and disk)
   --ray ADDRESS           makes the runs on a Ray cluster (docs/cluster.md); --ray-gpus 0.25: with so much of a GPU each
 
 Makes .venv from requirements.lock if there is none (another place: SAFERULE_VENV=/path), then says which device is
@@ -48,7 +49,7 @@ while (($#)); do
             choices+=("$1" "$2")
             shift 2
             ;;
-        --runs-only | --only-stored)
+        --runs-only | --only-stored | --dry-run)
             choices+=("$1")
             shift
             ;;
