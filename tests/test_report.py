@@ -55,6 +55,9 @@ def study(tmp_path_factory, data_folder, car_forget) -> Study:
         new_markdown_cell("# What is learned\n\nOn $\\mathcal{D}_f$ and $\\nothing{x}$:\n\n$$x_i \\leq \\frac{1}{2}$$"),
         new_code_cell("study.figure()", outputs=[shown, new_output("stream", name="stdout", text="<b> & so on")]),
     ]
+    judged = {"claim": "repairs", "statement": "It repairs.", "where": "Table 1", "verdict": "not supported"}
+    lines = {"line": ["lower cost", "higher return"], "ours": ["0.2 (0.1 to 0.3)", "0.9 (0.8 to 1.0)"], "paper": ""}
+    made.save(pd.DataFrame(judged | lines), "claims")
     (made.folder / "notebooks").mkdir()
     nbformat.write(new_notebook(cells=cells), made.folder / "notebooks" / "train.ipynb")
     return Study("smoke", backbones=["cpq", "bcq-lag"], ratios=[0.15], only_stored=True, **chosen, **place)
@@ -128,6 +131,13 @@ def test_cells_that_are_missing_are_named_without_a_page(report, study):
     assert ["CarCircle", "CPQ", "Max Cost 15 %", asked, asked] in rows
     links = pages_of(report)["cells.html"].main.find_all("a")
     assert [link["href"] for link in links] == [PAGE]
+
+
+def test_claims_have_their_verdicts_and_what_these_are_judged_by(report):
+    overview, page = (pages_of(report)[name] for name in ("index.html", "claims.html"))
+    assert overview.find("a", href="claims.html#repairs").parent.text.split() == "not supported It repairs.".split()
+    rows = [[td.text for td in row.find_all("td")] for row in page.find(id="repairs").tbody.find_all("tr")]
+    assert rows == [["lower cost", "0.2 (0.1 to 0.3)", ""], ["higher return", "0.9 (0.8 to 1.0)", ""]]
 
 
 def test_formulas_are_drawn_and_what_cannot_be_is_written(report):

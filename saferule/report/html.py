@@ -47,6 +47,7 @@ from saferule.sim.tasks import get_task
 
 PAGES = (
     ("index.html", "Overview"),
+    ("claims.html", "Claims"),
     ("tables.html", "Tables"),
     ("figures.html", "Figures"),
     ("cells.html", "Cells"),
@@ -381,6 +382,19 @@ class Report:
         if isinstance(table, Table) and arranged is not None:
             arranged = table.shown(frame)
         return grid(caption, readable(frame) if arranged is None else arranged, self._pages)
+
+    def _claims(self) -> list[dict[str, Any]]:
+        """The claims as the notebook `tables` judged them, each with its lines; none where it has not."""
+        path = self.study.folder / "tables" / "claims.csv"
+        if not path.is_file():
+            return []
+        judged = pd.read_csv(path, keep_default_na=False).rename(columns={"claim": "name"})
+        named = ["name", "statement", "where", "verdict"]
+        return [
+            dict(zip(named, told, strict=True))
+            | {"lines": grid("What it is judged by.", own[["line", "ours", "paper"]])}
+            for told, own in judged.groupby(named, sort=False)
+        ]
 
     def _figures(self) -> None:
         shown: dict[str, list[Picture]] = {}
