@@ -423,11 +423,8 @@ class Report:
         pictures = {name: self.figures.get(f"overview-{name}", []) for name in ("attack", "methods", "controls")}
         there = sum(self.cells.values())
         context = {"pictures": pictures, "there": there, "asked": len(self.cells), "about": self.about}
-        context |= {
-            "cell": next(iter(self._pages), None),
-            "claims": self._table("claims"),
-            "audit": self._table("audit"),
-        }
+        context |= {"cell": next(iter(self._pages), None), "claims": self._claims(), "audit": self._table("audit")}
+        self._page("claims.html", "claims.html", "The paper's claims", claims=context["claims"])
         self._page("index.html", "index.html", "Safe-RULE, made again", **context)
 
 
