@@ -158,7 +158,7 @@ CELLS = [html.Cell("CarCircle", "cpq", "max_cost", ratio) for ratio in (0.05, 0.
 
 def test_numbers_are_ordered_as_numbers_and_rows_lead_to_their_cells():
     frame = pd.DataFrame({"task": "CarCircle", "backbone": "CPQ", "condition": ["Max Cost 15 % *", "clean"]})
-    frame = frame.assign(words=["5 apples", "none"], mean=["10.5 ± 2", ""], share=["5 %", "12 %"])
+    frame = frame.assign(words=["5 apples", "none"], mean=["10.5 ± 2", "missing / 3"], share=["5 %", "12 %"])
     rows = html.grid("", frame, CELLS).rows
     assert [[item.order for item in row[3:]] for row in rows] == [[None, 10.5, 5.0], [None, "", 12.0]]
     assert [[item.link for item in row if item.link] for row in rows] == [[CELLS[1].address], []]

@@ -482,6 +482,8 @@ def moves(cells: pd.DataFrame) -> Drawn:
         panel.axvline(1, **LIMIT)
         with_zero(panel, "x", 1.0)
         with_zero(panel, "y")
+    low, high = panel.get_ylim()
+    panel.set_ylim(low, high + 0.05 * (high - low))  # of all panels, so that no dot at the top is cut
     grid.set_axis_labels(*SCORES.values())
     handles = [line(ATTACKS[a], ATTACK_COLOURS[a]) for a in ATTACKS if a in set(cells["attack"])]
     return grid.figure, [*handles, dot("clean", hollow=True), dot("poisoned"), _one()]
@@ -664,7 +666,7 @@ FIGURES: dict[str, Drawing] = {
         ("methods", "{task}: every method", "Filled is ours, hollow the paper's.", beside_paper),
         ("repairs", "{task}: what Safe-RULE does to the poisoned policy", "Hollow is the paper's.", repairs),
         ("across-cells", "All cells of a backbone", "Dots with 95 % bootstrap intervals.", across),
-        ("overview-attack", "What the attack does: from clean to poisoned", "An arrow is a cell of Table 1.", moves),
+        ("overview-attack", "From clean to poisoned", "An arrow is a cell of Table 1.", moves),
         ("overview-methods", "What each method restores", CELLS, everywhere),
         ("overview-controls", "What happens without the method: Safe-RULE and its controls", CELLS, everywhere),
         ("theory-tails", "{task}: Lemma A.1, Eq. 15, against u", LINES, tails),

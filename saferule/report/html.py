@@ -34,6 +34,7 @@ from saferule.agents.checkpoint import agent_policy, load_networks
 from saferule.files import sha256, write_bytes
 from saferule.report import figures, notebooks, style, tables
 from saferule.report.figures import FIGURES
+from saferule.report.layouts import NOTHING
 from saferule.report.study import Study
 from saferule.report.style import ATTACKS, backbone_label, condition
 from saferule.report.tables import CELL, TABLES, Table, readable
@@ -54,6 +55,7 @@ PAGES = (
     ("notebooks.html", "Notebooks"),
 )
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
+NO_NUMBER = ("missing", "failed", NOTHING)  # what tables write in the place of one
 LONGEST = 2_000  # rows of a table that is shown; of a longer one its file is named
 NUMBERS = "Means over n replicates, with 95 % intervals, beside what the paper prints; safe: episodes within the limit."
 OWN = ("cells/*.html", "notebooks/*.html", "tables/*.*", "images/*.png", "images/*.gif")  # what a report consists of
@@ -157,7 +159,8 @@ def _about(known: Mapping[str, str], cells: Iterable[Cell]) -> Cell | None:
 
 
 def _numeric(texts: Iterable[str]) -> bool:
-    filled = [text for text in texts if text]
+    """Whether a column is of numbers: whatever is not a number is there for one that is missing."""
+    filled = [text for text in texts if text and not text.startswith(NO_NUMBER)]
     return bool(filled) and all(map(NUMBER.match, filled))
 
 
