@@ -84,7 +84,7 @@ unset PYTHONHOME PYTHONPATH    # they would put other packages before those of t
 cd -- "$root"
 if [[ "$profile" == paper ]]; then "$venv/bin/saferule" doctor; fi
 "$venv/bin/saferule" run --profile "$profile" "${choices[@]}"
-if [[ " ${choices[*]} " == *" --runs-only "* ]]; then exit; fi
+if [[ " ${choices[*]} " =~ " --runs-only " || " ${choices[*]} " =~ " --dry-run " ]]; then exit; fi
 
 # Tables and pages of the other profiles that have results, from their stored episodes: what the repository comes with.
 for other in smoke cpu paper; do
