@@ -329,6 +329,15 @@ def publish(
 
 
 @app.command()
+def claims(profile: ProfileOption = "cpu", output: OutputOption = None, data: DataFolderOption = None) -> None:
+    """Judge the paper's claims by the stored episodes of a profile, and print CLAIMS.md; nothing is made."""
+    from saferule.report.claims import document
+    from saferule.report.study import Study
+
+    typer.echo(document(Study(profile, output=output, data=data, only_stored=True)), nl=False)
+
+
+@app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object.")] = False) -> None:
     """Check this machine: device, simulators, rendering, data, kernel; exit 1 when something needed does not work."""
     import json

@@ -305,14 +305,19 @@ def test_a_method_is_registered_by_its_entry_alone(monkeypatch):
 
 def test_across_cells_by_hand():
     table = tables.across_cells(many()).set_index(["metric", "method"])
-    cost, score = table.loc["normalised_cost"], table.loc["normalised_return"]
-    assert cost["iqm"].to_dict() == {"poisoned": 2.5, "fine-tuning": 12.5, "safe-rule": 2.5}  # of 1 1 2 2 3 3 4 4
+    assert table["backbone"].tolist() == ["all"] * 9 + ["cpq"] * 9
+    table = table[table["backbone"] == "cpq"]
+    cost, score, safe = (table.loc[metric] for metric in tables.ACROSS_METRICS)
+    assert safe["value"].to_dict() == {"poisoned": 0.25, "fine-tuning": 0, "safe-rule": 0.25}  # a cost of 10 is safe
+    assert safe.loc["fine-tuning", "better"] == 1 and safe.loc["poisoned", "better"] == 0.5
+    assert cost["value"].to_dict() == {"poisoned": 2.5, "fine-tuning": 12.5, "safe-rule": 2.5}  # of 1 1 2 2 3 3 4 4
     assert cost.loc["fine-tuning", ["better", "better_low", "better_high"]].tolist() == [1, 1, 1]
     assert score.loc["fine-tuning", "better"] == 0 and cost.loc["poisoned", "better"] == 0.5  # equals
     assert np.isnan(cost.loc["safe-rule", "better"]) and set(table["cells"]) == {2} and set(table["n"]) == {4}
-    assert (cost["iqm_low"] < cost["iqm"]).all() and cost.loc["poisoned", "better_low"] < 0.5
+    assert (cost["value_low"] < cost["value"]).all() and cost.loc["poisoned", "better_low"] < 0.5
     state = np.random.get_state()[1].tolist()
-    pd.testing.assert_frame_equal(tables.across_cells(many()), table.reset_index()[tables.ACROSS])  # no other draw
+    again = tables.across_cells(many()).query("backbone == 'cpq'")
+    pd.testing.assert_frame_equal(again.reset_index(drop=True), table.reset_index()[tables.ACROSS])  # no other draw
     assert np.random.get_state()[1].tolist() == state
 
 
@@ -320,7 +325,10 @@ def test_across_cells_takes_the_replicates_that_all_have():
     assert tables.across_cells(many(replicates=2)).empty
     assert list(tables.across_cells(many(replicates=2)).columns) == tables.ACROSS
     lacking = many().query("not (method == 'poisoned' and replicate == 3 and ratio == 0.05)")
-    assert set(tables.across_cells(lacking)["n"]) == {3}
+    counted = tables.across_cells(lacking).groupby("method")["n"].unique().map(list).to_dict()
+    assert counted == {"poisoned": [3], "fine-tuning": [4], "safe-rule": [4]}
+    fewer = many().query("not (ratio == 0.15 and replicate > 1)")  # a cell of two replicates is no part of it
+    assert set(tables.across_cells(fewer)["cells"]) == {1} and set(tables.across_cells(fewer)["n"]) == {4}
 
 
 def test_across_cells_takes_the_harmed_cells_alone():

@@ -40,10 +40,11 @@ def scored(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows (cost, return, cost_limit) with safe and the column better, of `SCORES`; larger is better in each.
 
     safe_first ranks policies as one would choose: a safe one before an unsafe one, two safe by return, two unsafe by
-    cost. The ranking is ours; the paper says "best performance" and not how cost and return are weighed.
+    cost; one without a cost, which has failed, comes last. The ranking is ours: the paper says "best performance" and
+    not how cost and return are weighed.
     """
     safe = rows["cost"] <= rows["cost_limit"]
-    level = rows["return"].where(safe, -rows["cost"])
+    level = rows["return"].where(safe, -rows["cost"]).fillna(-np.inf)
     ranks = rows.groupby([safe.rename("safe"), level.rename("level")], sort=True).ngroup()
     return rows.assign(
         safe=safe, **{"score_cost": -rows["cost"], "score_return": rows["return"], "score_safe_first": ranks}
@@ -68,10 +69,7 @@ def tally(compared: pd.DataFrame) -> dict[str, int]:
     for name in SCORES:
         counts |= {f"{name}_{word}": int((compared[name] == sign).sum()) for word, sign in OUTCOMES.items()}
     pair = compared[["cost", "return"]]
-    counts["both_better"], counts["both_worse"] = (
-        int((pair == 1).all(axis=1).sum()),
-        int((pair == -1).all(axis=1).sum()),
-    )
+    counts |= {f"both_{word}": int((pair == OUTCOMES[word]).all(axis=1).sum()) for word in ("better", "worse")}
     no_worse, no_better = (pair >= 0).all(axis=1), (pair <= 0).all(axis=1)
     counts["dominates"] = int((no_worse & ~no_better).sum())
     counts["dominated"] = int((no_better & ~no_worse).sum())

@@ -442,13 +442,15 @@ def _hollow(table: pd.DataFrame, marker: str = "o") -> list[Line2D]:
 def across(table: pd.DataFrame) -> Drawn:
     """`tables.across_cells` as dots with intervals: a row of panels per backbone."""
     panels = {
-        ("normalised_cost", "iqm"): "interquartile mean of cost / limit",
-        ("normalised_return", "iqm"): "interquartile mean of the return",
+        ("normalised_cost", "value"): "interquartile mean of cost / limit",
+        ("normalised_return", "value"): "interquartile mean of the return",
+        ("safe", "value"): "share of safe policies",
         ("normalised_cost", "better"): "P(Safe-RULE costs less)",
         ("normalised_return", "better"): "P(Safe-RULE returns more)",
+        ("safe", "better"): "P(Safe-RULE better, safety first)",
     }
     rows = pd.concat(
-        table[table["metric"] == m].assign(of=label, value=table[c], low=table[f"{c}_low"], high=table[f"{c}_high"])
+        table[table["metric"] == m].assign(of=label, low=table[f"{c}_low"], high=table[f"{c}_high"], value=table[c])
         for (m, c), label in panels.items()
     ).dropna(subset="value")
     rows = rows.assign(backbone=rows["backbone"].map(backbone_label), replicate=0)

@@ -278,9 +278,10 @@ class Study:
     def caption(self) -> str:
         """What every table and figure of the paper says below its title."""
         p, data = self.profile, ", ".join(f"{task} {self.dataset(task).digest()[:12]}" for task in self.profile.tasks)
+        replicates = ", ".join(map(str, sorted(self.asked["replicate"].unique())))
         return (
-            f"Profile {self.name}; data {data}; replicates "
-            f"{', '.join(map(str, p.replicates))}; {p.episodes} episodes per policy; cost limit {p.cost_limit:g}."
+            f"Profile {self.name}; data {data}; replicates {replicates}; {p.episodes} episodes per policy; "
+            f"cost limit {p.cost_limit:g}."
         )
 
     def display(self, frame: pd.DataFrame) -> None:

@@ -23,6 +23,7 @@ from saferule.attack.poison import ForgetSet
 from saferule.data.schema import Dataset
 from saferule.paper import CELL, READINGS, TABLE7, changes, printed
 from saferule.paper import table as paper_table
+from saferule.paper.audit import scored
 from saferule.report.layouts import NOTHING, Layout
 from saferule.report.style import ATTACKS, METRICS, NAMES, condition, in_order
 from saferule.runs.spec import PolicyRun, config
@@ -409,45 +410,69 @@ def from_clean_to_poisoned(episodes: pd.DataFrame) -> pd.DataFrame:
 
 
 def across_cells(episodes: pd.DataFrame) -> pd.DataFrame:
-    """Methods over all cells of a backbone, by rliable's stratified bootstrap over replicates (Agarwal et al., 2021).
+    """Methods over all cells of a backbone, and of all, by rliable's stratified bootstrap (Agarwal et al., 2021).
 
-    One row per backbone, metric (normalised) and method: iqm, the interquartile mean over cells and replicates; better,
-    the probability that Safe-RULE's policy of a random replicate costs less (or returns more) than the method's, ties
-    counted half, averaged over cells (empty for Safe-RULE itself); both with 95 % intervals. Only replicates count that
-    all methods have in all cells; a backbone with fewer than three has no rows.
+    One row per backbone ("all" first), metric and method: value, of the normalised cost and return the interquartile
+    mean over cells and replicates, of safe the share of policies that keep the limit; better, the probability that
+    Safe-RULE's policy of a random replicate costs less, returns more, or is better safety first
+    (`saferule.paper.audit.scored`) than the method's, ties counted half, averaged over cells (empty for Safe-RULE
+    itself); both with 95 % intervals, over the n replicates and the cells that `matched` takes. The normalised values
+    are DSRL's: raw returns of several tasks have no mean.
     """
-    from rliable.library import get_interval_estimates
     from rliable.metrics import aggregate_iqm
 
-    def estimate(scores: Any, function: Callable) -> list[float]:
-        state = np.random.get_state()
-        np.random.seed(0)  # the bootstrap draws from the global generator, whatever it is given
-        try:
-            point, bounds = get_interval_estimates({"": scores}, lambda *x: np.array([function(*x)]), reps=RESAMPLES)
-        finally:
-            np.random.set_state(state)
-        return [float(point[""][0]), *(float(bound) for bound in bounds[""][:, 0])]
-
-    rows = []
-    for backbone, here in with_clean(episodes).groupby("backbone", sort=False):
-        for metric, sign in (("normalised_cost", -1), ("normalised_return", 1)):
-            means = here.groupby([*CELL, "method", "replicate"])[metric].mean().unstack([*CELL, "method"]).dropna()
-            if len(means) < FEWEST:
-                continue
-            scores = {m: means.xs(m, axis=1, level="method").to_numpy() for m in in_order(here["method"])}
-            for method, own in scores.items():
+    rows, means = [], scored(replicate_means(with_clean(episodes)))
+    for backbone, here in [("all", means), *means.groupby("backbone", sort=False)] if len(means) else []:
+        for metric, score in ACROSS_METRICS.items():
+            for method in in_order(here["method"]):
+                own, ours = matched(here.assign(safe=here["safe"].astype(float)), metric, method, OURS)
+                if not own.size:
+                    continue
+                mean = np.mean if metric == "safe" else aggregate_iqm
                 row = {"backbone": backbone, "metric": metric, "method": method}
                 row |= {"cells": own.shape[1], "n": own.shape[0]}
-                row |= dict(zip(("iqm", "iqm_low", "iqm_high"), estimate(own, aggregate_iqm), strict=True))
-                if method != OURS and OURS in scores:
-                    better = estimate([sign * scores[OURS], sign * own], improves)
+                row |= dict(zip(("value", "value_low", "value_high"), bootstrapped(mean, own), strict=True))
+                if method != OURS:
+                    own, ours = matched(here, f"score_{score}", method, OURS)
+                    better = bootstrapped(improves, ours, own)
                     row |= dict(zip(("better", "better_low", "better_high"), better, strict=True))
                 rows.append(row)
-    return in_reading_order(pd.DataFrame(rows, columns=ACROSS))
+    return pd.DataFrame(rows, columns=ACROSS)
 
 
-ACROSS = ["backbone", "metric", "method", "cells", "n", "iqm", "iqm_low", "iqm_high"]
+ACROSS_METRICS = {"normalised_cost": "cost", "normalised_return": "return", "safe": "safe_first"}
+ACROSS = ["backbone", "metric", "method", "cells", "n", "value", "value_low", "value_high"]
 ACROSS += ["better", "better_low", "better_high"]
+
+
+def matched(means: pd.DataFrame, column: str, *methods: str) -> list[np.ndarray]:
+    """The values (replicates, cells) of each method: of the cells with at least three replicates of all these methods,
+    and of the replicates that all these cells have; (0, 0) where there are fewer than three.
+    """
+    wide = means[means["method"].isin(methods)].pivot(index="replicate", columns=["method", *CELL], values=column)
+    there = [wide[m] if m in wide else pd.DataFrame(index=wide.index) for m in methods]
+    cells = [cell for cell in there[0] if all(cell in own for own in there)]
+    known = np.logical_and.reduce([own[cells].notna() for own in there]).reshape(len(wide), len(cells))
+    enough = known.sum(axis=0) >= FEWEST
+    replicates = known[:, enough].all(axis=1)
+    if not enough.any() or replicates.sum() < FEWEST:
+        return [np.empty((0, 0)) for _ in methods]
+    return [own[cells].to_numpy(float)[replicates][:, enough] for own in there]
+
+
+def bootstrapped(function: Callable[..., float], *scores: np.ndarray) -> list[float]:
+    """The function of scores (replicates, cells) with its 95 % interval, replicates drawn anew within each cell."""
+    from rliable.library import get_interval_estimates
+
+    state = np.random.get_state()
+    np.random.seed(0)  # the bootstrap draws from the global generator, whatever it is given
+    try:
+        point, bounds = get_interval_estimates(
+            {"": list(scores) if len(scores) > 1 else scores[0]}, lambda *x: np.array([function(*x)]), reps=RESAMPLES
+        )
+    finally:
+        np.random.set_state(state)
+    return [float(point[""][0]), *(float(bound) for bound in bounds[""][:, 0])]
 
 
 def improves(ours: np.ndarray, others: np.ndarray) -> float:
