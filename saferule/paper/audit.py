@@ -37,7 +37,7 @@ def cells(*numbers: int) -> pd.DataFrame:
 
 
 def scored(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows (cost, return, cost_limit) with safe and the column better, of `SCORES`; larger is better in each.
+    """The rows (cost, return, cost_limit) with safe and a column score_NAME for each of `SCORES`; larger is better.
 
     safe_first ranks policies as one would choose: a safe one before an unsafe one, two safe by return, two unsafe by
     cost; one without a cost, which has failed, comes last. The ranking is ours: the paper says "best performance" and
