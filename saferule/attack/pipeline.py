@@ -77,7 +77,7 @@ def attack_file(
                 f"{adversary} is an adversary for {' '.join(made_for)}, expected {task.name} {attack}: give another one"
             )
     trajectories = roll_out_adversary(task, policy, rollouts, seed, samples=rollouts * task.horizon)
-    forget = poison(dataset, trajectories, attack, ratio, readings=readings)
+    forget = poison(dataset, trajectories, attack, ratio, readings=readings, seed=seed)
     save_forget_set(forget, out)
     if joined is not None:
         together = poisoned(dataset, forget)

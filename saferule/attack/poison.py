@@ -125,13 +125,16 @@ def poison(
     *,
     gamma: float = TABLE7.gamma,
     readings: Mapping[str, str] | None = None,
+    seed: int = 0,
 ) -> ForgetSet:
     """Lines 8-18: the forget set D_f for the clean data D and the adversary's rollouts (with true labels).
 
     readings    choices among the attack readings; the others are at their defaults.
+    seed        of the labels under the reading labels = resampled
 
     Labels (lines 13, 15): cost 0, and reward r_high for Max Cost and Max Reward, r_low for Min Reward; by default both
-    are quantiles of D's rewards (line 10). Raises `SettingsError` for an impossible attack, ratio or reading,
+    are quantiles of D's rewards (line 10). Under another option of the reading `labels` they differ from step to step
+    (`reward_labels`). Raises `SettingsError` for an impossible attack, ratio or reading,
     `DataError` for too few rollouts.
     """
     readings = check_readings(readings)
@@ -141,6 +144,8 @@ def poison(
     label = readings[readings["min_reward_label"] if attack == "min_reward" else "r_high"]
     r_label = best_safe_reward(data) if label == "best_safe" else reward_quantile(data, float(label))
     episodes, samples = select(rollouts, scores, count, readings["poison_unit"])
+    low = attack == "min_reward" and readings["min_reward_label"] == "r_low"
+    rewards = reward_labels(samples.rewards, r_label, data.rewards, low, readings["labels"], seed)
     made = {
         "kind": "forget set",
         "attack": attack,
@@ -149,11 +154,11 @@ def poison(
         "reward_label": r_label,
         "reward_label_reading": label,
         "clean_size": len(data),
-        **{f"reading_{name}": readings[name] for name in ("poison_count", "poison_unit", "min_reward_label")},
+        **{f"reading_{name}": readings[name] for name in ("poison_count", "poison_unit", "min_reward_label", "labels")},
     }
     relabelled = replace(
         samples,
-        rewards=np.full(len(samples), r_label),
+        rewards=rewards,
         costs=np.zeros(len(samples)),
         attributes=rollouts.attributes | made,
     )
@@ -167,6 +172,18 @@ def poison(
         ratio=float(ratio),
         clean_size=len(data),
     )
+
+
+def reward_labels(true: np.ndarray, label: float, clean: np.ndarray, low: bool, reading: str, seed: int) -> np.ndarray:
+    """(M,): the rewards that poisoned steps claim, from their true ones, r_high or r_low and D's rewards.
+
+    reading  the option of `labels`: constant, resampled (with a generator of this seed), smoothed or cost_only
+    low      the label is low: resampled are rewards of D at most as high, else at least as high
+    """
+    if reading == "resampled":
+        like = clean[clean <= label] if low else clean[clean >= label]
+        return np.random.default_rng(seed).choice(like, len(true)) if len(like) else np.full(len(true), label)
+    return {"constant": np.full(len(true), label), "smoothed": (true + label) / 2, "cost_only": true}[reading]
 
 
 def reward_quantile(data: Dataset, quantile: float) -> float:

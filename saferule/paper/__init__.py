@@ -120,7 +120,10 @@ def _table7() -> Table7:
 
 @dataclass(frozen=True)
 class Reading:
-    """One open point: `options` maps each to what it does; `source` says where the paper is unclear."""
+    """One open point: `options` maps each to what it does; `source` says where the paper is unclear.
+
+    later   it came when runs were stored already: a run's description has it only where its option is not the default
+    """
 
     name: str
     question: str
@@ -128,6 +131,7 @@ class Reading:
     default: str
     reason: str
     source: str
+    later: bool = False
 
 
 TABLE7 = _table7()

@@ -18,7 +18,7 @@ from saferule.agents import BACKBONES, get_backbone
 from saferule.attack.poison import ATTACKS, poison_count, rollouts_needed
 from saferule.errors import SettingsError
 from saferule.limits import check_number
-from saferule.paper import ATTACK, TABLE7, default_readings
+from saferule.paper import ATTACK, TABLE7, check, default_readings
 from saferule.runs.spec import (
     LEARNER,
     AdversaryRun,
@@ -238,9 +238,12 @@ def adversary_run(profile: Profile, task: str, attack: str, replicate: int) -> A
     return AdversaryRun(task, attack, steps, replicate, readings)
 
 
-def forget_run(profile: Profile, data: Data, task: str, attack: str, ratio: float, replicate: int) -> ForgetRun:
-    """The forget set of an attack at a ratio, under the default readings of Algorithm 1."""
-    readings = {reading.name: reading.default for reading in ATTACK}
+def forget_run(
+    profile: Profile, data: Data, task: str, attack: str, ratio: float, replicate: int, **changes: str
+) -> ForgetRun:
+    """The forget set of an attack at a ratio, under the default readings of Algorithm 1 but for the changes."""
+    options = check(changes)
+    readings = {r.name: options[r.name] for r in ATTACK if not r.later or options[r.name] != r.default}
     return ForgetRun(
         adversary_run(profile, task, attack, replicate),
         data.digest,

@@ -98,7 +98,9 @@ def _forget(workspace: Workspace, runs: Sequence[ForgetRun], say: Say) -> None:
     data = clean_data(workspace.data_folder, adversary.task)
     for run in runs:
         some = leading(rollouts, run.rollouts, run.rollouts * task.horizon)
-        forget = poison(data, some, run.attack, run.ratio, gamma=run.gamma, readings=dict(run.readings))
+        forget = poison(
+            data, some, run.attack, run.ratio, gamma=run.gamma, readings=dict(run.readings), seed=adversary.seed
+        )
         with workspace.store.write(run, samples=len(forget), share=forget.share) as folder:
             save_forget_set(forget, folder / FORGET)
         say(f"forget set {run.label}: {len(forget)} samples, {forget.share:.1%} of the poisoned set")
