@@ -39,7 +39,7 @@ SHARE, POSITIVE, FROM_ZERO = Range(0, 1, False), Range(0, math.inf, False, True)
 RANGES = {
     **dict.fromkeys(("seed", "seeds", "replicates"), SEED),
     **dict.fromkeys(("snapshots", "relearning_snapshots"), Range(0, 10_000)),
-    **dict.fromkeys(("ratio", "ratios"), Range(0, 1, False, True)),
+    **dict.fromkeys(("ratio", "ratios", "known", "mistaken", "false_alarms"), Range(0, 1, False, True)),
     **dict.fromkeys(("cost_limit", "cost_limits", "block_seconds"), FROM_ZERO),
     **dict.fromkeys(("steps", "training_steps", "adversary_steps", "unlearning_steps", "relearning_steps"), STEPS),
     **dict.fromkeys(("episodes", "curve_episodes", "relearning_episodes"), Range(1, 1_000_000)),

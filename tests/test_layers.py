@@ -15,7 +15,7 @@ LAYERS = (  # from the bottom; rooms of one layer know nothing of each other
     {"paper"},
     {"sim"},
     {"data"},
-    {"agents", "attack"},
+    {"agents", "attack", "detect"},
     {"unlearn", "theory"},
     {"runs"},
     {"report"},

@@ -16,15 +16,18 @@ from typing import Any, NamedTuple
 
 from saferule.agents import BACKBONES, get_backbone
 from saferule.attack.poison import ATTACKS, poison_count, rollouts_needed
+from saferule.detect import FALSE_ALARMS
 from saferule.errors import SettingsError
 from saferule.limits import check_number
-from saferule.paper import ATTACK, TABLE7, check, default_readings
+from saferule.paper import ATTACK, READINGS, TABLE7, check, default_readings
 from saferule.runs.spec import (
     LEARNER,
     AdversaryRun,
+    DetectionRun,
     EvaluationRun,
     ForgetRun,
     Frozen,
+    KnownPart,
     PolicyRun,
     RandomPart,
     Run,
@@ -37,12 +40,16 @@ from saferule.unlearn import METHODS, Method, applicable, supported
 
 PARTS = (
     *("adversaries", "forget sets", "main", "controls", "ablations", "readings", "forgetting", "timing"),
+    *("detections", "partitions"),
     *("evaluations", "drawn evaluations"),
 )
 NAMES = {"tasks": tuple(TASKS), "backbones": BACKBONES, "attacks": ATTACKS, "data": ("local", "dsrl")}
 FIXED = ("name", "config", "adversary_steps_by_task", "slices")  # what makes the profile the profile
 SLICED = ("tasks", "attacks", "ratios", "replicates")  # whoever chooses one of these does without the slices
 FIRST_EVALUATION_SEED = 10_000
+PARTITIONED = ("fine-tuning", "safe-rule", "critic-only")  # methods that are given D_f as somebody may know it
+THREE = 3  # replicates of these
+FEW = 0.01  # ratio of a forget set of fewer trajectories, to be found
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class Profile:
     episodes: int  # evaluation episodes per policy
     snapshots: int  # policies kept on the way, for curves
     curve_episodes: int  # evaluation episodes per snapshot
+    known: tuple[float, ...]  # shares of D_f's trajectories that are known, where not all are
+    mistaken: tuple[float, ...]  # shares of D's trajectories that are taken for poison
     cost_limit: float = TABLE7.kappa  # of an episode: in training, unlearning, evaluation and tables
     block_seconds: float = 1.0  # of a block of the measurement of Table 3
     videos: bool = True  # film the adversaries where the machine can draw
@@ -119,6 +128,8 @@ PROFILES: dict[str, Profile] = {
             episodes=5,
             snapshots=1,
             curve_episodes=2,
+            known=(0.5,),
+            mistaken=(0.05,),
             block_seconds=0.03,
             config=SMALL,
         ),
@@ -142,6 +153,8 @@ PROFILES: dict[str, Profile] = {
             episodes=30,
             snapshots=4,
             curve_episodes=10,
+            known=(0.5, 0.8, 0.9),
+            mistaken=(0.05, 0.1),
             config=SMALL,
             slices=(
                 frozen(tasks=["CarCircle"], attacks=["max_cost"], ratios=[0.15], replicates=[0, 1, 2, 3, 4]),
@@ -167,6 +180,8 @@ PROFILES: dict[str, Profile] = {
             episodes=30,
             snapshots=10,
             curve_episodes=10,
+            known=(0.5, 0.8, 0.9),
+            mistaken=(0.05, 0.1),
         ),
     )
 }
@@ -266,27 +281,31 @@ def asked(profile: Profile, data: Mapping[str, Data]) -> Iterator[tuple[str, Run
     """The runs of the plan, each with its part, in the order in which they are worth having; some more than once.
 
     Slice by slice, one replicate of everything before the second, and in a replicate one cell of Table 1 after the
-    other, with its evaluations; the measurement of Table 3 at the end of a slice. Readings are tried in the first one.
+    other, with its evaluations; the measurement of Table 3 at the end of a slice. Readings are tried, and D_f is
+    known imperfectly, in the first one.
     """
     for number, own in enumerate(slices(profile)):
-        yield from asked_of(own, data, readings=number == 0)
+        yield from asked_of(own, data, first=number == 0)
 
 
-def asked_of(own: Profile, data: Mapping[str, Data], readings: bool = True) -> Iterator[tuple[str, Run]]:
+def asked_of(own: Profile, data: Mapping[str, Data], first: bool = True) -> Iterator[tuple[str, Run]]:
     """The same of one slice."""
     tasks = [task for task in own.tasks if task in data]
     for replicate, task, backbone in product(own.replicates, tasks, own.backbones):
         for part, policy in _policies(own, data[task], task, backbone, replicate):
-            if part == "readings" and not readings:
+            if part in ("readings", "partitions") and not first:
                 continue
-            if isinstance(policy.forget, ForgetRun):
-                yield "adversaries", policy.forget.adversary
-                yield "forget sets", policy.forget
+            if policy.poison:
+                yield "adversaries", policy.poison.adversary
+                yield "forget sets", policy.poison
             yield part, policy
             if evaluated := _evaluation(own, part, policy):
                 yield "evaluations", evaluated
             if part == "main" and get_backbone(backbone).DRAWS:
                 yield "drawn evaluations", EvaluationRun(policy, own.evaluation_seeds, (), False)
+    for replicate, task in product(own.replicates, tasks):
+        for detection in _detections(own, data[task], task, replicate):
+            yield "detections", detection
     for task, backbone in product(tasks, own.backbones):
         yield "timing", _timing(own, data[task], task, backbone)
 
@@ -316,13 +335,35 @@ def _policies(
                 yield method.part, run
                 if method.part == "main":
                     made[method.name] = run
-        first = (task, replicate) == (profile.tasks[0], profile.replicates[0])
-        if first and (attack, ratio) == ablated_condition(profile):
+        if task != profile.tasks[0] or (attack, ratio) != ablated_condition(profile):
+            continue
+        partitioned = PARTITIONED if replicate in profile.replicates[:THREE] else ()
+        for method in (METHODS[name] for name in partitioned if supported(name, backbone)):
+            for part in _partitions(profile, data, task, forget):
+                yield "partitions", _made(profile, replace(nothing, forget=part, start=made["poisoned"]), method)
+        if replicate == profile.replicates[0]:
             usual = made["safe-rule"]
             for reading in applicable(backbone, config(usual)):
                 yield "readings", replace(usual, readings=frozen(**reading))
     if len(profile.replicates) == 1:  # what replicates alone make of a clean policy takes two of them
         yield "forgetting", _made(profile, replace(nothing, replicate=replicate + 1), METHODS["clean"])
+
+
+def _detections(profile: Profile, data: Data, task: str, replicate: int) -> Iterator[DetectionRun]:
+    """In D, in D with every forget set, and with less naive ones: other labels at the lowest ratio, and few."""
+    yield DetectionRun(task, data.digest, None, FALSE_ALARMS)
+    low = min(profile.ratios)
+    others = [(low, {"labels": option}) for option in READINGS["labels"].options]
+    for attack in profile.attacks:
+        for ratio, changes in [*((ratio, {}) for ratio in profile.ratios), *others, (FEW, {})]:
+            forget = forget_run(profile, data, task, attack, ratio, replicate, **changes)
+            yield DetectionRun(task, data.digest, forget, FALSE_ALARMS)
+
+
+def _partitions(profile: Profile, data: Data, task: str, forget: ForgetRun) -> list[KnownPart | DetectionRun]:
+    """D_f as it may be known: not all of it, all of it and some of D, and what is detected."""
+    parts = [(share, 0.0) for share in profile.known] + [(1.0, share) for share in profile.mistaken]
+    return [*(KnownPart(forget, *part) for part in parts), DetectionRun(task, data.digest, forget, FALSE_ALARMS)]
 
 
 def _wanted(profile: Profile, method: Method, attack: str, ratio: float) -> bool:

@@ -1,6 +1,7 @@
 """What a run is: a frozen description, whose hash names the run's folder, so that a finished run is never repeated.
 
     AdversaryRun -> ForgetRun -> PolicyRun (from fresh networks) -> PolicyRun (from a policy) -> EvaluationRun
+                              -> DetectionRun
                                                     TimingRun (Table 3)
 
 A description holds everything that the result depends on: settings, seeds, the digest of the data, the runs it builds
@@ -102,6 +103,57 @@ class RandomPart:
 
 
 @dataclass(frozen=True)
+class KnownPart:
+    """In the place of a forget set: what somebody holds for it who knows a part of it and is mistaken about some of D.
+
+    The rest of D_f is kept with the rest of D. Which trajectories is decided by the replicate of the policy.
+    """
+
+    KIND: ClassVar[str] = "known"
+    VERSION: ClassVar[int] = 1
+    forget: ForgetRun
+    share: float  # of D_f's trajectories that are known
+    mistaken: float  # share of D's trajectories that are taken for poison
+
+    @property
+    def attack(self) -> str:
+        """The attack's name."""
+        return self.forget.attack
+
+    @property
+    def ratio(self) -> float:
+        """rho."""
+        return self.forget.ratio
+
+
+@dataclass(frozen=True)
+class DetectionRun:
+    """What `saferule.detect` flags in D and D_f together; in the place of a forget set, what it flagged."""
+
+    KIND: ClassVar[str] = "detection"
+    VERSION: ClassVar[int] = 1
+    task: str
+    data: str  # digest of D
+    forget: ForgetRun | None  # None: in D alone
+    false_alarms: float  # that were asked for
+
+    @property
+    def attack(self) -> str:
+        """The attack's name, or "clean"."""
+        return self.forget.attack if self.forget else "clean"
+
+    @property
+    def ratio(self) -> float:
+        """rho, or 0."""
+        return self.forget.ratio if self.forget else 0.0
+
+    @property
+    def label(self) -> str:
+        """Readable part of the folder's name."""
+        return self.forget.label if self.forget else f"{self.task}-clean"
+
+
+@dataclass(frozen=True)
 class UserFile:
     """A file that somebody brings, named by its content: a policy to start from, or the trajectories to forget."""
 
@@ -124,7 +176,7 @@ class PolicyRun:
     task: str
     backbone: str
     data: str  # digest of D
-    forget: ForgetRun | RandomPart | UserFile | None  # None: there is nothing but D
+    forget: ForgetRun | RandomPart | KnownPart | DetectionRun | UserFile | None  # None: there is nothing but D
     method: str
     steps: int
     replicate: int
@@ -136,12 +188,17 @@ class PolicyRun:
     @property
     def attack(self) -> str:
         """The attack's name, or "clean"."""
-        return self.forget.attack if isinstance(self.forget, ForgetRun | RandomPart) else "clean"
+        return getattr(self.forget, "attack", "clean")
 
     @property
     def ratio(self) -> float:
         """rho, or 0."""
-        return self.forget.ratio if isinstance(self.forget, ForgetRun | RandomPart) else 0.0
+        return getattr(self.forget, "ratio", 0.0)
+
+    @property
+    def poison(self) -> ForgetRun | None:
+        """The forget set that was put into D; None where none was, or somebody brings it."""
+        return self.forget if isinstance(self.forget, ForgetRun) else getattr(self.forget, "forget", None)
 
     @property
     def label(self) -> str:
@@ -196,10 +253,11 @@ class TimingRun:
         return f"{self.task}-{self.backbone}"
 
 
-Run = AdversaryRun | ForgetRun | PolicyRun | EvaluationRun | TimingRun
+Run = AdversaryRun | ForgetRun | DetectionRun | PolicyRun | EvaluationRun | TimingRun
+Part = RandomPart | KnownPart | UserFile  # what is described like a run and is none
 
 
-def in_force(run: Run | RandomPart | UserFile) -> dict[str, Any]:
+def in_force(run: Run | Part) -> dict[str, Any]:
     """What the run takes from the code: a change to it is another run."""
     if isinstance(run, AdversaryRun):
         return asdict(adversary_settings(run.task, run.attack, run.choices))
@@ -216,7 +274,7 @@ def in_force(run: Run | RandomPart | UserFile) -> dict[str, Any]:
 
 
 @cache
-def describe(run: Run | RandomPart | UserFile) -> dict[str, Any]:
+def describe(run: Run | Part) -> dict[str, Any]:
     """The run as JSON: its fields, the runs it builds on, kinds, code versions, and the settings in force."""
     named = {f.name: _plain(getattr(run, f.name)) for f in fields(run)}
     return {"kind": run.KIND, "version": run.VERSION, "in_force": _plain(in_force(run))} | named
@@ -237,11 +295,13 @@ def key(run: Run) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def read_by(run: Run) -> dict[Run, Level]:
+def read_by(run: Run | Part) -> dict[Run, Level]:
     """The runs that a run is made from, each with how much of it is read."""
     if isinstance(run, EvaluationRun):
         return {run.policy: Level.SNAPSHOTS if run.snapshot_seeds else Level.ACTING}
-    return {value: Level.WHOLE for f in fields(run) if isinstance(value := getattr(run, f.name), Run)}
+    values = [getattr(run, f.name) for f in fields(run)]
+    read = {value: Level.WHOLE for value in values if isinstance(value, Run)}
+    return read | {parent: level for value in values if isinstance(value, Part) for parent, level in read_by(value).items()}
 
 
 def usual(run: PolicyRun) -> Level:

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch.utils._pytree import tree_map
@@ -20,14 +21,18 @@ from saferule.agents.loop import keep_freed_memory, log_every
 from saferule.agents.loop import run as loop
 from saferule.agents.population import Population, create
 from saferule.attack.adversary import leading, roll_out_adversary, train_adversary
-from saferule.attack.poison import ForgetSet, load_forget_set, poison, save_forget_set
+from saferule.attack.poison import ForgetSet, load_forget_set, poison, poisoned, save_forget_set
 from saferule.data.batches import TransitionPool
-from saferule.data.schema import clean_data
+from saferule.data.schema import Dataset, clean_data
+from saferule.detect import INDICES, detect, write
+from saferule.errors import RunError
 from saferule.runs.interruptible import AGENT, SNAPSHOTS, Interruptible
 from saferule.runs.spec import (
     AdversaryRun,
+    DetectionRun,
     EvaluationRun,
     ForgetRun,
+    KnownPart,
     Level,
     PolicyRun,
     RandomPart,
@@ -41,7 +46,7 @@ from saferule.sim import Simulator, get_task, make
 from saferule.sim.ppo import OnlinePolicy
 from saferule.sim.rollout import normalised, roll_out
 from saferule.unlearn import family, unlearning
-from saferule.unlearn.start import Rows, draw_batches, prepare, random_part
+from saferule.unlearn.start import Rows, draw_batches, known_part, prepare, random_part
 
 Say = Callable[[str], None]
 EPISODES, TIMES, FORGET = "episodes.csv", "times.csv", "forget.hdf5"
@@ -110,15 +115,21 @@ def _policies(workspace: Workspace, runs: Sequence[PolicyRun], say: Say) -> None
     """Policies that are trained, repaired or made to relearn together, as one population."""
     store, cfg = workspace.store, config(runs[0])
     data = clean_data(workspace.data_folder, runs[0].task)
-    attacks = [f for f in dict.fromkeys(run.forget for run in runs) if isinstance(f, ForgetRun)]
+    attacks = [poison for poison in dict.fromkeys(run.poison for run in runs) if poison]
     sets = [forget_data(store, forget).dataset for forget in attacks]
     pool = TransitionPool([data, *sets], cfg.reward_scale, workspace.device)
 
     def rows_of(run: PolicyRun) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(run.forget, RandomPart):
             return random_part(data.episodes(), run.forget.samples, run.replicate)
-        forget = pool.rows_of(1 + attacks.index(run.forget)) if run.forget else torch.empty(0, dtype=torch.long)
-        return pool.rows_of(0), forget
+        if run.poison is None:
+            return pool.rows_of(0), torch.empty(0, dtype=torch.long)
+        k = attacks.index(run.poison)
+        if isinstance(run.forget, ForgetRun):
+            return pool.rows_of(0), pool.rows_of(1 + k)
+        marked = torch.from_numpy(np.repeat(_marked(store, run, data, sets[k]), [*data.lengths, *sets[k].lengths]))
+        everything = pool.rows_of(0, 1 + k)
+        return everything[~marked], everything[marked]
 
     rows = [rows_of(run) for run in runs]
 
@@ -130,6 +141,32 @@ def _policies(workspace: Workspace, runs: Sequence[PolicyRun], say: Say) -> None
         return together(states, runs, workspace.device)
 
     train(store, runs, pool, rows, start, workspace.device, say, workspace.keep)
+
+
+def _marked(store: Store, run: PolicyRun, data: Dataset, forget: Dataset) -> np.ndarray:
+    """Which trajectories of D and D_f are forgotten, (E,) bool; RunError where these are none or all."""
+    clean, poisoned = len(data.starts), len(forget.starts)
+    if isinstance(run.forget, KnownPart):
+        marked = known_part(clean, poisoned, run.forget.share, run.forget.mistaken, run.replicate)
+    else:
+        marked = np.isin(np.arange(clean + poisoned), np.load(store.folder(run.forget) / INDICES))
+    if not marked.any() or marked.all():
+        raise RunError(
+            f"{run.label}: {marked.sum()} of {len(marked)} trajectories are held for poison, expected some but not "
+            "all: choose another share or false-alarm rate"
+        )
+    return marked
+
+
+def _detections(workspace: Workspace, runs: Sequence[DetectionRun], say: Say) -> None:
+    for run in runs:
+        began, data = time.monotonic(), clean_data(workspace.data_folder, run.task)
+        both = poisoned(data, forget_data(workspace.store, run.forget)) if run.forget else data
+        found = detect(both, run.false_alarms)
+        found["poisoned"] = np.arange(len(found)) >= len(data.starts)
+        with workspace.store.write(run, seconds=round(time.monotonic() - began, 2)) as folder:
+            write(found, both, run.false_alarms, folder)
+        say(f"detection {run.label}: {found['flagged'].sum()} of {len(found)} trajectories flagged")
 
 
 def together(states: Sequence[Population], runs: Sequence[PolicyRun], device: str) -> Population:
@@ -248,6 +285,7 @@ def _timing(workspace: Workspace, runs: Sequence[TimingRun], say: Say) -> None:
 WORK: dict[str, Callable[[Workspace, Sequence[Any], Say], None]] = {
     AdversaryRun.KIND: _adversary,
     ForgetRun.KIND: _forget,
+    DetectionRun.KIND: _detections,
     PolicyRun.KIND: _policies,
     EvaluationRun.KIND: _evaluations,
     TimingRun.KIND: _timing,

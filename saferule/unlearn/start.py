@@ -71,6 +71,18 @@ def random_part(episodes: Sequence[slice], samples: int, seed: int) -> tuple[Ten
     return torch.from_numpy(rest), torch.from_numpy(part)
 
 
+def known_part(clean: int, poisoned: int, share: float, mistaken: float, seed: int) -> np.ndarray:
+    """Which trajectories somebody forgets who knows a share of D_f's: (clean + poisoned,) bool, D's before D_f's.
+
+    mistaken  the share of D that is taken for poison. A larger share of either holds the smaller.
+    """
+    marked = np.zeros(clean + poisoned, dtype=bool)
+    for first, number, part in ((0, clean, mistaken), (clean, poisoned, share)):
+        order = np.random.default_rng(seed).permutation(number)
+        marked[first + order[: round(part * number)]] = True
+    return marked
+
+
 def statistics(backbone: ModuleType, pool: TransitionPool, rows: Tensor) -> Scalars:
     """What a backbone with ``statistics`` (COptiDICE) needs to know of its training data."""
     seen = pool.gather(rows)
