@@ -398,6 +398,27 @@ def attack(
 
 
 @app.command()
+def detect(
+    data: Annotated[Path, typer.Argument(help="A file in the DSRL schema that may be poisoned.")],
+    task: TaskOption,
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    false_alarms: Annotated[float, typer.Option(help="Share of honest trajectories that may be flagged.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Of the division into folds.")] = 0,
+) -> None:
+    """Rank trajectories by how unlike the rest they are labelled; write those flagged for repair --forget."""
+    from saferule.detect import INDICES, detect_file
+    from saferule.sim.tasks import get_task
+
+    found = detect_file(data, get_task(task), out, false_alarms=false_alarms, seed=seed)
+    flagged = found[found["flagged"]]
+    reasons = ", ".join(f"{count} for {reason}" for reason, count in flagged["reason"].value_counts().items())
+    typer.echo(
+        f"{out / INDICES}: {len(flagged)} of {len(found)} trajectories flagged ({reasons or 'none'}); of honest ones "
+        f"about {false_alarms:.0%} are expected to be"
+    )
+
+
+@app.command()
 def repair(
     checkpoint: Annotated[Path, typer.Option(help="An osrl-lib model.pt, or an agent.safetensors of saferule.")],
     backbone: Annotated[str, typer.Option(help="bcq-lag, bear-lag, cpq or coptidice.")],

@@ -2,7 +2,7 @@
 
 "If poisoned samples cannot be detected or isolated, Safe-RULE cannot directly remove their influence" (Section 6).
 Nothing is known here but the data. Models of rewards, costs and actions are fitted to the trajectories, and each one is
-judged by models that did not see it. Honest trajectories are assumed to lie off the median to either side equally often:
+judged by models that did not see it. Honest trajectories are assumed to lie off the median to either side alike:
 those on the side to which nobody poisons are the sample from which p-values are made by ranks, as conformal ones are.
 So no clean data are needed, and how much is poison does not enter. Where the assumption does not hold, there are more
 false alarms than asked for. The constants were chosen by the false alarms on clean data, never on poison; what was
@@ -134,8 +134,8 @@ def judged(found: pd.DataFrame, poisoned: np.ndarray) -> dict[str, float]:
     """How well the poisoned (E,) bool trajectories were found; nan for what cannot be said.
 
     poisoned, flagged (numbers), false_alarms (the share of honest ones that are flagged), precision, recall; auc of the
-    smallest p-value and of each statistic (auc_evenness, ...); for each trivial detector its auc and its recall where it
-    flags as many (auc_even_rewards, recall_even_rewards, ...).
+    smallest p-value and of each statistic (auc_evenness, ...); for each trivial detector its auc, and its recall where
+    it flags as many (auc_even_rewards, recall_even_rewards, ...).
     """
     flagged, some = found["flagged"].to_numpy(), poisoned.any() and not poisoned.all()
     hits, number = (flagged & poisoned).sum(), flagged.sum()
@@ -155,8 +155,8 @@ def detect_file(
 ) -> pd.DataFrame:
     """`detect` from a file to a folder, which appears when all of it is written.
 
-    It has ``trajectories.csv`` (the most suspicious first), ``idx.npy`` (the flagged, which ``saferule repair --forget``
-    takes) and ``detect.json`` (the data's digest, the rate, each statistic's threshold). DataError and SettingsError
+    It has ``trajectories.csv`` (the most suspicious first), ``idx.npy`` (the flagged, for ``saferule repair
+    --forget``) and ``detect.json`` (the data's digest, the rate, each threshold). DataError and SettingsError
     before any work.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

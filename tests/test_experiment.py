@@ -7,8 +7,30 @@ import pytest
 
 from saferule.agents import BACKBONES, get_backbone
 from saferule.errors import SettingsError
-from saferule.runs.experiment import PARTS, PROFILES, Data, ablated, asked, get_profile, plan, slices
-from saferule.runs.spec import EvaluationRun, ForgetRun, PolicyRun, RandomPart, TimingRun, config, identity, key
+from saferule.runs.experiment import (
+    FEW,
+    PARTITIONED,
+    PARTS,
+    PROFILES,
+    Data,
+    ablated,
+    asked,
+    forget_run,
+    get_profile,
+    plan,
+    slices,
+)
+from saferule.runs.spec import (
+    EvaluationRun,
+    ForgetRun,
+    PolicyRun,
+    RandomPart,
+    TimingRun,
+    config,
+    identity,
+    key,
+    parents,
+)
 from saferule.sim import TASKS
 from saferule.unlearn import METHODS, Method, applicable, chosen, supported
 
@@ -76,7 +98,7 @@ def test_the_cpu_profile_is_the_union_of_its_slices_in_their_order():
     for part, runs in whole.items():
         assert runs[: len(first[part])] == first[part]
         union = dict.fromkeys(run for own in (first, *others) for run in own[part])
-        assert list(union) == runs or part in ("readings", "evaluations")
+        assert list(union) == runs or part in ("readings", "partitions", "evaluations")
     assert whole["readings"] == first["readings"]  # tried once
     assert slices(SMOKE) == [SMOKE] and slices(get_profile("cpu", backbones="cpq", episodes=2))[3].episodes == 2
     assert [len(own.replicates) for own in slices(profile)] == [5, 3, 3, 3]
@@ -149,9 +171,9 @@ def test_evaluations_have_few_episodes_where_policies_are_many_or_on_the_way():
     parts = plan(SMOKE, DATA)
     of = {run.policy: run for run in parts["evaluations"]}
     assert len(of) == len(parts["evaluations"])
-    assert set(of) == {run for part in ("main", "controls", "ablations", "readings") for run in parts[part]} | {
-        run for run in parts["forgetting"] if run.start
-    }
+    assert set(of) == {
+        run for part in ("main", "controls", "ablations", "readings", "partitions") for run in parts[part]
+    } | {run for run in parts["forgetting"] if run.start}
     seeds = SMOKE.evaluation_seeds
     assert (of[parts["main"][0]].seeds, of[parts["main"][0]].snapshot_seeds) == (seeds, seeds[:2])
     assert (of[parts["readings"][0]].seeds, of[parts["readings"][0]].snapshot_seeds) == (seeds, seeds[:2])
@@ -182,6 +204,36 @@ def test_a_method_of_one_entry_is_planned(monkeypatch):
     assert {run.policy for run in parts["evaluations"]} >= set(made)
     assert all("toy" in run.methods for run in parts["timing"])
     assert any(run.start in made for run in parts["forgetting"])
+
+
+def test_a_reading_that_came_later_changes_no_name_of_a_run_under_its_default():
+    """The folder's name is that of a forget set that was made before there was the reading `labels`."""
+    data = Data("76ccae6e68b785c925ed9f5e52e1fee918245803911ef638de69f14454c31f3a", 135_000)
+    usual, other = (
+        forget_run(PROFILES["cpu"], data, "CarCircle", "max_cost", 0.15, 0, **changes)
+        for changes in ({"labels": "constant"}, {"labels": "smoothed"})
+    )
+    assert key(usual) == "285d54170451" != key(other)
+    assert set(other.readings) - set(usual.readings) == {("labels", "smoothed")}
+
+
+def test_what_is_known_of_the_poison_where_not_all_is():
+    parts = plan(get_profile("cpu", tasks="CarCircle", backbones=["cpq", "coptidice"], replicates=[0, 1, 2, 3]), DATA)
+    runs = [run for run in parts["partitions"] if (run.backbone, run.replicate) == ("cpq", 0)]
+    assert {run.method for run in runs} == set(PARTITIONED) and len(runs) == 3 * 6
+    assert {run.replicate for run in parts["partitions"]} == {0, 1, 2}
+    assert "critic-only" not in {run.method for run in parts["partitions"] if run.backbone == "coptidice"}
+    (known,) = {run.start for run in runs}
+    assert {run.poison for run in runs} == {known.forget} and known.method == "poisoned"
+    shares = [(run.forget.share, run.forget.mistaken) for run in runs[:5]]
+    assert shares == [(0.5, 0), (0.8, 0), (0.9, 0), (1, 0.05), (1, 0.1)]
+    detected = runs[5].forget
+    assert detected in parts["detections"] and set(parents(runs[5])) == {detected, known}
+    assert set(parents(runs[0])) == {known.forget, known} and runs[0].attack == "max_cost"
+    assert {run for run in parts["detections"] if not run.forget} == {replace(detected, forget=None)}
+    labels = {(dict(run.forget.readings).get("labels"), run.ratio) for run in parts["detections"] if run.forget}
+    others = {(option, 0.05) for option in ("resampled", "smoothed", "cost_only")}
+    assert labels == {(None, 0.05), (None, 0.15), (None, FEW)} | others
 
 
 def test_tasks_without_data_are_left_out():

@@ -137,7 +137,9 @@ def test_readings_of_the_attack():
         "min_reward_label": "r_low",
         "adversary_start": "reward_first",
         "rollouts": "twice",
+        "labels": "constant",
     }
+    assert [r.name for r in READINGS.values() if r.later] == ["labels"]
 
 
 @pytest.mark.parametrize("reading", READINGS.values(), ids=list(READINGS))
@@ -152,7 +154,7 @@ def test_every_reading_is_explained(reading):
 def test_check_fills_in_defaults_and_names_what_is_valid():
     assert check() == check({}) == default_readings()
     assert check({"gate": "data"}) == default_readings() | {"gate": "data"}
-    assert len(default_readings()) == len(ATTACK) + len(UNLEARNING) == 21
+    assert len(default_readings()) == len(ATTACK) + len(UNLEARNING) == 22
     with pytest.raises(SettingsError, match="no reading 'percentile': choose among poison_count, .*reward_percentile"):
         check({"percentile": "50"})
     with pytest.raises(SettingsError, match="'kappa' has no option '10': choose one of literal, per_step"):

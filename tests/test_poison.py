@@ -172,6 +172,24 @@ def test_the_defaults_are_the_readings():
     assert given.dataset.digest() == poison(DATA, ROLLOUTS, "max_cost", 0.2).dataset.digest()
 
 
+def test_less_naive_labels():
+    """r_high is 19 and r_low 1; the two poisoned trajectories of Max Cost are the second and the first rollout."""
+    made = {
+        (attack, option): poison(DATA, ROLLOUTS, attack, 0.25, gamma=0.5, readings={"labels": option}, seed=3)
+        for attack in ("max_cost", "min_reward")
+        for option in ("smoothed", "cost_only", "resampled")
+    }
+    assert all(not forget.dataset.costs.any() for forget in made.values())
+    assert made["max_cost", "cost_only"].dataset.rewards.tolist() == [1, -2, 4, 2, 8]
+    assert made["max_cost", "smoothed"].dataset.rewards.tolist() == [10, 8.5, 11.5, 10.5, 13.5]
+    assert set(made["max_cost", "resampled"].dataset.rewards) == {19, 20}
+    assert set(made["min_reward", "resampled"].dataset.rewards) == {1}
+    options = {"labels": "resampled", "r_high": "0.9"}
+    again = [poison(DATA, ROLLOUTS, "max_cost", 0.25, gamma=0.5, readings=options, seed=seed) for seed in (3, 3, 4)]
+    assert again[0].dataset.digest() == again[1].dataset.digest() != again[2].dataset.digest()
+    assert again[0].dataset.attributes["reading_labels"] == "resampled"
+
+
 def test_number_of_rollouts():
     assert rollouts_needed(1000, 0.05, TASK) == 10  # 50 samples, twice, in trajectories of 10
     assert rollouts_needed(1000, 0.05, TASK, {"rollouts": "once"}) == 5

@@ -99,7 +99,7 @@ def status(
     parts: dict[int, dict[str, dict[Run, None]]] = {}
     for number, own in enumerate(slices(profile), 1):
         parts[number] = {part: {} for part in PARTS}
-        for part, run in asked_of(own, known, readings=number == 1):
+        for part, run in asked_of(own, known, first=number == 1):
             parts[number][part][run] = None
     for run in dict.fromkeys(run for own in parts.values() for runs in own.values() for run in runs):
         sentences = store.verify(run) if verify and store.there(run) else store.incomplete(run)
