@@ -191,7 +191,7 @@ def test_status_lists_what_is_missing(good, tmp_path):
     counts = {line[:17].strip(): int(line.split()[-4]) for line in lines if line.endswith(" missing)")}
     assert [*counts, "drawn evaluations"] == list(PARTS) and counts["main"] == 9 and counts["readings"] == 10
     assert sum(line.startswith("    missing") for line in lines) == sum(counts.values())
-    assert sum(" missing policy CarCircle-cpq-" in line for line in lines) == 9 + 8 + 7 + 10 + 10
+    assert sum(" missing policy CarCircle-cpq-" in line for line in lines) == 9 + 8 + 7 + 10 + 10 + 9
     assert lines[-1].startswith(f"0 of {sum(counts.values())} runs of profile smoke are done")
     assert f"left              0 h, 0 MB, and {sum(counts.values())} runs of which no rate is known" in lines
     told = json.loads(run(*common, tmp_path, "--backbones", "cpq", "--json").stdout)

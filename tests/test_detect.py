@@ -18,6 +18,8 @@ from saferule.cli import app
 from saferule.data.schema import Dataset, clean_data, concatenate, load, save
 from saferule.detect import FOLDS, INDICES, RECORD, STATISTICS, TRAJECTORIES, detect, judged, p_values
 from saferule.errors import RunError, SettingsError
+from saferule.report import detection
+from saferule.report.figures import FIGURES
 from saferule.runs.engine import lineage
 from saferule.runs.places import project_root
 from saferule.runs.spec import DetectionRun, KnownPart, key, parents
@@ -206,3 +208,35 @@ def test_a_failed_detection_leaves_nothing(files, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         module.detect_file(files / "d.hdf5", get_task("CarCircle"), tmp_path / "out", false_alarms=0.1, progress=False)
     assert not list(tmp_path.iterdir()) and FOLDS > 1
+
+
+# What is shown
+
+
+def test_summary_has_students_interval_over_replicates():
+    """Recall 0, 0.5 and 1: 0.5 with 4.303 standard errors of 0.5 / sqrt(3)."""
+    told = {"task": "CarCircle", "attack": "max_cost", "ratio": 0.05, "labels": "constant", "poisoned": 4, "flagged": 5}
+    rows = pd.DataFrame([told | dict.fromkeys(detection.SHOWN, 1.0) | {"recall": r} for r in (0, 0.5, 1)])
+    (row,) = detection.summary(rows).to_dict("records")
+    assert (row["recall"], row["replicates"], row["flagged"]) == (0.5, 3, 5)
+    assert row["recall_high"] - 0.5 == pytest.approx(4.303 * 0.5 / 3**0.5, rel=1e-3)
+    assert np.isnan(detection.summary(rows[:1])["recall_low"]).all()
+
+
+def test_what_was_known_is_shown_from_nothing_to_what_was_detected(digest):
+    start = trainings(digest, "cpq")[1]
+    parts = [DetectionRun("CarCircle", digest, start.forget, 0.05), KnownPart(start.forget, 1.0, 0.05)]
+    policies = [applied("safe-rule", start, forget=part) for part in (*parts, KnownPart(start.forget, 0.5, 0.0))]
+    beside = [start, applied("safe-rule", start), applied("no-critic", start)]
+
+    def episodes(runs):
+        return pd.DataFrame({"cost": [1.0, 3.0], "return": [runs[0].method == "poisoned", 0]})
+
+    table = detection.partitions(policies, beside, episodes)
+    assert table["known"].tolist() == ["nothing", "50%", "all", "all and 5% of D", "detected"]
+    assert table["cost"].tolist() == [2] * 5 and table["return"].tolist() == [0.5, 0, 0, 0, 0]
+    ((where, figure),) = FIGURES["partitions"].figures(table)
+    assert where == "-CarCircle-cpq" and [t.get_text() for t in figure.axes[0].get_xticklabels()] == list(
+        table["known"]
+    )
+    assert not list(FIGURES["partitions"].figures(detection.partitions([], [], episodes)))

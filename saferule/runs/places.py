@@ -14,7 +14,7 @@ from saferule.runs.store import Store
 from saferule.runs.work import Workspace
 
 # In the order in which they build on each other.
-NOTEBOOKS = ("attack", "train", "unlearn", "ablate", "forgetting", "theory", "tables")
+NOTEBOOKS = ("attack", "train", "unlearn", "ablate", "forgetting", "detect", "theory", "tables")
 
 
 def project_root() -> Path:
