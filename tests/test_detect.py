@@ -20,9 +20,8 @@ from saferule.detect import FOLDS, INDICES, RECORD, STATISTICS, TRAJECTORIES, de
 from saferule.errors import RunError, SettingsError
 from saferule.report import detection
 from saferule.report.figures import FIGURES
-from saferule.runs.engine import lineage
 from saferule.runs.places import project_root
-from saferule.runs.spec import DetectionRun, KnownPart, key, parents
+from saferule.runs.spec import DetectionRun, KnownPart, key, lineage, read_by
 from saferule.runs.work import _marked
 from saferule.sim import get_task
 from saferule.unlearn.start import known_part
@@ -144,7 +143,7 @@ def test_repairs_forget_what_is_known_or_what_was_detected(digest, car_data, car
     known = KnownPart(start.forget, 1.0, 1 / 3)
     detection = DetectionRun("CarCircle", digest, start.forget, 0.05)
     run, other = (applied("safe-rule", start, forget=part) for part in (known, detection))
-    assert lineage([run]) == [start.forget.adversary, start.forget, start, run] and detection in parents(other)
+    assert list(lineage([run])) == [start.forget.adversary, start.forget, start, run] and detection in read_by(other)
     assert len({key(r) for r in (run, other, applied("safe-rule", start))}) == 3
     store = make([run], fresh)
     assert store.done(run)

@@ -29,7 +29,7 @@ from saferule.runs.spec import (
     config,
     identity,
     key,
-    parents,
+    read_by,
 )
 from saferule.sim import TASKS
 from saferule.unlearn import METHODS, Method, applicable, chosen, supported
@@ -228,8 +228,8 @@ def test_what_is_known_of_the_poison_where_not_all_is():
     shares = [(run.forget.share, run.forget.mistaken) for run in runs[:5]]
     assert shares == [(0.5, 0), (0.8, 0), (0.9, 0), (1, 0.05), (1, 0.1)]
     detected = runs[5].forget
-    assert detected in parts["detections"] and set(parents(runs[5])) == {detected, known}
-    assert set(parents(runs[0])) == {known.forget, known} and runs[0].attack == "max_cost"
+    assert detected in parts["detections"] and set(read_by(runs[5])) == {detected, known}
+    assert set(read_by(runs[0])) == {known.forget, known} and runs[0].attack == "max_cost"
     assert {run for run in parts["detections"] if not run.forget} == {replace(detected, forget=None)}
     labels = {(dict(run.forget.readings).get("labels"), run.ratio) for run in parts["detections"] if run.forget}
     others = {(option, 0.05) for option in ("resampled", "smoothed", "cost_only")}

@@ -301,7 +301,9 @@ def read_by(run: Run | Part) -> dict[Run, Level]:
         return {run.policy: Level.SNAPSHOTS if run.snapshot_seeds else Level.ACTING}
     values = [getattr(run, f.name) for f in fields(run)]
     read = {value: Level.WHOLE for value in values if isinstance(value, Run)}
-    return read | {parent: level for value in values if isinstance(value, Part) for parent, level in read_by(value).items()}
+    return read | {
+        parent: level for value in values if isinstance(value, Part) for parent, level in read_by(value).items()
+    }
 
 
 def usual(run: PolicyRun) -> Level:

@@ -149,7 +149,7 @@ def _marked(store: Store, run: PolicyRun, data: Dataset, forget: Dataset) -> np.
     if isinstance(run.forget, KnownPart):
         marked = known_part(clean, poisoned, run.forget.share, run.forget.mistaken, run.replicate)
     else:
-        marked = np.isin(np.arange(clean + poisoned), np.load(store.folder(run.forget) / INDICES))
+        marked = np.isin(np.arange(clean + poisoned), np.load(store.sound(run.forget) / INDICES))
     if not marked.any() or marked.all():
         raise RunError(
             f"{run.label}: {marked.sum()} of {len(marked)} trajectories are held for poison, expected some but not "
