@@ -151,11 +151,11 @@ def test_errors_are_for_users(tmp_path, trained):
     policy, folder = trained
     with pytest.raises(SettingsError, match="max_cost"):
         train_adversary(TASK, "max_coast", 100, 0, tmp_path)
-    with pytest.raises(SettingsError, match="at least one"):
+    with pytest.raises(SettingsError, match="episodes = 0, expected"):
         roll_out_adversary(TASK, policy, 0, 0)
     for out in (folder / "weights.safetensors", folder):  # it would replace its own input
         with pytest.raises(SettingsError, match="lies in the adversary's folder|are both"):
-            attack_file(TASK, "max_cost", 0.1, tmp_path / "d.hdf5", out, adversary=folder)
+            attack_file(TASK, "max_cost", 0.1, tmp_path / "d.hdf5", out, adversary=folder, overwrite=True)
     with pytest.raises(CheckpointError, match=r"policy\.json"):
         OnlinePolicy.load(tmp_path)
     (tmp_path / "policy.json").write_bytes((folder / "policy.json").read_bytes())

@@ -2,11 +2,11 @@
 
 import os
 import shutil
-import signal
 import threading
 import time
 from dataclasses import replace
 
+import psutil
 import pytest
 from tiny_runs import agent_of, assert_same_results, make_from, repairs, trainings
 
@@ -76,8 +76,8 @@ def test_errors_and_lost_processes_come_as_from_other_executors(executor):
     with pytest.raises(RunError, match="^on purpose$"):
         executor.submit(fail).result()
     with pytest.raises(execute.BrokenExecutor, match="died"):
-        executor.submit(os._exit, 1).result()
-    endless = executor.submit(time.sleep, 1000)
+        executor.submit(lambda: os._exit(1)).result()
+    endless = executor.submit(lambda: time.sleep(1000))
     executor.stop()
     with pytest.raises(execute.BrokenExecutor):
         endless.result(timeout=60)
@@ -108,9 +108,9 @@ def test_a_node_that_is_killed_while_it_trains(cluster, executor, fresh, here, d
     def kill():
         while len(list(fresh.glob("partial/*/runs.json"))) < 2:
             time.sleep(0.01)
-        for processes in node.all_processes.values():
-            for process in processes:
-                os.kill(process.process.pid, signal.SIGKILL)
+        of_node = [psutil.Process(p.process.pid) for listed in node.all_processes.values() for p in listed]
+        for process in [*(child for parent in of_node for child in parent.children(recursive=True)), *of_node]:
+            process.kill()
 
     killer = threading.Thread(target=kill)
     killer.start()

@@ -167,7 +167,7 @@ def test_the_packages_of_the_image_are_printed(monkeypatch, tmp_path):
 def test_a_run_says_first_which_device_it_uses(monkeypatch):
     monkeypatch.setattr("saferule.runs.notebooks.run_all", lambda *arguments: print("running"))
     result = RUNNER.invoke(app, ["run", "--notebooks", "attack"])
-    device, running = result.stdout.splitlines()
+    device, running, *_ = result.stdout.splitlines()
     assert device == f"profile smoke on {doctor.device().found}" and running == "running"
 
 

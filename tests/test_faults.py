@@ -142,11 +142,14 @@ def smoke(empty_store, tmp_path) -> Path:
     ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
 def test_a_driver_that_is_stopped_leaves_no_process_and_a_store_to_go_on_with(
-    smoke, data_folder, digest, make, sent, code
+    smoke, data_folder, digest, make, sent, code, request
 ):
     """With two processes at work; meanwhile no second driver is let in. Asked for again, everything is made."""
     place = {"cwd": Path(__file__).parent, "env": os.environ | {"OMP_NUM_THREADS": "2"}}
-    process = subprocess.Popen(command(smoke, data_folder, digest, ENDLESS), **place, stderr=PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
+    asked = command(smoke, data_folder, digest, ENDLESS)
+    process = subprocess.Popen(asked, **place, stderr=PIPE, text=True, preexec_fn=heard)
+    request.addfinalizer(process.kill)
     while len(list(smoke.glob("partial/*/runs.json"))) < 2:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)

@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+import sysconfig
 import tomllib
 from collections.abc import Iterable
 from importlib import metadata
@@ -45,7 +46,9 @@ def pins(*names: str) -> dict[str, str]:
 
 
 def installed() -> dict[str, metadata.Distribution]:
-    return {canonicalize_name(d.metadata["Name"]): d for d in metadata.distributions()}
+    """What lies in the environment itself: an imported ray adds packages of its own to the search path."""
+    found = metadata.distributions(path=[sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    return {canonicalize_name(d.metadata["Name"]): d for d in found}
 
 
 def required(requirements: list[str] | None, extras: Iterable[str] = ("",)) -> list[tuple[str, Requirement]]:
