@@ -58,7 +58,7 @@ def attack_file(
     for path in (out, joined, indices):
         if path is not None:
             if trained.resolve() in path.resolve().parents:
-                raise SettingsError(f"{path} lies in the adversary's folder, which is kept as it is: give another place")
+                raise SettingsError(f"{path} lies in the adversary's folder, kept as it is: give another place")
             try_file(path, None if overwrite else ", or give --overwrite")
     if adversary is None and trained.exists() and not vacant(trained):
         raise SettingsError(
