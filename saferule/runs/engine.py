@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +33,7 @@ class Job:
     """Runs that are made together."""
 
     runs: list[Run]
-    keep: Level = Level.RECORD  # of its policies, at least
+    keep: Mapping[Run, Level]  # of its policies, at least
     tries: int = 0
 
     @property
@@ -93,7 +93,7 @@ def divide(runs: Sequence[Run], store: Store, device: str, slots: int, level: Le
     alike = Counter(key[:2] for key in groups)  # groups that can be worked on at the same time
     parts = [part for key, group in groups.items() for part in _cut(group, math.ceil(slots / alike[key[:2]]))]
     order = {run: i for i, run in enumerate(todo)}
-    jobs = [Job(part, max(todo.get(run, level) for run in part)) for part in [*continued, *parts]]
+    jobs = [Job(part, {run: todo.get(run, level) for run in part}) for part in [*continued, *parts]]
     return sorted(jobs, key=lambda job: min(order.get(run, 0) for run in job.runs))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -49,12 +49,12 @@ class Interruptible:
         store: Store,
         runs: Sequence[PolicyRun],
         say: Callable[[str], None],
-        keep: Level = Level.RECORD,
+        keep: Mapping[PolicyRun, Level] | None = None,
     ) -> None:
         self.store, self.folder, self.runs, self.say, self.log = store, store.partial(runs), list(runs), say, Log()
         first = runs[0]
         self.made_for = (first.task, first.backbone, config(first))
-        self.keep_at_least = keep
+        self.keep_at_least = keep or {}
         self.snapshot_steps = set(first.snapshot_steps)
         self.began = self.saved_at = time.monotonic()
         self.earlier = 0.0
@@ -119,7 +119,7 @@ class Interruptible:
     def _write(self, agent: int, tensors: Tensors, step: int, stopped: str = "") -> None:
         """One agent's folder. No run that starts from it reads Adam's moments; a user's repair has them."""
         run = self.runs[agent]
-        level = max(self.keep_at_least, usual(run))
+        level = max(self.keep_at_least.get(run, Level.RECORD), usual(run))
         if self.store.done(run, level):
             return
         whole, moments = level == Level.WHOLE, isinstance(run.start, UserFile)

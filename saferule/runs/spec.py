@@ -308,7 +308,8 @@ def read_by(run: Run | Part) -> dict[Run, Level]:
 
 def usual(run: PolicyRun) -> Level:
     """How much is kept of a policy when it is made: of those that others start from, and that users bring, all."""
-    started_from = METHODS[run.method].part == "main" and not run.readings
+    whole_set = run.forget is None or isinstance(run.forget, ForgetRun)
+    started_from = METHODS[run.method].part == "main" and not run.readings and whole_set
     return Level.WHOLE if started_from or isinstance(run.start, UserFile) else Level.SNAPSHOTS
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Workspace:
     store: Store
     data_folder: Path
     device: str
-    keep: Level = Level.RECORD  # at least; more where others start from one (`usual`)
+    keep: Mapping[Run, Level] = field(default_factory=dict)  # at least; more where others start from one (`usual`)
 
 
 def named(runs: Sequence[Run]) -> str:
@@ -192,7 +192,7 @@ def train(
     start: Callable[[], Population],
     device: str,
     say: Say,
-    keep: Level = Level.RECORD,
+    keep: Mapping[Run, Level] | None = None,
 ) -> None:
     """Run a population to its end, keep its state on the way, write each agent's folder to the store.
 
