@@ -66,7 +66,7 @@ def test_help_lists_the_commands_without_heavy_imports():
         (["run", *NOTEBOOKS, "--notebooks", "trane"], "unknown notebook 'trane': choose among attack, train"),
         (["run", "--set", "speed=9"], "unknown setting 'speed' of a profile: choose a name among tasks"),
         (["run", "--set", "episodes"], "--set: 'episodes', expected NAME=VALUE"),
-        (["run", "--set", "episodes=many"], "episodes = 'many', expected int: write episodes=5"),
+        (["run", "--set", "episodes=many"], "episodes = 'many', expected int: write episodes=3"),
         (["run", "--tasks", "CarCircle", "--tasks", "Moon"], "unknown name 'Moon' in tasks"),
         (["status", "--ratios", "5"], "ratios = 5.0, expected a number between 0 and 1"),
         (["run", "--set", "tasks=Moon"], "unknown name 'Moon' in tasks"),

@@ -80,12 +80,14 @@ def test_of_each_run_so_much_is_published(source, tmp_path, known):
     assert sorted(p.name for p in folder.iterdir()) == ["SHA256SUMS", LOG, "run.json"]
     assert target.meta(clean) == source.meta(clean) | {"kept": "ACTING"}
     networks, full = (load_networks(store.folder(clean) / AGENT).nets for store in (target, source))
-    assert set(networks) == set(get_backbone("cpq").ACTING) and not snapshot(target, clean, 500).exists()
+    assert (
+        set(networks) == set(get_backbone("cpq").ACTING) and not snapshot(target, clean, *clean.snapshot_steps).exists()
+    )
     assert all(
         leaf.dtype == torch.float32 and torch.equal(leaf, full["actor"][k]) for k, leaf in networks["actor"].items()
     )
     again = load_agent(target.folder(poisoned) / AGENT).population
-    assert again is not None and not again.optimisers and snapshot(target, poisoned, 500).is_file()
+    assert again is not None and not again.optimisers and snapshot(target, poisoned, *poisoned.snapshot_steps).is_file()
 
 
 def test_what_is_there_is_not_copied_again_and_what_came_since_is(source, tmp_path, known):

@@ -179,6 +179,15 @@ def test_every_tampering_is_named(store):
     assert "damaged" in store.verify(POISONED)[0]
 
 
+@pytest.mark.parametrize("of", [POISONED, CLEAN])
+def test_an_agent_of_another_run_is_named_although_the_list_knows_it(store, of):
+    with store.write(POISONED) as folder:
+        write(folder / "agent.safetensors", {"x": torch.zeros(1)}, {"run": key(of)})
+    agent = store.folder(POISONED) / "agent.safetensors"
+    named = [f"{agent}: the agent of run {key(CLEAN)}, expected {key(POISONED)}"]
+    assert store.verify(POISONED) == (named if of == CLEAN else [])
+
+
 def test_files_and_folders_have_the_callers_usual_modes(store):
     before = os.umask(0o027)
     try:

@@ -15,7 +15,7 @@ from saferule.agents.checkpoint import acting_part, read, starting_part, write
 from saferule.errors import RunError, SaferuleError
 from saferule.runs.experiment import Data, Profile, ablated, asked
 from saferule.runs.interruptible import AGENT, SNAPSHOTS
-from saferule.runs.spec import ForgetRun, Level, PolicyRun, Run, key
+from saferule.runs.spec import ForgetRun, Level, PolicyRun, Run
 from saferule.runs.store import KEPT, RECORD, SUMS, Store, write_json
 
 ACTING = (
@@ -92,7 +92,7 @@ def publish(profile: Profile, known: Mapping[str, Data], source: Store, target: 
 
 
 def copy(run: Run, level: Level, source: Store, target: Store) -> None:
-    """Copy so much of a finished run from one store to another. RunError when its agent is another run's."""
+    """Copy so much of a finished run from one store to another."""
     folder = source.folder(run)
     with target.draft(run) as draft:
         write_json(draft / RECORD, source.meta(run) | ({KEPT: level.name} if isinstance(run, PolicyRun) else {}))
@@ -109,6 +109,4 @@ def copy(run: Run, level: Level, source: Store, target: Store) -> None:
 
 def _copy_agent(path: Path, final: Path, run: PolicyRun, level: Level) -> None:
     tensors, meta = read(path)
-    if meta.get("run") != key(run):
-        raise RunError(f"{path}: the agent of run {meta.get('run')}, expected {key(run)}: delete its folder")
     write(final, starting_part(tensors) if level == Level.WHOLE else acting_part(tensors, run.backbone), meta)

@@ -22,9 +22,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from saferule.errors import RunError, cause
+from saferule.errors import CheckpointError, RunError, cause
 from saferule.files import known_sha256, sha256, vacant, write_bytes, write_folder
-from saferule.runs.spec import Level, Run, describe, key, read_by
+from saferule.runs.spec import Level, PolicyRun, Run, describe, key, read_by
 
 RECORD, SUMS, KEPT = "run.json", "SHA256SUMS", "kept"
 RECORDED = ("torch", "numpy", "gymnasium", "mujoco", "safety-gymnasium", "pybullet", "stable_baselines3")
@@ -110,13 +110,16 @@ class Store:
         return self._differences(run, lambda path: None) if folder.is_dir() and not vacant(folder) else []
 
     def verify(self, run: Run) -> list[str]:
-        """The same of a finished run with every file read again; and what is there that the run did not write."""
+        """The same of a finished run with every file read again; what is there that the run did not write; and an agent
+        that says it is another run's.
+        """
         if not self.there(run):
             return [f"{self.folder(run) / RECORD}: missing"]
         folder, found = self.folder(run), self._differences(run, sha256)
         listed = {folder / SUMS, *(folder / name for name in _listed(folder))}
         strangers = sorted({path for path in folder.rglob("*") if path.is_file()} - listed)
-        return found + [f"{path}: was not written by the run" for path in strangers]
+        found += [f"{path}: was not written by the run" for path in strangers]
+        return found or (_of_others(run, folder) if isinstance(run, PolicyRun) else [])
 
     def _differences(self, run: Run, digest: Callable[[Path], str | None]) -> list[str]:
         """digest  of a file; None where it is not to be read"""
@@ -205,6 +208,17 @@ class Store:
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write what a run says of itself."""
     path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def _of_others(run: PolicyRun, folder: Path) -> list[str]:
+    from saferule.agents.checkpoint import read  # torch takes seconds to load
+
+    try:
+        told = {path: read(path)[1].get("run", key(run)) for path in sorted(folder.glob("*.safetensors"))}
+    except CheckpointError as error:
+        return [str(error)]
+    others = {path: other for path, other in told.items() if other != key(run)}
+    return [f"{path}: the agent of run {other}, expected {key(run)}" for path, other in others.items()]
 
 
 def write_sums(folder: Path) -> None:
