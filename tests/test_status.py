@@ -12,7 +12,7 @@ from saferule.runs.spec import PolicyRun
 from saferule.runs.status import FRESH, amount, lines, status
 from saferule.runs.store import Store
 
-PROFILE = get_profile("smoke", backbones="cpq")
+PROFILE = get_profile("smoke", backbones="cpq", training_steps=1_000)
 KNOWN = {"CarCircle": Data("d" * 64, 50_000)}
 
 

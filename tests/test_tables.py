@@ -276,7 +276,8 @@ def test_ablations_beside_tables_2_5_and_6():
 
 def test_settings_in_force_stand_beside_table_7():
     """Of the smoke profile's plan: what it changes differs, all else is as printed."""
-    runs = plan(get_profile("smoke"), {"CarCircle": Data("0" * 64, 10_000)})["main"]
+    profile = get_profile("smoke", training_steps=1_000)
+    runs = plan(profile, {"CarCircle": Data("0" * 64, 10_000)})["main"]
     table = tables.hyperparameters([run for run in runs if run.method == "safe-rule"]).set_index("name")
     assert table.loc["Offline safe RL training steps", ["paper", "ours"]].tolist() == ["10^6", "1000"]
     same = table.loc[["Discount factor", "Forget-cost target", "beta_f range", "Reward reference"], "ours"]
