@@ -83,7 +83,12 @@ unset PYTHONHOME PYTHONPATH    # they would put other packages before those of t
 
 cd -- "$root"
 if [[ "$profile" == paper ]]; then "$venv/bin/saferule" doctor; fi
-"$venv/bin/saferule" run --profile "$profile" "${choices[@]}"
+# In the background, so that a signal to this script alone (a scheduler's, `docker stop`) reaches the run at once.
+"$venv/bin/saferule" run --profile "$profile" "${choices[@]}" & run=$!
+trap 'kill -TERM "$run"; wait "$run" || :; exit 143' TERM
+trap 'kill -TERM "$run"; wait "$run" || :; exit 130' INT    # which a job in the background does not hear itself
+wait "$run"
+trap - TERM INT
 if [[ " ${choices[*]} " =~ " --runs-only " || " ${choices[*]} " =~ " --dry-run " ]]; then exit; fi
 
 # Tables and pages of the other profiles that have results, from their stored episodes: what the repository comes with.
