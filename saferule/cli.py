@@ -201,11 +201,15 @@ def run(
     if ray or ray_gpus is not None:
         use_cluster(ray, ray_gpus)
     place = workspace(wanted, output, data)
+    known, notes = known_data(wanted, place.data_folder)
+    for note in notes:
+        typer.echo(note, err=True)
+    if not known:
+        raise SettingsError(f"{place.data_folder}: no data of any task that was asked for: collect or fetch it first")
     if dry_run:
         from saferule.runs.execute import default
         from saferule.runs.status import rehearsal
 
-        known = known_data(wanted, place.data_folder)[0]
         for line in rehearsal(wanted, known, place, default(place.device).slots):
             typer.echo(line)
         return
@@ -213,7 +217,7 @@ def run(
         try_folder(place.store.root / part, empty=False)
     typer.echo(f"profile {profile} on {f'Ray at {ray}' if ray else device().found}")
     if not notebooks and not only_stored:  # all in one go keeps all cores busy; a single notebook makes what it shows
-        make([run for _, run in asked(wanted, known_data(wanted, place.data_folder)[0])], place)
+        make([run for _, run in asked(wanted, known)], place)
     if not runs_only:
         from saferule.report.html import build
         from saferule.report.study import Study

@@ -140,5 +140,7 @@ class Interruptible:
 
 def progress(folder: Path) -> int:
     """The step of the last saved state of a running population, 0 before the first."""
-    path = folder / PROGRESS
-    return int(path.read_text()) if path.is_file() else 0
+    try:
+        return int((folder / PROGRESS).read_text())
+    except OSError:  # not there yet, or no longer: the population has just ended
+        return 0

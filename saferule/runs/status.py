@@ -76,11 +76,11 @@ def under_way(store: Store) -> Iterator[tuple[str, bool]]:
     """Keys of the runs that are made just now (True), or were until something ended it (False)."""
     held = store.held()
     for listing in store.root.glob("partial/*/runs.json"):
-        files = [listing, *(path for path in map(listing.with_name, (STATE, PROGRESS)) if path.exists())]
-        newest = max(path.stat().st_mtime for path in files)
         try:
+            files = [listing, *(path for path in map(listing.with_name, (STATE, PROGRESS)) if path.exists())]
+            newest = max(path.stat().st_mtime for path in files)
             yield from ((name, held and time.time() - newest < FRESH) for name in json.loads(listing.read_text()))
-        except ValueError:
+        except (ValueError, OSError):  # damaged, or ended while it was looked at
             continue
     for draft in store.root.glob("runs/*/.*.part"):
         yield draft.name.split(".")[-3][-12:], held
