@@ -129,8 +129,8 @@ PLAYED = "episodes of Safe-RULE, replicate 0"
     [
         (flip_a_bit, ["agent.safetensors: has changed since it was written"]),
         (flip_a_bit_and_its_sum, [PLAYED]),
-        (exchange_the_networks, [PLAYED]),
-        (empty_the_networks, ["not a whole safetensors file", PLAYED]),
+        (exchange_the_networks, ["the agent of run"]),
+        (empty_the_networks, ["not a whole safetensors file"]),
         (edit_episodes, [PLAYED]),
         (edit_the_episodes_alone, ["episodes.csv: has changed since it was written", "not built again"]),
     ],
