@@ -15,6 +15,9 @@ from saferule.data.schema import load
 from saferule.errors import DataError, SettingsError
 
 TASK = replace(CAR, horizon=4)
+EMPTY = {"observations": np.zeros((0, 8)), "actions": np.zeros((0, 2))} | {
+    key: np.zeros(0) for key in ("rewards", "terminals", "timeouts", "costs")
+}
 
 
 def minari(path: Path, costs: str | None = "infos/cost", **changes) -> Path:
@@ -49,6 +52,16 @@ def d4rl(path: Path, *without: str, **changes) -> Path:
     return write(path, {key: value for key, value in content.items() if key not in without})
 
 
+def linked(path: Path, name: str, target: str, soft: bool = False) -> Path:
+    """Something of a file lies in another one; that the other is not there is not noticed, as it is not looked for."""
+    link = h5py.ExternalLink("nowhere.hdf5", target)
+    with h5py.File(d4rl(path, "costs"), "r+") as file:
+        if soft:
+            file["elsewhere"], link = link, h5py.SoftLink("/elsewhere")
+        file[name] = link
+    return path
+
+
 def test_a_minari_file_becomes_trajectories(tmp_path):
     out = tmp_path / "out.hdf5"
     dataset, said = convert(minari(tmp_path / "m.hdf5"), TASK, out)
@@ -68,6 +81,8 @@ def test_a_d4rl_file_gets_its_next_observations(tmp_path):
     assert dataset.costs.tolist() == [0, 1, 1, 0, 0] and not dataset.terminals.any()
     assert dataset.timeouts.tolist() == [False, True, False, True, True]
     assert "3 last steps without one are left out" in said[-1]
+    lengths = d4rl(tmp_path / "lengths.hdf5", episode_lengths=np.array([3, 3, 2]))  # which is no episode of Minari's
+    assert convert(lengths, TASK, tmp_path / "lengths-out.hdf5")[0].digest() == dataset.digest()
     own = np.zeros((8, 8))
     dataset, _ = convert(d4rl(tmp_path / "own.hdf5", next_observations=own), TASK, tmp_path / "own-out.hdf5")
     assert len(dataset) == 8 and not dataset.next_observations.any() and dataset.terminals[5]
@@ -88,6 +103,14 @@ def test_a_d4rl_file_gets_its_next_observations(tmp_path):
         (lambda p: d4rl(p, rewards=np.zeros(5)), "has 8 rows and 'rewards' 5"),
         (lambda p: d4rl(p, observations=np.zeros((8, 27))), "has 27 columns, expected 8"),
         (lambda p: write(p, {"x": np.zeros(2)}), "expected the layout of Minari or of D4RL"),
+        (lambda p: d4rl(p, **EMPTY), "is empty"),
+        (lambda p: d4rl(p, terminals=np.arange(8) / 2), "'terminals' is 0.5 in row 1 (and in 5 more rows), expected 0"),
+        (lambda p: d4rl(p, timeouts=np.full(8, np.nan)), "'timeouts' is nan in row 0"),
+        (lambda p: minari(p, truncations=np.full(3, -1)), "'episode_0/truncations' is -1 in row 0"),
+        (lambda p: linked(p, "costs", "/cost"), "'costs' is a link to another file"),
+        (lambda p: linked(p, "infos", "/infos"), "'infos' is a link to another file"),
+        (lambda p: linked(p, "episode_0", "/episode_0"), "'episode_0' is a link to another file"),
+        (lambda p: linked(p, "infos/cost", "/cost", soft=True), "'elsewhere' is a link to another file"),
     ],
 )
 def test_what_cannot_be_converted_is_named(tmp_path, make, told):

@@ -22,6 +22,7 @@ from saferule.files import check_different, try_file
 from saferule.sim.rollout import Episode
 from saferule.sim.tasks import Task
 
+ENDS = (*schema.FLAGS, "terminations", "truncations")
 COSTS = ("costs", "cost", "infos/costs", "infos/cost")
 
 
@@ -37,7 +38,7 @@ def convert(
     check_different({"the file": source, "--out": out})
     try_file(out, None if overwrite else ", or give --overwrite")
     with schema.open_file(source) as file:
-        episodes = sorted((name for name in file if name.startswith("episode_")), key=lambda name: (len(name), name))
+        episodes = schema.minari_episodes(file)
         layout, (dataset, said) = (
             ("Minari", _minari(source, file, episodes, costs))
             if episodes
@@ -50,10 +51,12 @@ def convert(
 
 
 def _minari(path: Path, file: h5py.File, episodes: list[str], costs: str | None) -> tuple[schema.Dataset, list[str]]:
-    played, key = [], _costs_key(path, file[episodes[0]], costs)
+    key = _costs_key(path, file[episodes[0]], costs)
+    names = ("observations", "actions", "rewards", "terminations", "truncations", key)
+    schema.check_size(path, (item for name in episodes for item in _items(path, file[name], names)))
+    played = []
     for name in episodes:
-        arrays = _arrays(path, file[name], ("observations", "actions", "rewards", "terminations", "truncations"), key)
-        observations, actions, rewards, terminations, truncations, cost = arrays
+        observations, actions, rewards, terminations, truncations, cost = _arrays(path, file[name], names)
         steps = len(rewards)
         cost = cost[1:] if len(cost) == steps + 1 else cost  # infos begin with that of the reset
         lengths = [len(observations) - 1, len(actions), len(terminations), len(truncations), len(cost)]
@@ -78,14 +81,16 @@ def _d4rl(path: Path, file: h5py.File, task: Task, costs: str | None) -> tuple[s
     key = _costs_key(path, file, costs)
     optional = [name for name in ("timeouts", "next_observations") if name in file]
     names = ("observations", "actions", "rewards", "terminals", *optional)
-    arrays = dict(zip((*names, "costs"), _arrays(path, file, names, key), strict=True))
+    schema.check_size(path, _items(path, file, (*names, key)))
+    arrays = dict(zip((*names, "costs"), _arrays(path, file, (*names, key)), strict=True))
+    schema.check_rows(str(path), arrays["observations"])
     said = [f"costs from '{key}'"]
     if lengths := {len(array) for array in arrays.values()} - {len(arrays["rewards"])}:
         raise DataError(
             f"{path}: a key has {lengths.pop()} rows and 'rewards' {len(arrays['rewards'])}: write all of them."
         )
     if "timeouts" not in arrays:
-        arrays["timeouts"] = _time_limits(arrays["terminals"] != 0, task.horizon)
+        arrays["timeouts"] = _time_limits(arrays["terminals"], task.horizon)
         said.append(f"no 'timeouts': trajectories end after {task.horizon} steps")
     known = "next_observations" in arrays
     if not known:
@@ -123,15 +128,18 @@ def _costs_key(path: Path, group: h5py.Group, costs: str | None) -> str:
     return key
 
 
-def _arrays(path: Path, group: h5py.Group, names: tuple[str, ...], costs: str) -> list[np.ndarray]:
-    """These arrays and the costs, all of one value per step as (T,)."""
-    missing = [name for name in (*names, costs) if name not in group]
+def _items(path: Path, group: h5py.Group, names: tuple[str, ...]) -> list[h5py.Dataset]:
+    """These arrays, not read yet."""
+    missing = [name for name in names if name not in group]
     if missing:
         raise DataError(f"{path}: '{group.name[1:]}' lacks {listed(missing)}, expected them in each: write it anew.")
-    items = [schema.numbers_at(path, group, name) for name in (*names, costs)]
-    schema.check_size(path, items)
+    return [schema.numbers_at(path, group, name) for name in names]
+
+
+def _arrays(path: Path, group: h5py.Group, names: tuple[str, ...]) -> list[np.ndarray]:
+    """These arrays, all of one value per step as (T,) and ends as booleans."""
     arrays = []
-    for name, item in zip((*names, costs), items, strict=True):
+    for name, item in zip(names, _items(path, group, names), strict=True):
         array = schema.read_numbers(path, item)
         wide = name in schema.VECTORS
         array = array[:, 0] if not wide and array.shape[1:] == (1,) else array
@@ -139,5 +147,8 @@ def _arrays(path: Path, group: h5py.Group, names: tuple[str, ...], costs: str) -
             raise DataError(
                 f"{path}: key '{item.name[1:]}' has shape {item.shape}, expected one row per step: reshape it."
             )
-        arrays.append(array != 0 if name in ("terminations", "truncations") else array)
+        if name in ENDS:
+            schema.check_flags(str(path), item.name[1:], array)
+            array = array != 0
+        arrays.append(array)
     return arrays

@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -189,7 +190,7 @@ def check(dataset: Dataset, task: Task, name: str) -> Dataset:
 
     name: the file, or where else the data come from.
     """
-    _check_rows(name, dataset.observations)
+    check_rows(name, dataset.observations)
     _check_task(name, vars(dataset), task)
     for key in (*VECTORS, "rewards", "costs"):
         array = getattr(dataset, key)
@@ -208,6 +209,11 @@ def check(dataset: Dataset, task: Task, name: str) -> Dataset:
     return dataset
 
 
+def check_flags(name: str, key: str, array: np.ndarray) -> None:
+    """`DataError` where a flag is neither 0 nor 1."""
+    _reject(name, key, array, (array != 0) & (array != 1), "0 or 1: write 1 where the trajectory ends")
+
+
 def load(path: str | Path, task: Task) -> Dataset:
     """Read and check a DSRL file of `task`.
 
@@ -216,14 +222,13 @@ def load(path: str | Path, task: Task) -> Dataset:
     """
 
     def judge(shapes: Mapping[str, np.ndarray]) -> None:
-        _check_rows(str(path), shapes["observations"])
+        check_rows(str(path), shapes["observations"])
         _check_shapes(str(path), shapes)
         _check_task(str(path), shapes, task)
 
     arrays, attributes = _read(Path(path), KEYS, judge)
     for key in FLAGS:
-        neither = (arrays[key] != 0) & (arrays[key] != 1)
-        _reject(str(path), key, arrays[key], neither, "0 or 1: write 1 where the trajectory ends")
+        check_flags(str(path), key, arrays[key])
     return check(Dataset(**arrays, attributes=attributes), task, str(path))
 
 
@@ -237,7 +242,7 @@ def save(dataset: Dataset, path: str | Path, *, columns: Mapping[str, np.ndarray
 
     Raises `DataError` for a dataset without rows.
     """
-    _check_rows(f"{path} is not written: the dataset", dataset.observations)
+    check_rows(f"{path} is not written: the dataset", dataset.observations)
     arrays = {key: getattr(dataset, key) for key in KEYS} | dict(columns or {})
     content = io.BytesIO()  # a disk that is full while HDF5 writes to it ends the process
     with h5py.File(content, "w") as file:
@@ -263,6 +268,12 @@ def open_file(path: Path) -> Iterator[h5py.File]:
         raise DataError(f"{path} {_unreadable(path, error)}.") from error
     with file:
         try:
+            if linked := file.visititems_links(
+                lambda name, link: name if isinstance(link, h5py.ExternalLink) else None
+            ):
+                raise DataError(
+                    f"{path}: key '{linked}' is a link to another file, which is not followed: copy it into this one."
+                )
             yield file
         except (OSError, RuntimeError, KeyError, ValueError) as error:  # what h5py raises where something is damaged
             what = shortened(first_line(error), 80)
@@ -339,10 +350,6 @@ def _read(
 def numbers_at(path: Path, file: h5py.Group, key: str) -> h5py.Dataset:
     """A key's numbers, not read yet; `DataError` for anything else, and for numbers that are not in the file."""
     name, told = f"{file.name}/{key}".replace("//", "/").lstrip("/"), f"{path}: key"
-    if isinstance(file.get(key, getlink=True), h5py.ExternalLink):
-        raise DataError(
-            f"{told} '{name}' is a link to another file, which is not followed: copy the numbers into this one."
-        )
     item = file[key]
     if not isinstance(item, h5py.Dataset):
         raise DataError(
@@ -386,9 +393,15 @@ def check_size(path: Path, items: Iterable[h5py.Dataset]) -> None:
         )
 
 
+def minari_episodes(file: h5py.File) -> list[str]:
+    """The groups of Minari's layout, in order of their numbers."""
+    names = (name for name in file if re.fullmatch(r"episode_[0-9]+", name))
+    return sorted(names, key=lambda name: (len(name), name))
+
+
 def _foreign_layout(file: h5py.File, missing: Sequence[str]) -> str:
     """What a file without these keys is, and what to do."""
-    if episodes := [name for name in file if name.startswith("episode_")]:
+    if episodes := minari_episodes(file):
         return (
             f"has the layout of Minari ({listed(episodes, 1)}), expected {listed(KEYS)}: make them with "
             "`saferule data convert`, which needs costs"
@@ -400,7 +413,8 @@ def _foreign_layout(file: h5py.File, missing: Sequence[str]) -> str:
     return f"{has}, expected DSRL's keys: rename or add them"
 
 
-def _check_rows(name: str, observations: np.ndarray) -> None:
+def check_rows(name: str, observations: np.ndarray) -> None:
+    """`DataError` for no observations at all."""
     if not observations.size:
         raise DataError(f"{name} is empty: key 'observations' has 0 rows, expected one or more: collect data.")
 
