@@ -499,7 +499,7 @@ def evaluate(
         typer.echo(f"{file} does not hold everything, so it was assumed: {assumption}", err=True)
     rows = play(agent, seeds, file)
     if csv is not None:
-        write_bytes(csv, rows.to_csv(index=False).encode())
+        write_bytes(csv, rows.to_csv(index=False).encode(), new=True)
     typer.echo(f"{policy}: {summary(rows)}")
 
 

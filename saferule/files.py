@@ -7,7 +7,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import combinations
@@ -18,38 +18,44 @@ from saferule.errors import RunError, SettingsError, cause
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a full disk, a quota, a limit of the size of files
 
 
-@contextmanager
-def write_atomically(final: Path) -> Iterator[Path]:
-    """An empty file to fill, beside its final place (links followed); it gets its name when the block ends without an
-    error, else it goes.
+def write_files(contents: Mapping[Path, bytes | memoryview], *, new: bool = False) -> None:
+    """Write files (links followed), all of them whole or none; their modes are those of any new file (umask).
 
-    Libraries that write by path (safetensors) are given this one. The mode is that of any new file (umask). When all is
-    written and only the name cannot be given, RunError says where it lies.
+    new     what somebody else has put in a place by then is not replaced
+    RunError where all is written and only a name cannot be given; it says where it lies.
     """
-    final, keep = Path(os.path.realpath(final)), False
-    draft = final.with_name(f".{final.name}.{secrets.token_hex(4)}.part")
+    drafts: dict[Path, Path] = {}
+    for path in contents:
+        final = Path(os.path.realpath(path))
+        drafts[final] = final.with_name(f".{final.name}.{secrets.token_hex(4)}.part")
+    taken, keep = [], False
     try:
-        with _named(final):
-            final.parent.mkdir(parents=True, exist_ok=True)
-            draft.touch(exist_ok=False)
-            mode = draft.stat().st_mode
-            yield draft
-            draft.chmod(mode)  # safetensors replaces the file by one for its owner's eyes
-            _sync(draft)
+        for (final, draft), content in zip(drafts.items(), contents.values(), strict=True):
+            with _named(final):
+                final.parent.mkdir(parents=True, exist_ok=True)
+                draft.touch(exist_ok=False)
+                draft.write_bytes(content)
+                _sync(draft)
         try:
-            os.replace(draft, final)
+            for final in drafts if new else ():
+                final.touch(exist_ok=False)  # of two commands one gets the name, on every file system
+                taken.append(final)
+            for final, draft in drafts.items():
+                os.replace(draft, final)
         except OSError as error:
             keep = True
-            raise _kept(draft, final, error) from error
+            raise _kept([draft for draft in drafts.values() if draft.exists()], final, error) from error
     finally:
-        if not keep:
-            draft.unlink(missing_ok=True)
+        for final, draft in drafts.items():
+            if final in taken and draft.exists():
+                final.unlink()
+            if not keep:
+                draft.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file, whole or not at all."""
-    with write_atomically(path) as draft:
-        draft.write_bytes(content)
+def write_bytes(path: Path, content: bytes | memoryview, *, new: bool = False) -> None:
+    """The same for one file."""
+    write_files({path: content}, new=new)
 
 
 @contextmanager
@@ -75,7 +81,7 @@ def write_folder(final: Path) -> Iterator[Path]:
             _sync(final if there else final.parent)
         except OSError as error:
             keep = draft.is_dir()
-            raise _kept(draft, final, error) from error
+            raise _kept([draft], final, error) from error
     finally:
         if not keep:
             shutil.rmtree(draft, ignore_errors=True)
@@ -181,8 +187,9 @@ def _fill(final: Path, draft: Path) -> None:
     draft.rmdir()
 
 
-def _kept(draft: Path, final: Path, error: OSError) -> RunError:
-    return RunError(f"all is written but cannot get its name {final}: {cause(error)}; until then it lies in {draft}")
+def _kept(drafts: Sequence[Path], final: Path, error: OSError) -> RunError:
+    places = " and ".join(map(str, drafts))
+    return RunError(f"all is written but cannot get its name {final}: {cause(error)}; until then it lies in {places}")
 
 
 @contextmanager

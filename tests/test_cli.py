@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from saferule import files
 from saferule.attack.poison import find, split
 from saferule.cli import app
 from saferule.data.schema import Dataset, load, save
@@ -128,7 +129,7 @@ def attack(good, out, *options, name="max_cost"):
     return run("attack", *known, *options)
 
 
-def test_attack_on_ones_own_file(good, tmp_path):
+def test_attack_on_ones_own_file(good, tmp_path, monkeypatch):
     out, joined = tmp_path / "forget.hdf5", tmp_path / "poisoned.hdf5"
     result = attack(good, out, "--steps", "512", "--poisoned", joined)
     assert result.exit_code == 0, result.output
@@ -148,6 +149,12 @@ def test_attack_on_ones_own_file(good, tmp_path):
     renamed = attack(good, tmp_path / "forget", "--steps", "512")
     assert renamed.exit_code == 2 and "--adversary" in renamed.stderr  # would be trained over the one that is there
     assert len(list(tmp_path.iterdir())) == 5  # with the data and the indices
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    everything = ("--adversary", out.with_suffix(".adversary"), "--poisoned", joined, "--overwrite")
+    with monkeypatch.context() as patched:  # the disk is full when the last of the three files is written
+        patched.setattr(files, "_sync", lambda path: 1 / ("idx" not in path.name))
+        assert attack(good, out, *everything, name="max_cost").exit_code == 1
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
     again = attack(good, out, "--adversary", out.with_suffix(".adversary"), "--overwrite")
     assert again.exit_code == 0 and load(out, task).digest() == forget.digest()
     assert OnlinePolicy.load(out.with_suffix(".adversary")).settings["attack"] == "max_cost"

@@ -100,6 +100,15 @@ def test_a_broken_recording_is_made_again(collected, tmp_path):
     assert schema.load(path, TASK).digest() == schema.load(first, TASK).digest()
 
 
+def test_a_recording_under_other_settings_is_not_replaced(collected):
+    folder = collected[1].with_suffix(".recordings")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    for task, steps in (("CarCircle", 2_500), ("PointGoal", 8_000)):
+        with pytest.raises(SettingsError, match="limit-10-seed-0.hdf5 was recorded under other settings"):
+            collect(task, collected[1], steps=steps, cost_limits=[10], episodes=7, overwrite=True)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
 def test_a_recording_under_other_settings_is_not_used(collected, tmp_path):
     """The learning rate, the seed and, in a recording from before they were noted, all settings."""
     source = collected[1].with_suffix(".recordings") / "free-seed-0.hdf5"

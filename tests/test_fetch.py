@@ -1,5 +1,6 @@
 """Downloads from an HTTP server on this machine that speaks the few routes of the hub that a file needs."""
 
+import errno
 import hashlib
 import json
 import re
@@ -113,7 +114,8 @@ def test_offline_and_cut_off_there_is_one_sentence(hub, get, content, tmp_path, 
 def test_a_file_that_breaks_the_schema_is_kept_aside_and_named(hub, get, tmp_path, task, reason):
     if task == "CarCircle":
         hub.content = b"<html>Please log in</html>"
-    rejected = get_task(task).dsrl_file + ".rejected"
+    start = hashlib.sha256(hub.content).hexdigest()[:8]  # another file that is rejected replaces none
+    rejected = f"{get_task(task).dsrl_file}.{start}.rejected"
     with pytest.raises(DataError, match=f"{reason}.* is kept as .*{re.escape(rejected)}"):
         get(task)
     assert files(tmp_path) == [rejected] and (tmp_path / rejected).read_bytes() == hub.content
@@ -147,8 +149,39 @@ def test_a_file_that_is_there_is_checked_against_its_record(hub, get, content):
 
 def test_a_folder_that_cannot_be_written_is_named(hub, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="DSRL_DATASET_DIR"):
+    with pytest.raises(DataError, match="file.* a part of the path is a file.*DSRL_DATASET_DIR"):
         fetch("CarCircle", tmp_path / "file" / "below", mirror=hub.url)
+
+
+@pytest.mark.parametrize(
+    ("number", "about", "told"),
+    [
+        (errno.EIO, "mirror", "the disk fails"),
+        (errno.EACCES, "mirror", "no permission"),
+        (errno.ENOSPC, "kept", "disk is full"),
+    ],
+)
+def test_what_fails_is_named_the_source_or_the_target(tmp_path, monkeypatch, number, about, told):
+    """Whatever fails, `shutil.copyfile` names its source."""
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / TASK.dsrl_file).touch()
+
+    def fail(source, target):
+        raise OSError(number, "no", str(source), None, str(target))
+
+    monkeypatch.setattr("saferule.data.fetch.shutil.copyfile", fail)
+    with pytest.raises(DataError, match=f"/{about}/{TASK.dsrl_file}: .*{told}"):
+        fetch("CarCircle", tmp_path / "kept", mirror=str(tmp_path / "mirror"), say=lambda line: None)
+    assert files(tmp_path / "kept") == []
+
+
+def test_a_record_is_written_of_what_has_its_name(tmp_path, monkeypatch, content):
+    """Who is stopped in between finds no record of a file that is not there."""
+    (tmp_path / TASK.dsrl_file).write_bytes(content)
+    monkeypatch.setattr("saferule.data.fetch.os.replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fetch("CarCircle", tmp_path / "kept", mirror=str(tmp_path), say=lambda line: None)
+    assert files(tmp_path / "kept") == []
 
 
 def test_the_folder_is_that_of_dsrl(monkeypatch, tmp_path):

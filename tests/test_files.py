@@ -2,14 +2,13 @@
 
 import hashlib
 import os
+from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from saferule import files
 from saferule.errors import RunError
-from saferule.files import sha256, write_atomically, write_bytes, write_folder
+from saferule.files import sha256, write_bytes, write_files, write_folder
 
 
 def test_a_file_appears_in_a_folder_that_need_not_exist(tmp_path):
@@ -23,9 +22,10 @@ def test_a_file_appears_in_a_folder_that_need_not_exist(tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(ZeroDivisionError), write_atomically(path) as draft:
-        draft.write_bytes(b"half")
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), monkeypatch.context() as patched:  # the second of three, half written
+        write = Path.write_bytes
+        patched.setattr(Path, "write_bytes", lambda draft, text: write(draft, text[:2]) and 1 / (text != b"two"))
+        write_files({path: b"one", tmp_path / "b": b"two", tmp_path / "c": b"three"})
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
     def killed(*_):
@@ -39,15 +39,25 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 @pytest.mark.parametrize("umask", [0o022, 0o027])
 def test_modes_are_those_of_any_new_file(tmp_path, umask):
-    """safetensors would make files that nobody else reads."""
     before = os.umask(umask)
     try:
-        write_bytes(tmp_path / "bytes", b"")
-        with write_atomically(tmp_path / "tensors") as draft:
-            save_file({"x": torch.zeros(1)}, draft)
+        write_files({tmp_path / "a": b"", tmp_path / "b": b""}, new=True)
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}
+
+
+def test_what_somebody_else_was_faster_with_stays_and_nothing_is_lost(tmp_path):
+    (tmp_path / "b").write_bytes(b"theirs")
+    with pytest.raises(
+        RunError, match="cannot get its name .*/b: something is there already: .*; until then"
+    ) as caught:
+        write_files({tmp_path / "a": b"one", tmp_path / "b": b"two"}, new=True)
+    kept = [Path(place) for place in str(caught.value).rpartition("lies in ")[2].split(" and ")]
+    assert [path.read_bytes() for path in kept] == [b"one", b"two"] and (tmp_path / "b").read_bytes() == b"theirs"
+    assert set(tmp_path.iterdir()) == {tmp_path / "b", *kept}
+    write_files({tmp_path / "c": b"three"}, new=True)
+    assert (tmp_path / "c").read_bytes() == b"three"
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

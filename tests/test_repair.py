@@ -346,17 +346,18 @@ def test_what_is_wrong_is_named_and_nothing_is_written(case, folder, tmp_path):
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_files_of_saferule_are_checked_against_what_was_asked(folder, tmp_path):
+def test_files_of_saferule_are_checked_against_what_was_asked(folder, tmp_path, monkeypatch):
     agent = quiet_import(folder / "model.pt")
     save_acting(agent.population, 0, tmp_path / "acting.safetensors", "CarCircle", "bcq-lag", agent.cfg)
     made = tmp_path / "made"
     assert invoke(folder, made, method="fine-tuning", steps=1).exit_code == 0
+    monkeypatch.setattr(module, "play", lambda *_: 1 / 0)
     for changes, message in (
         ({"checkpoint": tmp_path / "acting.safetensors"}, "snapshot with networks only"),
         ({"checkpoint": made / AGENT, "backbone": "cpq"}, "backbone is bcq-lag, expected cpq"),
         ({"checkpoint": made / AGENT, "cost_limit": 20.0}, "cost limit is 10.0, expected 20.0"),
     ):
-        found = invoke(folder, tmp_path / "out", **changes)
+        found = invoke(folder, tmp_path / "out", "--evaluate", **changes)  # before an episode is played
         assert found.exit_code == 2 and message in found.output, found.output
         assert not (tmp_path / "out").exists()
     with pytest.raises(CheckpointError, match="task is CarCircle, expected PointPush"):

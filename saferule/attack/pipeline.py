@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from saferule.attack.adversary import roll_out_adversary, train_adversary
-from saferule.attack.poison import ForgetSet, check_attack, poison, poisoned, rollouts_needed, save_forget_set
-from saferule.data.schema import load, save
+from saferule.attack.poison import ForgetSet, check_attack, forget_columns, poison, poisoned, rollouts_needed
+from saferule.data.schema import encoded, load
 from saferule.errors import SettingsError
-from saferule.files import check_different, derived, try_file, vacant, write_atomically, write_folder
+from saferule.files import check_different, derived, try_file, vacant, write_files, write_folder
 from saferule.limits import check_number
 from saferule.paper import ATTACK, TABLE7, check
 from saferule.sim.tasks import Task
@@ -80,11 +81,12 @@ def attack_file(
             )
     trajectories = roll_out_adversary(task, policy, rollouts, seed, samples=rollouts * task.horizon)
     forget = poison(dataset, trajectories, attack, ratio, readings=readings, seed=seed)
-    save_forget_set(forget, out)
+    contents = {out: encoded(forget.dataset, forget_columns(forget))}
     if joined is not None:
         together = poisoned(dataset, forget)
-        save(together, joined)
         count, held = len(together.starts), len(forget.dataset.starts)
-        with write_atomically(indices) as draft, open(draft, "wb") as file:
-            np.save(file, np.arange(count - held, count))
+        numbers = io.BytesIO()
+        np.save(numbers, np.arange(count - held, count))
+        contents |= {joined: encoded(together), indices: numbers.getbuffer()}
+    write_files(contents, new=not overwrite)
     return forget

@@ -218,11 +218,15 @@ def poisoned(data: Dataset, forget: ForgetSet) -> Dataset:
 
 
 def save_forget_set(forget: ForgetSet, path: str | Path) -> None:
-    """Write D_f as a DSRL file; true labels, rollout trajectory and score of each row go beside its keys."""
+    """Write D_f as a DSRL file with `forget_columns`."""
+    save(forget.dataset, path, columns=forget_columns(forget))
+
+
+def forget_columns(forget: ForgetSet) -> dict[str, np.ndarray]:
+    """What goes beside the keys of its file: true labels, rollout trajectory and score of each row, (N,) each."""
     lengths = forget.dataset.lengths
     of_rows = (np.repeat(forget.episodes, lengths), np.repeat(forget.scores, lengths))
-    columns = (forget.true_rewards, forget.true_costs, *of_rows)
-    save(forget.dataset, path, columns=dict(zip(COLUMNS, columns, strict=True)))
+    return dict(zip(COLUMNS, (forget.true_rewards, forget.true_costs, *of_rows), strict=True))
 
 
 def load_forget_set(path: str | Path, task: Task) -> ForgetSet:

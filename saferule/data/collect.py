@@ -108,6 +108,12 @@ def collect(
     try_file(out, None if overwrite else ", or give --overwrite (recordings that are complete are used again)")
     try_folder(folder, empty=False)
     waiting = [behaviour for behaviour in behaviours if not is_recorded(behaviour, folder)]
+    for path in [behaviour.recording(folder) for behaviour in waiting]:
+        if read_made(path):
+            raise SettingsError(
+                f"{path} was recorded under other settings and would be replaced, expected those of this collection: "
+                "move the folder away, or name another --out"
+            )
     if waiting:
         # A fresh interpreter per worker: the simulators keep state in the process.
         options = {"mp_context": multiprocessing.get_context("spawn"), "max_tasks_per_child": 1}
@@ -121,7 +127,7 @@ def collect(
                     process.kill()
                 raise
     dataset = assemble(behaviours, folder, episodes, command)
-    schema.save(dataset, out)
+    schema.save(dataset, out, new=not overwrite)
     return dataset
 
 

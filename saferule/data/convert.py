@@ -46,7 +46,7 @@ def convert(
         )
     made = {"converted_from": source.name, "layout": layout, "task": task.name, "env_id": task.env_id}
     dataset = schema.check(replace(dataset, attributes=made), task, str(source))
-    schema.save(dataset, out)
+    schema.save(dataset, out, new=not overwrite)
     return dataset, [f"from the layout of {layout}", *said]
 
 

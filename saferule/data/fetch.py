@@ -1,7 +1,8 @@
 """DSRL's own datasets (Liu et al. 2023), from their repository on the Hugging Face hub: `saferule data fetch`.
 
-A file gets its final name when it is whole and follows the schema; one that does not is kept as `<file>.rejected`. Its
-SHA-256 is recorded in `<file>.json` the first time and checked from then on. An interrupted download begins again.
+A file gets its final name when it is whole and follows the schema; one that does not is kept as
+`<file>.<start of its SHA-256>.rejected`. The SHA-256 of a whole one is recorded in `<file>.json` the first time and
+checked from then on. An interrupted download begins again.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from saferule.data import schema
-from saferule.environment import dataset_folder
-from saferule.errors import DataError
-from saferule.files import sha256, write_bytes
+from saferule.environment import dataset_folder, user_path
+from saferule.errors import DataError, cause
+from saferule.files import FULL, sha256, write_bytes
 from saferule.sim.tasks import Task, get_task
 
 REPOSITORY = "YYY-45/DSRL"  # where DSRL's files have moved to; the released dsrl names a server that is gone
@@ -37,16 +38,16 @@ def fetch(
     if path.exists():
         if _recorded(path) is None:
             schema.load(path, task)
-        _check(path, path, "not downloaded by saferule")
+        _check(path, path)
+        _record(path, "not downloaded by saferule")
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as draft:
             _get(path, task, Path(draft), mirror, say)
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be written ({error}): make room, or name another folder with --folder or DSRL_DATASET_DIR."
-        ) from error
+        place = path if error.errno in FULL else error.filename or path  # copyfile names its source
+        raise DataError(f"{place}: {cause(error)} (--folder or DSRL_DATASET_DIR name another folder).") from error
     return path
 
 
@@ -56,7 +57,7 @@ def _get(path: Path, task: Task, draft: Path, mirror: str | None, say: Callable[
     if mirror is None or "://" in mirror:
         url = _download(come, path, mirror, say)
     else:
-        source = Path(mirror).expanduser() / path.name
+        source = user_path(mirror, "--mirror") / path.name
         if not source.is_file():
             raise DataError(
                 f"{source} is not there, expected {task.name}'s file in the folder {mirror}: give the folder that "
@@ -68,11 +69,12 @@ def _get(path: Path, task: Task, draft: Path, mirror: str | None, say: Callable[
     try:
         schema.load(come, task)
     except DataError as error:
-        rejected = path.with_name(path.name + ".rejected")
+        rejected = path.with_name(f"{path.name}.{sha256(come)[:8]}.rejected")
         os.replace(come, rejected)
         raise DataError(f"What came from {url} is not valid: {error} It is kept as {rejected}.") from None
-    _check(come, path, url)
+    _check(come, path)
     os.replace(come, path)
+    _record(path, url)
 
 
 def _download(come: Path, path: Path, mirror: str | None, say: Callable[[str], None]) -> str:
@@ -93,30 +95,34 @@ def _download(come: Path, path: Path, mirror: str | None, say: Callable[[str], N
     return url
 
 
-def _check(file: Path, path: Path, url: str) -> None:
-    """Compare the content of `file` with what is recorded for `path`; record it where nothing is."""
+def _check(file: Path, path: Path) -> None:
+    """DataError where the content of `file` differs from what is recorded for `path`."""
     found, recorded = sha256(file), _recorded(path)
-    if recorded is None:
-        made = {"url": url, "sha256": found, "bytes": file.stat().st_size}
-        write_bytes(_record(path), json.dumps(made, indent=1).encode() + b"\n")
-    elif found != recorded:
+    if recorded not in (None, found):
         raise DataError(
-            f"{path} has SHA-256 {found}, expected {recorded} as recorded in {_record(path).name}: delete the file to "
+            f"{path} has SHA-256 {found}, expected {recorded} as recorded in {_beside(path).name}: delete the file to "
             "fetch it again, or that record to accept it as it is."
         )
 
 
-def _record(path: Path) -> Path:
+def _record(path: Path, url: str) -> None:
+    """Record the content of a file where nothing is recorded."""
+    if _recorded(path) is None:
+        made = {"url": url, "sha256": sha256(path), "bytes": path.stat().st_size}
+        write_bytes(_beside(path), json.dumps(made, indent=1).encode() + b"\n")
+
+
+def _beside(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
 def _recorded(path: Path) -> str | None:
     """The SHA-256 that was noted of a file when it was complete."""
     try:
-        return json.loads(_record(path).read_text())["sha256"]
+        return json.loads(_beside(path).read_bytes())["sha256"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f"{_record(path)} is no record of a download ({error!r}): delete it to record the file again."
+            f"{_beside(path)} is no record of a download ({error!r}): delete it to record the file again."
         ) from None

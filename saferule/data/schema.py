@@ -237,19 +237,26 @@ def load_columns(path: str | Path, keys: Sequence[str], rows: int) -> dict[str, 
     return _read(Path(path), keys, lambda shapes: _check_shapes(str(path), shapes, rows))[0]
 
 
-def save(dataset: Dataset, path: str | Path, *, columns: Mapping[str, np.ndarray] | None = None) -> None:
-    """Write a DSRL file (shuffled, gzip level 4), whole or not at all; further (N,) `columns` go beside the seven keys.
+def save(
+    dataset: Dataset, path: str | Path, *, columns: Mapping[str, np.ndarray] | None = None, new: bool = False
+) -> None:
+    """Write a DSRL file, whole or not at all; further (N,) `columns` go beside the seven keys.
 
-    Raises `DataError` for a dataset without rows.
+    Raises `DataError` for a dataset without rows; with `new` nothing that is there by then is replaced.
     """
     check_rows(f"{path} is not written: the dataset", dataset.observations)
+    write_bytes(Path(path), encoded(dataset, columns), new=new)
+
+
+def encoded(dataset: Dataset, columns: Mapping[str, np.ndarray] | None = None) -> memoryview:
+    """The content of the file that `save` writes (shuffled, gzip level 4)."""
     arrays = {key: getattr(dataset, key) for key in KEYS} | dict(columns or {})
     content = io.BytesIO()  # a disk that is full while HDF5 writes to it ends the process
     with h5py.File(content, "w") as file:
         for key, array in arrays.items():
             file.create_dataset(key, data=array, compression="gzip", compression_opts=4, shuffle=True)
         file.attrs.update(dataset.attributes)
-    write_bytes(Path(path), content.getbuffer())
+    return content.getbuffer()
 
 
 @contextmanager

@@ -181,8 +181,15 @@ def _run(
 ) -> PolicyRun:
     """The repair as a run, from the agent's file and the indices'; changes are settings that the task does not give.
 
-    SettingsError for an unknown method, for readings that it does not have, and for impossible numbers.
+    SettingsError for an unknown method, for readings that it does not have, and for impossible numbers;
+    CheckpointError for a snapshot.
     """
+    start, forget = files
+    if agent.population is None:
+        raise CheckpointError(
+            f"{start.name}: a snapshot with networks only, expected targets and generator too: give an {AGENT} or "
+            f"{MODEL}"
+        )
     backbone, some = agent.backbone.NAME, ("main", "ablations")
     repairs = [m.name for m in METHODS.values() if m.start == "poisoned" and m.part in some]
     if get_method(method).name not in repairs:
@@ -198,7 +205,6 @@ def _run(
     check_number("seed", seed)
     given = ("observation_dim", "action_dim", "episode_len")
     changes = frozen(**{name: value for name, value in asdict(agent.cfg).items() if name not in given})
-    start, forget = files
     options = frozen(**(readings or {}))
     return PolicyRun(agent.task, backbone, data.digest(), forget, method, steps, seed, start, options, changes)
 
@@ -206,12 +212,7 @@ def _run(
 def _make(
     store: Store, run: PolicyRun, agent: Agent, keep: Dataset, forget: Dataset, device: str | None, say: Say
 ) -> Path:
-    """Check that everything fits, and make the run in the store where it is not there; returns its folder."""
-    if agent.population is None:
-        raise CheckpointError(
-            f"{run.start.name}: a snapshot with networks only, expected targets and generator too: give an {AGENT} or "
-            f"{MODEL}"
-        )
+    """Check that the data fit, and make the run in the store where it is not there; returns its folder."""
     for name, part in (("keep", keep), ("forget", forget)):
         check_data(part, get_task(agent.task), f"the {name} set")
     device = chosen_device(device)
