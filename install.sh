@@ -46,11 +46,14 @@ for line in sys.stdin:
     if section in ("global", "install", ":env:") and name in wanted:
         told[name] = literal_eval(value)  # the environment is listed last, and counts most
 print("\n".join(f"PIP_{name.replace(chr(45), chr(95)).upper()}={chr(32).join(value.split())}" for name, value in told.items()))'
-    "$python" -m pip config list 2>/dev/null | "$python" -c "$program"
+    local told
+    told="$("$python" -m pip config list)" || die "pip cannot read its settings, see the lines above: correct that file."
+    "$python" -c "$program" <<<"$told"
 }
 keep_ours() {
-    local settings name
-    mapfile -t settings < <(ours)
+    local told settings name
+    told="$(ours)"
+    mapfile -t settings <<<"$told"
     for name in "${!PIP_@}"; do unset "$name"; done
     export PIP_CONFIG_FILE=/dev/null PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
     export PIP_USE_PEP517=1    # rliable is an sdist; older pip would still run its setup.py directly
@@ -89,6 +92,7 @@ sys.exit(not any(r.startswith(("nvidia-", "cuda-")) for r in m.requires("torch")
 }
 
 [[ "${*:-}" =~ ^(--lock-only)?$ ]] || die "unknown option: $*, expected --lock-only or nothing."
+[[ "${SAFERULE_VENV:-}" != "~"* ]] || die "SAFERULE_VENV=$SAFERULE_VENV: a ~ in quotes is no home folder: write \$HOME."
 cd -- "$root"
 lock="$({ cat requirements.lock requirements-cuda.lock && printf '%s\n' "$venv"; } | sha256sum | cut -d ' ' -f 1)"
 if ! recorded .saferule-lock "$lock" || ! is_311 "$python"; then install_lock "$lock"; fi

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from saferule.environment import debugging, prepare_streams, use_cluster, user_path
+from saferule.environment import cluster, debugging, prepare_streams, use_cluster, user_path
 from saferule.errors import SaferuleError, SettingsError, sentence, shortened
 from saferule.limits import check_number
 
@@ -29,16 +29,16 @@ def _terminate(*_: Any) -> None:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Every error as one line on stderr; exit code 2, or 1 for one of ours, 130 interrupted, 143 terminated."""
+    """Every error as one line on stderr; exit code 2, or 1 for a mistake in here, 130 interrupted, 143 terminated."""
     try:
         yield
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
     except KeyboardInterrupt as error:
-        typer.echo("saferule: interrupted: finished work is kept; an adversary in training begins again", err=True)
+        typer.echo("saferule: interrupted: finished work is kept, and nothing is half-written", err=True)
         raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
     except UsageError as error:
-        if "\n" in error.message:  # the help, for a command without any argument
+        if error.ctx and error.message == error.ctx.get_help():  # for a command without any argument
             raise
         command = error.ctx.command_path if error.ctx else "saferule"
         text = f"{error.format_message().rstrip('.')}: see `{command} --help`"
@@ -172,7 +172,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, with time and disk.")] = False,
     output: OutputOption = None,
     data: DataFolderOption = None,
-    ray: Annotated[str | None, typer.Option(envvar="RAY_ADDRESS", help="Make them on this Ray cluster.")] = None,
+    ray: Annotated[str | None, typer.Option(help="Make them on this Ray cluster [RAY_ADDRESS, or none].")] = None,
     ray_gpus: Annotated[float | None, typer.Option(help="The share of a GPU that each job there has [0].")] = None,
 ) -> None:
     """Make the runs of a profile and execute its notebooks; finished work is kept, interrupted work continues."""
@@ -215,7 +215,7 @@ def run(
         return
     for part in ("runs", "notebooks", "tables", "figures"):
         try_folder(place.store.root / part, empty=False)
-    typer.echo(f"profile {profile} on {f'Ray at {ray}' if ray else device().found}")
+    typer.echo(f"profile {profile} on {f'Ray at {told[0]}' if (told := cluster()) else device().found}")
     if not notebooks and not only_stored:  # all in one go keeps all cores busy; a single notebook makes what it shows
         make([run for _, run in asked(wanted, known)], place)
     if not runs_only:
@@ -297,11 +297,14 @@ def check(
     """Play a cell's policies again, compare episodes and numbers with the committed ones; exit 1 when one differs."""
     from tempfile import TemporaryDirectory
 
+    from saferule.files import try_folder
     from saferule.report import spot_check
     from saferule.report.study import Study
 
     if into and not retrain:
         raise SettingsError("--into: there is nothing to put there without --retrain: give that too, or leave it out")
+    if into:
+        try_folder(into, empty=False)
     study = Study(profile, output=output, data=data, changes=_named_values(changes, "--set"), only_stored=True)
     with TemporaryDirectory(prefix="saferule-retrain-") as temporary:
         again = (into or Path(temporary)) / study.profile.name if retrain else None
@@ -443,7 +446,7 @@ def repair(
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Play the same episodes before and after: a table and a picture.")
     ] = False,
-    episodes: Annotated[int, typer.Option(help="Of that evaluation.")] = 20,
+    episodes: Annotated[int | None, typer.Option(help="Of that evaluation [20].")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one].")] = None,
 ) -> None:
     """Unlearn poisoned trajectories from a policy of your own; writes it for saferule and for osrl-lib."""
@@ -452,6 +455,8 @@ def repair(
     from saferule.runs.evaluate import evaluation_seeds
     from saferule.runs.repair import repair_files
 
+    if episodes is not None and not evaluate:
+        raise SettingsError("--episodes: none are played without --evaluate: give that too, or leave it out")
     steps = TABLE7.unlearning_steps if steps is None else steps
     repair_files(
         checkpoint,
@@ -467,7 +472,7 @@ def repair(
         cost_limit=cost_limit,
         told=_named_values(assume, "--assume"),
         device=device,
-        seeds=evaluation_seeds(episodes) if evaluate else (),
+        seeds=evaluation_seeds(20 if episodes is None else episodes) if evaluate else (),
         show=before_after.write,
         say=lambda line: typer.echo(line, err=True),
     )
@@ -604,12 +609,12 @@ def _named_values(texts: Sequence[str] | None, option: str) -> dict[str, Any]:
 
     def value(text: str) -> Any:
         try:
-            return literal_eval({"true": "True", "false": "False"}.get(text, text))
-        except (ValueError, SyntaxError):
-            return text
+            found = literal_eval({"true": "True", "false": "False"}.get(text, text))
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            return [value(part) for part in text.split(",")] if "," in text else text
+        return list(found) if isinstance(found, tuple) else found
 
-    named = _named_texts(texts, option).items()
-    return {name: [value(part) for part in text.split(",")] if "," in text else value(text) for name, text in named}
+    return {name: value(text) for name, text in _named_texts(texts, option).items()}
 
 
 def _different_numbers(kind: type, text: str, option: str) -> list[Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from saferule.agents import BACKBONES, get_backbone
 from saferule.agents.population import Population, create, draw_noise, training, update
 from saferule.data.batches import Batch
+from saferule.environment import graphics
 from saferule.errors import SaferuleError
 from saferule.files import sha256
 from saferule.runs.notebooks import kernel
@@ -181,7 +182,7 @@ def rendering() -> Result:
         return Result("rendering", NOTE, str(error), "only the films of three tasks are left out")
     if frame.std() == 0:
         return Result("rendering", NOTE, "an empty frame", "set MUJOCO_GL=osmesa, or do without the films")
-    return Result("rendering", OK, f"a frame of {frame.shape[1]}x{frame.shape[0]} through {os.environ['MUJOCO_GL']}")
+    return Result("rendering", OK, f"a frame of {frame.shape[1]}x{frame.shape[0]} through {graphics()}")
 
 
 def datasets() -> Result:

@@ -1,4 +1,7 @@
-"""What the caller's environment says: each variable is read here, once, and judged."""
+"""What the caller's environment says: each variable is read here, once, and judged.
+
+Two are the libraries' own to read: HF_ENDPOINT (huggingface_hub) and CUDA_VISIBLE_DEVICES (torch).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from saferule.errors import SettingsError
@@ -40,8 +45,12 @@ def home() -> Path:
         ) from None
 
 
-def settle_home() -> None:
-    """Where no home folder is told, libraries that look for settings find an empty one while this process runs."""
+def settle_jupyter() -> None:
+    """Kernelspecs of this environment come before those that the user, or JUPYTER_PATH, has for others.
+
+    Where no home folder is told, Jupyter finds an empty one while this process runs.
+    """
+    os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter")}
     try:
         home()
     except SettingsError:
@@ -56,15 +65,39 @@ def dataset_folder() -> Path:
 
 
 def graphics() -> str | None:
-    """MUJOCO_GL: the way in which MuJoCo is to draw; None where nothing is asked for."""
-    return os.environ.get("MUJOCO_GL") or None
+    """MUJOCO_GL in all spellings that MuJoCo takes: the way in which it is to draw; None where it may choose."""
+    told = os.environ.get("MUJOCO_GL", "").strip().lower()
+    return None if told in ("", "1", "on", "true", "enable", "enabled") else "glfw" if told == "glx" else told
+
+
+def drawing(backend: str) -> dict[str, str]:
+    """The environment of a process in which MuJoCo draws in this way."""
+    return os.environ | {"MUJOCO_GL": backend} | ({} if backend == "glfw" else {"PYOPENGL_PLATFORM": backend})
+
+
+def use_graphics(backend: str) -> None:
+    """Let MuJoCo draw in this way."""
+    os.environ |= drawing(backend)
+
+
+@contextmanager
+def without_graphics() -> Iterator[None]:
+    """While active nothing says how MuJoCo is to draw: else importing it fails where that OpenGL is not installed."""
+    names = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
+    chosen = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ |= chosen
 
 
 def use_cluster(address: str | None, gpus: float | None) -> None:
     """Let this process, and the notebooks that it starts, run their jobs on a Ray cluster.
 
+    address  None for that of RAY_ADDRESS
     gpus  the share of a GPU for each job, up to 1, or a whole number; 0: a CPU alone; None: as the environment says
     """
+    address = address or os.environ.get("RAY_ADDRESS")
     if not address:
         raise SettingsError("--ray-gpus is given without --ray: give --ray ADDRESS, or leave it out")
     os.environ |= {"RAY_ADDRESS": address} | ({} if gpus is None else {"SAFERULE_RAY_GPUS": f"{gpus:g}"})
@@ -90,6 +123,8 @@ def user_path(text: str | Path, option: str) -> Path:
         raise SettingsError(f"{option}: {text!r} is no path, expected one of a file or folder: give it")
     if text == "~" or text.startswith("~/"):
         return home() / text[2:]
+    if text.startswith("~") and os.path.expanduser(text) == text:
+        raise SettingsError(f"{option}: {text!r} is in the home of a user who is not known here: write ./~ for a name")
     return Path(os.path.expanduser(text))
 
 

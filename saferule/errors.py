@@ -35,6 +35,10 @@ class RunError(SaferuleError):
     """A run that cannot continue: a loss that is not finite, a missing parent, a folder that is not a run."""
 
 
+class NotebookError(RunError):
+    """A notebook that failed: told with the last lines of its cell."""
+
+
 CAUSES = {
     errno.ENOSPC: "the disk is full: make room or choose another place",
     errno.EFBIG: "the limit of the size of files is reached: raise it (ulimit -f) or choose another place",
@@ -76,7 +80,7 @@ def sentence(error: BaseException) -> str:
     """What a user is told of an error: ours as they are, those of the system with their cause, others by their type."""
     if isinstance(error, SaferuleError):
         text = str(error)
-        return text if "\n" in text else shortened(text)  # a notebook's comes with the lines of its cell
+        return text if isinstance(error, NotebookError) else shortened(text)
     if isinstance(error, OSError) and number_of(error) is not None:
         return shortened(f"{error.filename or 'a file'}: {cause(error)}")
     if isinstance(error, MemoryError):

@@ -34,22 +34,25 @@ class Range(NamedTuple):
 
 # A seed of ours has to suit numpy's old generator, Stable-Baselines3 and torch, with what is added to it on the way.
 SEED = Range(0, 2**31 - 1)
-COUNT, SIZE, STEPS = Range(), Range(1, 100_000), Range(1, 10**12)
+SIZE, STEPS = Range(1, 100_000), Range(1, 10**12)
 SHARE, POSITIVE, FROM_ZERO = Range(0, 1, False), Range(0, math.inf, False, True), Range(0, math.inf, False)
 RANGES = {
     **dict.fromkeys(("seed", "seeds", "replicates"), SEED),
     **dict.fromkeys(("snapshots", "relearning_snapshots"), Range(0, 10_000)),
     **dict.fromkeys(("ratio", "ratios", "known", "mistaken", "false_alarms"), Range(0, 1, False, True)),
     **dict.fromkeys(("cost_limit", "cost_limits", "block_seconds"), FROM_ZERO),
+    **dict.fromkeys(("beta", "gains", "target_mmd_thresh", "qc_scalar"), FROM_ZERO),
+    **dict.fromkeys(("start_update_policy_step",), Range(0, 10**12)),
     **dict.fromkeys(("steps", "training_steps", "adversary_steps", "unlearning_steps", "relearning_steps"), STEPS),
     **dict.fromkeys(("episodes", "curve_episodes", "relearning_episodes"), Range(1, 1_000_000)),
-    **dict.fromkeys(("processes", "samples"), Range(1, 10_000)),
+    **dict.fromkeys(("processes", "samples", "mmd_samples"), Range(1, 10_000)),
     **dict.fromkeys(("observation_dim", "action_dim", "hidden", "vae_hidden"), SIZE),
     **dict.fromkeys(("num_q", "num_nu", "num_chi"), Range(1, 1_000)),
     **dict.fromkeys(("batch_size", "episode_len"), Range(1, 10**7)),
     **dict.fromkeys(("gamma",), Range(0, 1, False, True)),
-    **dict.fromkeys(("tau",), SHARE),
-    **dict.fromkeys(("actor_lr", "critic_lr", "vae_lr", "reward_scale"), POSITIVE),
+    **dict.fromkeys(("tau", "lmbda", "phi"), SHARE),
+    **dict.fromkeys(("actor_lr", "critic_lr", "vae_lr", "alpha_lr", "scalar_lr", "reward_scale"), POSITIVE),
+    **dict.fromkeys(("alpha", "cost_ub_epsilon", "mmd_sigma"), POSITIVE),
 }
 
 

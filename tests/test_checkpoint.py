@@ -179,6 +179,9 @@ def test_files_name_format_and_versions_and_older_ones_are_read(agent_file, tmp_
     [
         (lambda p: header(p, format=str(checkpoint.FORMAT + 1)), "in format 2"),
         (lambda p: header(p, format='"new"'), "in format new"),
+        (lambda p: header(p, format="-3"), "in format -3"),
+        (lambda p: header(p, format="true"), "in format True"),
+        (lambda p: header(p, saferule="[" * 100_000), "header is damaged"),
         (lambda p: header(p, saferule="{"), "header is damaged"),
         (lambda p: header(p, saferule="3"), "holds no description"),
         (lambda p: described(p, config=None), "header has no 'config'"),

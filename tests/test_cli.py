@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from saferule import files
 from saferule.attack.poison import find, split
-from saferule.cli import app
+from saferule.cli import _named_values, app
 from saferule.data.schema import Dataset, load, save
 from saferule.runs.experiment import PARTS
 from saferule.runs.places import project_root
@@ -91,6 +91,21 @@ def test_wrong_names_give_one_line_and_exit_code_2(arguments, sentence):
     assert result.exit_code == 2
     assert result.stderr.startswith("saferule: error: ") and sentence in result.stderr
     assert result.stderr.count("\n") == 1 and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("(0.1, 0.003,1)", [0.1, 0.003, 1]),
+        ("0.1,0.2", [0.1, 0.2]),
+        ("[1,2]", [1, 2]),
+        ("true,a,3", [True, "a", 3]),
+        ("false", False),
+        *((text, text) for text in ("{[]:1}", "(" * 300, "1 +", "x=y", "")),
+    ],
+)
+def test_values_are_read_as_they_are_written(text, expected):
+    assert _named_values([f"name={text}"], "--set") == {"name": expected}
 
 
 def test_console_script_prints_no_traceback():

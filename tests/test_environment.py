@@ -7,6 +7,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ import typer
 from typer.testing import CliRunner
 
 from saferule import environment, files
+from saferule.agents import BACKBONES, get_backbone
 from saferule.cli import App, Command, Commands, app
-from saferule.environment import cores, dataset_folder, home, user_path
+from saferule.environment import cores, dataset_folder, graphics, home, user_path
 from saferule.errors import LONGEST, DataError, SettingsError, cause, listed, sentence, shortened
 from saferule.files import beside, check_different, derived, try_file, try_folder, write_bytes, write_folder
 from saferule.limits import RANGES, check_number
 from saferule.runs import notebooks
+from saferule.runs.experiment import PROFILES
 from saferule.runs.store import Store
 
 RUNNER = CliRunner()
@@ -43,6 +46,29 @@ def test_threads_in_every_form(monkeypatch, told, expected):
     assert cores() == expected
 
 
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [("", None), (" On ", None), ("1", None), ("EGL", "egl"), (" osmesa", "osmesa"), ("glx", "glfw"), ("foo", "foo")],
+)
+def test_ways_to_draw_in_every_spelling(monkeypatch, told, expected):
+    """As in mujoco/gl_context.py."""
+    monkeypatch.setenv("MUJOCO_GL", told)
+    assert graphics() == expected
+
+
+def test_a_cluster_is_the_options_or_the_environments(monkeypatch):
+    monkeypatch.setenv("SAFERULE_RAY_GPUS", "0")
+    monkeypatch.setenv("RAY_ADDRESS", "host:1")
+    assert environment.cluster() == ("host:1", 0)
+    environment.use_cluster(None, 0.5)
+    assert environment.cluster() == ("host:1", 0.5)
+    environment.use_cluster("other:2", None)
+    assert environment.cluster() == ("other:2", 0.5)
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(SettingsError, match="--ray-gpus is given without --ray"):
+        environment.use_cluster(None, 1)
+
+
 @pytest.fixture
 def homeless(monkeypatch, tmp_path):
     """A user id without an entry in the passwd file, and no HOME."""
@@ -62,6 +88,7 @@ def homeless(monkeypatch, tmp_path):
         ("status", "--profile", "paper"),
         ("run", "--profile", "paper"),
         ("data", "check", "~/x.hdf5", "--task", "CarCircle"),
+        ("data", "fetch", "--task", "CarCircle", "--folder", "nowhere", "--mirror", "~/x"),
     ],
 )
 def test_without_a_home_what_needs_one_says_so(homeless, arguments):
@@ -85,8 +112,8 @@ def test_paths_are_read_as_users_write_them(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert user_path("~/x", "--out") == tmp_path / "x" and user_path("~", "--out") == tmp_path
     assert user_path("a~b/{x} y", "--out") == Path("a~b/{x} y")
-    for wrong in ("", "a\0b"):
-        with pytest.raises(SettingsError, match="--out: .* is no path"):
+    for wrong, told in (("", "is no path"), ("a\0b", "is no path"), ("~nobody-here/x", "a user who is not known here")):
+        with pytest.raises(SettingsError, match=f"--out: .* {told}"):
             user_path(wrong, "--out")
     monkeypatch.chdir(tmp_path)
     found = run("data", "check", "~/x.hdf5", "--task", "CarCircle")
@@ -140,7 +167,8 @@ def test_a_locale_without_the_characters_of_a_name_stops_nothing():
         ("gamma", (0.99,), (0, 1, 1.5)),
         ("num_q", (1, 4), (0, 2.5, -1, 10**9)),
         ("hidden", (1, 256), (0, 10**9)),
-        ("beta", (0.5, -3), (float("inf"),)),
+        ("beta", (0.5, 0), (-3, float("inf"))),
+        ("ray_gpus", (-1, 0.5), (float("nan"),)),  # without a range of its own
     ],
 )
 def test_every_number_has_its_range(name, good, bad):
@@ -150,6 +178,26 @@ def test_every_number_has_its_range(name, good, bad):
         with pytest.raises(SettingsError, match=f"--{name} = .*, expected"):
             check_number(name, value, f"--{name}")
     assert str(RANGES["seed"]) == "a whole number from 0 to 2,147,483,647"
+
+
+def numeric(settings) -> dict[str, object]:
+    """The fields of settings that hold numbers, alone or in a tuple, with their values."""
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    first = {name: value[0] if isinstance(value, tuple) and value else value for name, value in values.items()}
+    return {n: values[n] for n, one in first.items() if isinstance(one, int | float) and not isinstance(one, bool)}
+
+
+SETTINGS = {name: get_backbone(name).Config(8, 2, 300) for name in BACKBONES} | PROFILES
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_number_of_all_settings_has_a_range_which_is_kept(name):
+    assert len(numeric(SETTINGS[name])) > 8
+    for field, value in numeric(SETTINGS[name]).items():
+        wrong = tuple(-1e9 for _ in value) if isinstance(value, tuple) else -1e9
+        assert field in RANGES, field
+        with pytest.raises(SettingsError, match=f"{field} = -"):
+            replace(SETTINGS[name], **{field: wrong})
 
 
 # Places
@@ -260,6 +308,7 @@ def test_a_store_without_locks_is_named(tmp_path, monkeypatch, number):
     ("error", "told", "code"),
     [
         (DataError("x" * 1000), "xxx ... xxx", 2),
+        (DataError("two\nlines " * 200), "two lines two lines", 2),
         (OSError(errno.ENOSPC, "No space left on device", "/a/b"), "/a/b: the disk is full", 2),
         (OSError("Unable to write (file write failed: errno = 28, error message = 'No space')"), "the disk is full", 2),
         (PermissionError(errno.EACCES, "Permission denied", "/a"), "/a: you have no permission", 2),
@@ -290,7 +339,17 @@ def test_no_error_reaches_a_user_as_a_traceback(monkeypatch, error, told, code):
 
 
 @pytest.mark.parametrize(
-    "words", [["nonsense"], ["--nonsense"], ["repair"], ["repair", "--steps", "x"], ["data", "what"], ["attack", "-z"]]
+    "words",
+    [
+        ["nonsense"],
+        ["two\nlines"],
+        ["repair", "--x\ny"],
+        ["--nonsense"],
+        ["repair"],
+        ["repair", "--steps", "x"],
+        ["data", "what"],
+        ["attack", "-z"],
+    ],
 )
 def test_words_that_mean_nothing_are_one_line(words):
     found = run(*words)

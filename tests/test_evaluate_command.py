@@ -96,6 +96,8 @@ def test_a_policy_of_osrl_tells_what_it_can_and_the_rest_is_assumed_or_told(fold
         (["FOLDER/run", "--task", "PointGoal"], "the task is OfflineCarCircle-v0"),
         (["FOLDER", "--episodes", 0], "episodes"),
         (["FOLDER", "--seed", -1], "seed"),
+        (["FOLDER", "--seed", 2**31 - 1, "--episodes", 2], "the seed of the last episode = 2147483648"),
+        (["FOLDER/run", "--cost-limit", 1, "--assume", "cost_limit=2"], "are both given"),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments, told, folder):

@@ -68,6 +68,13 @@ def test_no_module_imports_itself_by_a_detour():
         pytest.fail(f"imported in a circle: {' -> '.join(error.args[1])}")
 
 
+def test_the_environment_is_read_in_one_place():
+    """The package's own file writes defaults for others before any of them is imported; it imports nothing."""
+    for module, path in MODULES.items():
+        found = [name for name in ("os.environ", "getenv", "envvar=", "expanduser(") if name in path.read_text()]
+        assert not found or module in ("saferule", "saferule.environment"), f"{module}: {found}"
+
+
 def test_nothing_imports_the_benchmarks():
     for path in PACKAGE.rglob("*.py"):
         assert "benchmarks" not in path.read_text(), path

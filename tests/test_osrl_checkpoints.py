@@ -399,7 +399,7 @@ def test_configs_that_do_not_fit_are_refused(changes, words, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["- a\n- b\n", "a: [1,\n", "a: !!python/object/apply:os.system ['true']\n", "\udcff", ""]
+    "text", ["- a\n- b\n", "a: [1,\n", "a: !!python/object/apply:os.system ['true']\n", "\udcff", "", "[" * 5000]
 )
 def test_configs_that_are_none_are_refused(text, tmp_path):
     saved_model("cpq", tmp_path / "model.pt")

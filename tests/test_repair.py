@@ -326,6 +326,8 @@ WRONG = {
     "no forget set in a file": (lambda f, t: {"forget": written(t / "f.hdf5", b"text")}, "f.hdf5"),
     "a setting that there is not": (lambda f, t: {"assume": "colour=1"}, "bcq-lag has no setting 'colour' to tell"),
     "no episodes": (lambda f, t: {"episodes": 0}, "episodes"),
+    "episodes of nothing": (lambda f, t: {"episodes": 5}, "none are played without --evaluate"),
+    "two cost limits": (lambda f, t: {"cost_limit": 5, "assume": "cost_limit=6"}, "are both given"),
     "out is in use": (lambda f, t: {"out": f}, "something here already"),
     "out is a file": (lambda f, t: {"out": f / "d.hdf5"}, "something here already"),
 }

@@ -90,6 +90,29 @@ def test_a_folder_that_is_no_environment_is_left_alone(copy, tmp_path):
     assert [p.name for p in precious.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("script", ["install.sh", "run_all.sh"])
+@pytest.mark.parametrize("place", ["~", "~/x", "~somebody/x"])
+def test_a_home_that_no_shell_expanded_makes_no_folder_of_that_name(copy, script, place):
+    done = run("bash", copy / script, env={**os.environ, "SAFERULE_VENV": place}, cwd=copy)
+    assert (done.returncode, done.stdout) == (1, "") and f"SAFERULE_VENV={place}: " in done.stderr
+    assert not [path for path in copy.iterdir() if path.name.startswith("~")]
+
+
+def test_a_broken_pip_conf_is_told_before_anything_is_installed(copy, tmp_path):
+    """Left out silently, packages would come from another index than the one that it names."""
+    place, settings = tmp_path / "venv", tmp_path / "pip.conf"
+    (place / "bin").mkdir(parents=True)
+    (place / "pyvenv.cfg").touch()
+    (place / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (place / "bin" / "python").chmod(0o755)
+    settings.write_text("index-url = mine\n")
+    environ = {**os.environ, "SAFERULE_VENV": str(place), "PIP_CONFIG_FILE": str(settings)}
+    done = run("bash", copy / "install.sh", "--lock-only", env=environ)
+    assert done.returncode == 1 and str(settings) in done.stderr, done.stderr
+    assert done.stderr.endswith("install: pip cannot read its settings, see the lines above: correct that file.\n")
+    assert not (place / ".saferule-lock").exists()
+
+
 @pytest.mark.parametrize("options", [(), ("--lock-only",)])
 def test_an_installed_environment_needs_neither_network_nor_time(tmp_path, without_python, options):
     """From another folder, without a package index and without Python on PATH."""

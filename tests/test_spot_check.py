@@ -344,6 +344,7 @@ def test_what_is_right_passes_and_an_edited_table_fails(study):
         (["table1", "--replicates", "7"], "--replicates 7: no policies of it, expected among 0"),
         (["table2"], "table2.csv: no such file, expected it with its runs"),
         (["figure2", "--cell", "cpq"], "figure2.png: no such file"),
+        (["table1", "--retrain", "--into", __file__], "expected a folder"),
         (["table1", "--into", "x"], "--into: there is nothing to put there without --retrain"),
     ],
 )

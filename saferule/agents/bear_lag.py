@@ -57,7 +57,8 @@ class Config(parts.ActorCriticConfig):
     alpha_lr: float = 1e-3
 
     def __post_init__(self) -> None:
-        """SettingsError for an unknown kernel."""
+        """SettingsError for an unknown kernel, too."""
+        super().__post_init__()
         if self.kernel not in KERNELS:
             raise SettingsError(f"unknown kernel {self.kernel!r} of bear-lag: choose one of {', '.join(KERNELS)}")
 

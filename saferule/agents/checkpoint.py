@@ -37,9 +37,8 @@ from saferule.sim.tasks import get_task
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Shapes = dict[str, tuple[int, ...]]  # by the names of tensors in a file
 FORMAT = 1  # grows when files change so that an older saferule cannot read them
-Tensors = dict[
-    str, Tensor
-]  # nets/<network>/<parameter>, scalars/<name>, adam/<network>/<parameter>/<moment>, generators
+# By nets/<network>/<parameter>, scalars/<name>, adam/<network>/<parameter>/<moment>, and generators.
+Tensors = dict[str, Tensor]
 
 
 def tensors_of(population: Population) -> Tensors:
@@ -121,12 +120,12 @@ def read(path: str | Path, device: str = "cpu") -> tuple[Tensors, dict[str, Any]
         raise CheckpointError(f"{path}: a safetensors file that saferule did not write: give a saferule checkpoint")
     try:
         entries = {name: json.loads(header[name]) for name in ("saferule", "format", "versions") if name in header}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its header is damaged ({error}), expected JSON: get the file again") from None
     form, meta = entries.get("format", 0), entries["saferule"]
-    if not isinstance(form, int) or form > FORMAT:
+    if type(form) is not int or not 0 <= form <= FORMAT:
         raise CheckpointError(
-            f"{path}: in format {form} of {entries.get('versions')}, expected {FORMAT} or less, which saferule "
+            f"{path}: in format {form} of {entries.get('versions')}, expected 0 to {FORMAT}, which saferule "
             f"{__version__} reads: install the saferule that wrote it"
         )
     if not isinstance(meta, dict):

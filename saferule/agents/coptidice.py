@@ -70,11 +70,10 @@ class Config(parts.BaseConfig):
     scalar_lr: float = 1e-4  # tau and lambda
 
     def __post_init__(self) -> None:
-        """SettingsError for an unknown divergence or no upper bound."""
+        """SettingsError for an unknown divergence, too."""
+        super().__post_init__()
         if self.f_type not in DIVERGENCES:
             raise SettingsError(f"unknown f_type {self.f_type!r} of coptidice: choose one of {', '.join(DIVERGENCES)}")
-        if self.cost_ub_epsilon <= 0:
-            raise SettingsError(f"cost_ub_epsilon of coptidice is {self.cost_ub_epsilon}: give a positive number")
 
     @property
     def learning_rates(self) -> dict[str, float]:

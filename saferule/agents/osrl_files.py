@@ -81,8 +81,8 @@ def config_file(path: Path) -> Path | None:
 def read_config(path: Path) -> dict[str, Any]:
     """The entries of a ``config.yaml``; also as wandb writes them, with each value under "value"."""
     try:
-        content = yaml.load(path.read_text(), Loader=_Loader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = yaml.load(path.read_bytes(), Loader=_Loader)
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         cause = " ".join(str(error).split())[:100]
         raise CheckpointError(
             f"{path}: not osrl-lib's config.yaml ({cause}), expected plain YAML: correct it or move it away"

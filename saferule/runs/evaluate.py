@@ -25,6 +25,7 @@ def evaluation_seeds(episodes: int, first: int = FIRST_EVALUATION_SEED) -> tuple
     """One seed per episode; the default are those that the profiles evaluate with. SettingsError for none."""
     check_number("episodes", episodes)
     check_number("seed", first)
+    check_number("seed", first + episodes - 1, "the seed of the last episode")
     return tuple(range(first, first + episodes))
 
 
@@ -49,11 +50,17 @@ def read_policy(
     CheckpointError for a file that is no policy, or one of another task or backbone.
     """
     if path.suffix != ".safetensors":
-        limit = {} if cost_limit is None else {"cost_limit": cost_limit}
-        return import_acting(path, task, backbone, **(dict(told or {}) | limit))
+        return import_acting(path, task, backbone, **settings_told(cost_limit, told))
     agent = load_networks(path)
     check_held(path, agent, {"task": task, "backbone": backbone}, told)
     return agent if cost_limit is None else replace(agent, cfg=replace(agent.cfg, cost_limit=cost_limit))
+
+
+def settings_told(cost_limit: float | None, told: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What an osrl-lib checkpoint does not hold and somebody told; SettingsError for two cost limits."""
+    if cost_limit is not None and "cost_limit" in (told or {}):
+        raise SettingsError("--cost-limit and --assume cost_limit are both given: leave one of them out")
+    return dict(told or {}) | ({} if cost_limit is None else {"cost_limit": cost_limit})
 
 
 def check_held(path: Path, agent: Agent, asked: Mapping[str, Any], told: Mapping[str, Any] | None) -> None:

@@ -7,7 +7,6 @@ shown is always what the store holds now.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sys
 import time
@@ -15,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saferule.environment import settle_home
-from saferule.errors import RunError, SettingsError
+from saferule.environment import settle_jupyter
+from saferule.errors import NotebookError, RunError, SettingsError
 from saferule.files import write_bytes
 from saferule.runs.places import NOTEBOOKS, project_root
 
@@ -34,7 +33,7 @@ def run_all(
 
     output      root of the results (default: the checkout's ``artifacts``); they go to ``<output>/<profile>``
     parameters  further papermill parameters: tasks, backbones, attacks, ratios, replicates, data, changes
-    RunError when one fails.
+    NotebookError when one fails.
     """
     root = project_root()
     kernel()
@@ -59,9 +58,7 @@ def check_names(names: Sequence[str]) -> None:
 
 def kernel() -> str:
     """The program that the notebooks' kernel starts; RunError when it is not this very interpreter."""
-    # This environment's own before those that the user, or JUPYTER_PATH, has for others, perhaps broken ones.
-    os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter")}
-    settle_home()
+    settle_jupyter()
     from jupyter_client import KernelManager
 
     program = KernelManager(kernel_name=KERNEL).format_kernel_cmd()[0]  # for a bare "python" the interpreter here
@@ -76,7 +73,7 @@ def kernel() -> str:
 def execute(notebook: Path, folder: Path, parameters: Mapping[str, Any], directory: Path) -> float:
     """Execute one notebook in ``directory`` and put the executed copy into ``folder``; returns the seconds it took.
 
-    RunError names the notebook, the cell and the last lines of its error; what was executed until then is kept as
+    NotebookError names the notebook, the cell and the last lines of its error; what was executed until then is kept as
     ``<name>.failed.ipynb``.
     """
     import papermill
@@ -102,7 +99,7 @@ def execute(notebook: Path, folder: Path, parameters: Mapping[str, Any], directo
         )
     except (PapermillExecutionError, DeadKernelError) as error:
         _keep(draft, failed, notebook)
-        raise RunError(f"{notebook.name} failed{_reason(error)}\nExecuted until there: {failed}") from None
+        raise NotebookError(f"{notebook.name} failed{_reason(error)}\nExecuted until there: {failed}") from None
     except KeyboardInterrupt:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # or it prints the cell's traceback at exit
         raise

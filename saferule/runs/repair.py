@@ -46,7 +46,7 @@ from saferule.errors import CheckpointError, RunError, SettingsError, cause
 from saferule.files import beside, check_different, sha256, try_folder, write_folder
 from saferule.limits import check_number
 from saferule.paper import TABLE7
-from saferule.runs.evaluate import check_held, play
+from saferule.runs.evaluate import check_held, play, settings_told
 from saferule.runs.execute import chosen_device
 from saferule.runs.interruptible import AGENT, LOG
 from saferule.runs.spec import PolicyRun, UserFile, frozen, key
@@ -237,7 +237,7 @@ def read_agent(
 ) -> Agent:
     """The complete agent in a checkpoint of either library, of this backbone and task; else a SaferuleError."""
     if checkpoint.suffix != ".safetensors":
-        settings = dict(told or {}) | ({} if cost_limit is None else {"cost_limit": cost_limit})
+        settings = settings_told(cost_limit, told)
         with warnings.catch_warnings():  # what it warns of is in the agent's meta
             warnings.simplefilter("ignore", UserWarning)
             return import_osrl(checkpoint, task, backbone, dataset=dataset, **settings)

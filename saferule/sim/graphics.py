@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from functools import cache
 
-from saferule.environment import graphics
+from saferule.environment import drawing, graphics, use_graphics
 from saferule.errors import SettingsError
 
 
@@ -20,10 +19,7 @@ def use_offscreen_gl() -> None:
     backends = (asked,) if asked else ("egl", "osmesa")
     for backend in backends:
         if backend == "glfw" or _works(backend):
-            os.environ["MUJOCO_GL"] = backend
-            if backend != "glfw":
-                os.environ["PYOPENGL_PLATFORM"] = backend
-            return
+            return use_graphics(backend)
     tried = f"MUJOCO_GL={asked} gives no" if asked else "neither EGL nor OSMesa gives an"
     raise SettingsError(
         f"Cannot draw this task: {tried} OpenGL context here; install Mesa (for example the package "
@@ -38,6 +34,5 @@ def _works(backend: str) -> bool:
     Tried in a process of its own, as PyOpenGL binds to the first backend that is imported, working or not.
     """
     program = f"from mujoco.{backend} import GLContext; GLContext(8, 8).make_current()"
-    environment = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", program], env=drawing(backend), capture_output=True)
     return done.returncode == 0

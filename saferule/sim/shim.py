@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from saferule.environment import without_graphics
+
 _import_lock = threading.Lock()
 
 
 def load_mujoco() -> None:
     """Import mujoco, if it can be, whatever MUJOCO_GL says: nothing is drawn yet, and a Bullet task needs none."""
-    with _import_lock, _without_gl_choice(), suppress(ImportError, OSError):
+    with _import_lock, without_graphics(), suppress(ImportError, OSError):
         importlib.import_module("mujoco")
 
 
@@ -32,7 +33,7 @@ def load_safety_gymnasium() -> ModuleType:
     """Import safety_gymnasium (all of it that builds environments), turning array defaults into factories."""
     with _import_lock:
         if "safety_gymnasium.builder" not in sys.modules:
-            with _array_defaults_allowed(), _without_gl_choice():
+            with _array_defaults_allowed(), without_graphics():
                 importlib.import_module("safety_gymnasium")
                 importlib.import_module("safety_gymnasium.builder")
         return sys.modules["safety_gymnasium"]
@@ -72,17 +73,3 @@ def _array_defaults_allowed() -> Iterator[None]:
         yield
     finally:
         dataclasses.dataclass = original
-
-
-@contextmanager
-def _without_gl_choice() -> Iterator[None]:
-    """While active, MUJOCO_GL is unset: with it, importing mujoco fails where that OpenGL is not installed.
-
-    The choice is made when something is to be drawn (saferule.sim.film).
-    """
-    names = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
-    chosen = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(chosen)
