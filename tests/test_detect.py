@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_runs import applied, trainings
+from tiny_runs import applied, moved, trainings
 from typer.testing import CliRunner
 
 from saferule import detect as module
 from saferule.agents import get_backbone
-from saferule.agents.checkpoint import save_agent
+from saferule.agents.checkpoint import load_agent, save_agent
 from saferule.agents.population import create
 from saferule.attack.poison import poison, poisoned
 from saferule.cli import app
@@ -20,6 +20,9 @@ from saferule.detect import FOLDS, INDICES, RECORD, STATISTICS, TRAJECTORIES, de
 from saferule.errors import RunError, SettingsError
 from saferule.report import detection
 from saferule.report.figures import FIGURES
+from saferule.runs import results
+from saferule.runs.engine import divide
+from saferule.runs.interruptible import AGENT
 from saferule.runs.places import project_root
 from saferule.runs.spec import DetectionRun, KnownPart, key, lineage, read_by
 from saferule.runs.work import _marked
@@ -149,15 +152,33 @@ def test_repairs_forget_what_is_known_or_what_was_detected(digest, car_data, car
     assert store.done(run)
     marked = _marked(store, run, car_data, car_forget.dataset)
     assert marked.tolist()[6:] == [True] and marked.sum() == 3
-    for found, expected in (([2, 6], [2, 6]), ([], None)):
-        with store.write(detection := replace(detection, false_alarms=0.1 + len(found))) as folder:
-            np.save(folder / INDICES, np.array(found, dtype=np.int64))
-        other = replace(other, forget=detection)
-        if expected is None:
-            with pytest.raises(RunError, match="0 of 7 trajectories are held for poison, expected some but not all"):
-                _marked(store, other, car_data, car_forget.dataset)
-        else:
-            assert np.flatnonzero(_marked(store, other, car_data, car_forget.dataset)).tolist() == expected
+    with store.write(detection := replace(detection, false_alarms=0.1)) as folder:
+        np.save(folder / INDICES, np.array([2, 6]))
+    other = replace(other, forget=detection)
+    assert np.flatnonzero(_marked(store, other, car_data, car_forget.dataset)).tolist() == [2, 6]
+    with store.write(detection := replace(detection, false_alarms=0.2)) as folder:
+        np.save(folder / INDICES, np.arange(7))
+    with pytest.raises(RunError, match="7 of 7 trajectories are held for poison, expected some but not all"):
+        _marked(store, replace(other, forget=detection), car_data, car_forget.dataset)
+
+
+def test_where_nothing_is_detected_the_policy_stays_and_the_other_runs_are_made(digest, fresh, make):
+    """An evaluation, a log and a table of it are as usual; it shares no population with what has a forget set."""
+    start = trainings(digest, "cpq")[1]
+    detection = DetectionRun("CarCircle", digest, start.forget, 0.05)
+    usual = applied("safe-rule", start)
+    nothing = [applied(method, start, forget=detection) for method in ("safe-rule", "fine-tuning")]
+    store = make([start], fresh)
+    with store.write(detection) as folder:
+        np.save(folder / INDICES, np.array([], dtype=np.int64))
+    jobs = divide([usual, *nothing], store, "cuda", 1)
+    assert sorted(map(sorted, ([run.method for run in job.runs] for job in jobs if usual not in job.runs))) == [
+        ["fine-tuning"],
+        ["safe-rule"],
+    ]
+    store = make([usual, *nothing], fresh)
+    before, after = (load_agent(store.folder(run) / AGENT).population.nets for run in (start, nothing[0]))
+    assert not moved(before, after) and results.logs(store, nothing)["step"].tolist() == [0, 0]
 
 
 # The command line: from a poisoned file to a repaired policy

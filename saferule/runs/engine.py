@@ -20,7 +20,7 @@ from saferule.errors import RunError, SaferuleError
 from saferule.files import FULL
 from saferule.runs.execute import InProcess, JobExecutor, default
 from saferule.runs.interruptible import SAVE_SECONDS, progress
-from saferule.runs.spec import ForgetRun, Level, PolicyRun, Run, TimingRun, lineage, read_by
+from saferule.runs.spec import DetectionRun, ForgetRun, Level, PolicyRun, Run, TimingRun, lineage, read_by
 from saferule.runs.store import Store
 from saferule.runs.work import Say, Workspace, named, work
 from saferule.unlearn import family, loss_options
@@ -102,7 +102,8 @@ def _together(run: Run) -> tuple:
     if not isinstance(run, PolicyRun):
         return run.KIND, 0, run.adversary if isinstance(run, ForgetRun) else run
     losses = loss_options(run.method, run.backbone, dict(run.readings))
-    algorithm = family(run.method, run.backbone).__name__, losses, run.start is None
+    found = run.forget if isinstance(run.forget, DetectionRun) else None  # perhaps nothing, and then there are no steps
+    algorithm = family(run.method, run.backbone).__name__, losses, run.start is None, found
     return run.KIND, algorithm[2], algorithm, run.task, run.backbone, run.data, run.config, run.steps, run.snapshots
 
 

@@ -140,17 +140,25 @@ def _policies(workspace: Workspace, runs: Sequence[PolicyRun], say: Say) -> None
         states = [load_agent(store.sound(run.start) / AGENT, workspace.device).population for run in runs]
         return together(states, runs, workspace.device)
 
+    if isinstance(runs[0].forget, DetectionRun) and not len(rows[0][1]):  # these are made with none but their like
+        state = Interruptible(store, runs, say, workspace.keep)
+        state.log.rows += [{"agent": agent, "step": 0} for agent in range(len(runs))]
+        state.finish(start(), range(len(runs)))
+        return say(f"{named(runs)}: nothing was detected, so that there is nothing to repair")
     train(store, runs, pool, rows, start, workspace.device, say, workspace.keep)
 
 
 def _marked(store: Store, run: PolicyRun, data: Dataset, forget: Dataset) -> np.ndarray:
-    """Which trajectories of D and D_f are forgotten, (E,) bool; RunError where these are none or all."""
+    """Which trajectories of D and D_f are forgotten, (E,) bool; RunError where these are all, or none are known.
+
+    That nothing is detected is a result: the policy stays what it is.
+    """
     clean, poisoned = len(data.starts), len(forget.starts)
     if isinstance(run.forget, KnownPart):
         marked = known_part(clean, poisoned, run.forget.share, run.forget.mistaken, run.replicate)
     else:
         marked = np.isin(np.arange(clean + poisoned), np.load(store.sound(run.forget) / INDICES))
-    if not marked.any() or marked.all():
+    if marked.all() or (isinstance(run.forget, KnownPart) and not marked.any()):
         raise RunError(
             f"{run.label}: {marked.sum()} of {len(marked)} trajectories are held for poison, expected some but not "
             "all: choose another share or false-alarm rate"
