@@ -108,6 +108,7 @@ class Profile:
 
 
 SMALL = frozen(hidden=(128, 128), vae_hidden=128, batch_size=128)  # widths at which a CPU is quick
+TINY = frozen(hidden=(64, 64), vae_hidden=64, batch_size=64)
 PROFILES: dict[str, Profile] = {
     profile.name: profile
     for profile in (
@@ -131,7 +132,7 @@ PROFILES: dict[str, Profile] = {
             known=(0.5,),
             mistaken=(0.05,),
             block_seconds=0.03,
-            config=SMALL,
+            config=TINY,
         ),
         Profile(
             name="cpu",
