@@ -449,7 +449,10 @@ def repair(
     episodes: Annotated[int | None, typer.Option(help="Of that evaluation [20].")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one].")] = None,
 ) -> None:
-    """Unlearn poisoned trajectories from a policy of your own; writes it for saferule and for osrl-lib."""
+    """Unlearn poisoned trajectories from a policy of your own; writes it for saferule and for osrl-lib.
+
+    An interrupted repair is kept in a hidden folder by --out, *.repairing; the same command continues it.
+    """
     from saferule.paper import TABLE7
     from saferule.report import before_after
     from saferule.runs.evaluate import evaluation_seeds
@@ -476,7 +479,8 @@ def repair(
         show=before_after.write,
         say=lambda line: typer.echo(line, err=True),
     )
-    typer.echo(f"{out}: {backbone} after {steps} steps of {method}: agent.safetensors, model.pt, log.csv, repair.json")
+    written = "agent.safetensors, model.pt with config.yaml, log.csv, repair.json"
+    typer.echo(f"{out}: {backbone} after {steps} steps of {method}: {written}")
     if evaluate:
         typer.echo(before_after.text(out))
 

@@ -102,7 +102,7 @@ def memory() -> Result:
     """Main memory, or the container's share of it."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        told = Path(limit).read_text().strip() if Path(limit).is_file() else "max"
+        told = Path(limit).read_text("utf-8").strip() if Path(limit).is_file() else "max"
         total = min(total, int(told)) if told.isdigit() else total
     return _enough("memory", total, MEMORY, "less than smoke needs: give the container or machine more")
 
@@ -191,7 +191,7 @@ def datasets() -> Result:
     if not (folder / SUMS).is_file():
         advice = "copy artifacts/data from the repository, or start the container with a folder that has no data"
         return Result("datasets", FAILED, f"no {folder / SUMS}", advice)
-    lines = [line.split() for line in (folder / SUMS).read_text().splitlines()]
+    lines = [line.split() for line in (folder / SUMS).read_text("utf-8").splitlines()]
     bad = [name for digest, name in lines if not (folder / name).is_file() or sha256(folder / name) != digest]
     if bad:
         advice = "get them anew from the repository (git lfs or a broken download?)"
@@ -203,7 +203,7 @@ def system_packages() -> Result:
     """What the container image got from its distribution."""
     if not APT_PACKAGES.is_file():
         return Result("system packages", OK, "not in the container image: nothing was recorded")
-    found = [" ".join(line.split()) for line in APT_PACKAGES.read_text().splitlines()]
+    found = [" ".join(line.split()) for line in APT_PACKAGES.read_text("utf-8").splitlines()]
     return Result("system packages", OK, f"{len(found)} added to the base image: {', '.join(found)}")
 
 

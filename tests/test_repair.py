@@ -22,14 +22,14 @@ from benchmarks.osrl_lib import quiet_trainer
 from saferule.agents import BACKBONES
 from saferule.agents.checkpoint import load_agent, save_acting, tensors_of
 from saferule.agents.loop import Log
-from saferule.agents.osrl import import_osrl
+from saferule.agents.osrl import import_acting, import_osrl
 from saferule.attack.poison import save_forget_set, split
 from saferule.cli import app
 from saferule.data.schema import KEYS, Dataset, concatenate, load, save
 from saferule.errors import CheckpointError, DataError, RunError, SaferuleError, SettingsError
 from saferule.files import sha256
 from saferule.runs import repair as module
-from saferule.runs.repair import AGENT, LOG, MODEL, RECORD, repair, repair_files
+from saferule.runs.repair import AGENT, CONFIG, LOG, MODEL, RECORD, repair, repair_files
 from saferule.runs.work import evaluate
 from saferule.sim import get_task, make
 
@@ -119,7 +119,7 @@ def test_command_repairs_an_osrl_policy_that_osrl_loads_and_that_acts(folder, tm
     made = invoke(folder, out, checkpoint=checkpoint, backbone=backbone, method=method)
     assert made.exit_code == 0, made.output
     assert "repair.json" in made.output and "Adam's moments 0" in made.output
-    assert {path.name for path in out.iterdir()} == {AGENT, MODEL, LOG, RECORD, "run.json", "SHA256SUMS"}
+    assert {path.name for path in out.iterdir()} == {AGENT, MODEL, CONFIG, LOG, RECORD, "run.json", "SHA256SUMS"}
     assert list(tmp_path.iterdir()) == [out]  # no draft is left
 
     record, run = (json.loads((out / name).read_text()) for name in (RECORD, "run.json"))
@@ -150,6 +150,8 @@ def test_command_repairs_an_osrl_policy_that_osrl_loads_and_that_acts(folder, tm
         observation, total = step.observation, total + step.reward
     simulator.close()
     assert np.isfinite(total)
+    told = import_acting(out / MODEL)  # which its config.yaml tells the task and all settings
+    assert told.cfg == load_agent(out / AGENT).cfg and told.meta["assumed"] == []
     (row,), step = evaluate(out / AGENT, [3])  # a whole episode from our own file
     assert step == 2 and row["length"] == 300 and np.isfinite(row["return"])
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -307,6 +307,16 @@ def export_osrl(agent: Agent, path: str | Path) -> None:
     content = io.BytesIO()
     torch.save({"model_state": state_of(agent.nets, name, agent.cfg)}, content)
     write_bytes(path, content.getvalue())
+
+
+def config_of(agent: Agent) -> dict[str, Any]:
+    """The task and all settings of an agent, under the names of osrl-lib's ``config.yaml``."""
+    ours = asdict(agent.cfg)
+    names = {theirs: own for theirs, own in SIZES.items() if own in ours}
+    names |= {"c_hidden_sizes": "hidden"} | ({"num_qc": "num_q"} if "num_q" in ours else {})
+    told = ("observation_dim", "action_dim", *names.values())  # the first two by the task
+    names |= {SETTINGS.get(own, own): own for own in ours if own not in told}
+    return {"task": get_task(agent.task).dsrl_id} | {theirs: ours[own] for theirs, own in names.items()}
 
 
 def _recognise(path: Path, state: State, expected: str | None) -> str:

@@ -233,7 +233,7 @@ class Report:
         for name in ("report.css", "report.js"):
             self._write(name, self.templates.loader.get_source(self.templates, name)[0].encode())
         bundle = Path(itables.options.dt_bundle)
-        module = f"new Blob([{json.dumps(bundle.read_text())}], {{type: 'text/javascript'}})"
+        module = f"new Blob([{json.dumps(bundle.read_text('utf-8'))}], {{type: 'text/javascript'}})"
         self._write("datatables.js", f"const dataTables = import(URL.createObjectURL({module}));\n".encode())
         self._write("datatables.css", bundle.with_suffix(".css").read_bytes())
 
@@ -381,7 +381,7 @@ class Report:
             return None
         caption, arranged = name.replace("-", " ").capitalize(), None
         if (text := path.with_suffix(".md")).is_file():
-            caption, arranged = _arranged(text.read_text())
+            caption, arranged = _arranged(text.read_text("utf-8"))
         if isinstance(table, Table) and arranged is not None:
             arranged = table.shown(frame)
         return grid(caption, readable(frame) if arranged is None else arranged, self._pages)

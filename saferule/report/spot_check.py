@@ -417,7 +417,7 @@ def _numbers(study: Study, name: str, runs: Sequence, chosen: pd.DataFrame, file
     yield from numbers_again(*(table.merge(chosen) if len(chosen) else table for table in both))
     page = file.with_suffix(".md")
     if isinstance(table := TABLES.get(name), Table) and page.is_file():
-        shown = markdown(table.shown(committed), "").splitlines()[1:] == page.read_text().splitlines()[1:]
+        shown = markdown(table.shown(committed), "").splitlines()[1:] == page.read_text("utf-8").splitlines()[1:]
         yield Outcome(shown, page.name, f"{'shows' if shown else 'does not show'} what {file.name} says")
 
 

@@ -155,7 +155,7 @@ class Study:
         rows = [
             {"task": run.task, "attack": run.attack, "replicate": run.seed} | row
             for run in self.make(self.plan["adversaries"])
-            for row in json.loads((self.store.sound(run) / CURVE_FILE).read_text())
+            for row in json.loads((self.store.sound(run) / CURVE_FILE).read_bytes())
         ]
         return pd.DataFrame(rows, columns=None if rows else ["task", "attack", "replicate", "steps", "scalar_return"])
 

@@ -172,7 +172,7 @@ class RayCluster(JobExecutor):
 
 
 def _read(file: Path) -> str | None:
-    return file.read_text() if file.is_file() else None
+    return file.read_text("utf-8") if file.is_file() else None
 
 
 def _line(error: BaseException) -> str:

@@ -141,6 +141,6 @@ class Interruptible:
 def progress(folder: Path) -> int:
     """The step of the last saved state of a running population, 0 before the first."""
     try:
-        return int((folder / PROGRESS).read_text())
+        return int((folder / PROGRESS).read_text("utf-8"))
     except OSError:  # not there yet, or no longer: the population has just ended
         return 0

@@ -32,11 +32,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from saferule.agents import get_backbone
 from saferule.agents.checkpoint import Agent, load_agent, load_networks
 from saferule.agents.loop import Log
-from saferule.agents.osrl import export_osrl, import_osrl
+from saferule.agents.osrl import config_of, export_osrl, import_osrl
 from saferule.attack.poison import find, split
 from saferule.data.batches import TransitionPool
 from saferule.data.describe import doubts
@@ -55,7 +56,7 @@ from saferule.runs.work import EPISODES, Say, together, train
 from saferule.sim import get_task
 from saferule.unlearn import METHODS, Readings, chosen, get_method, own_readings
 
-MODEL, RECORD = "model.pt", "repair.json"
+MODEL, CONFIG, RECORD = "model.pt", "config.yaml", "repair.json"
 HDF5 = (".hdf5", ".h5")
 
 
@@ -125,9 +126,9 @@ def repair_files(
     seeds       of episodes that are played before and after the repair, in the simulator; none for no evaluation
     show        is given these episodes, and the folder before it appears
 
-    The folder has ``agent.safetensors`` (complete), ``model.pt`` (for osrl-lib), ``log.csv`` (what the losses
-    reported), ``repair.json`` (what was assumed, and the data), ``run.json`` (what was done, versions), ``SHA256SUMS``
-    and, with seeds, ``episodes.csv``. A SaferuleError for whatever is wrong, before any work.
+    The folder has ``agent.safetensors`` (complete), ``model.pt`` and ``config.yaml`` (for osrl-lib), ``log.csv`` (what
+    the losses reported), ``repair.json`` (what was assumed, and the data), ``run.json`` (what was done, versions),
+    ``SHA256SUMS`` and, with seeds, ``episodes.csv``. A SaferuleError for whatever is wrong, before any work.
     """
     try_folder(out)
     check_different({"--checkpoint": checkpoint, "--out": out})
@@ -166,6 +167,7 @@ def repair_files(
     with write_folder(out) as draft:
         shutil.copytree(made, draft, dirs_exist_ok=True)
         export_osrl(load_agent(draft / AGENT), draft / MODEL)  # on the CPU, wherever it was computed
+        (draft / CONFIG).write_text(yaml.safe_dump(config_of(agent)))
         (draft / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
         if before is not None:
             after = play(load_networks(draft / AGENT), seeds, draft / AGENT).assign(policy="after")

@@ -79,7 +79,7 @@ def under_way(store: Store) -> Iterator[tuple[str, bool]]:
         try:
             files = [listing, *(path for path in map(listing.with_name, (STATE, PROGRESS)) if path.exists())]
             newest = max(path.stat().st_mtime for path in files)
-            yield from ((name, held and time.time() - newest < FRESH) for name in json.loads(listing.read_text()))
+            yield from ((name, held and time.time() - newest < FRESH) for name in json.loads(listing.read_bytes()))
         except (ValueError, OSError):  # damaged, or ended while it was looked at
             continue
     for draft in store.root.glob("runs/*/.*.part"):

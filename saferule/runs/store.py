@@ -68,7 +68,7 @@ class Store:
         if not self.there(run):
             raise RunError(f"{path}: no such run, expected a finished {run.KIND} {run.label}: make it first")
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_bytes())
         except ValueError as error:
             raise RunError(
                 f"{path}: damaged ({error}), expected JSON: delete its folder and the run is made again"
@@ -164,7 +164,7 @@ class Store:
         found: list[list[Run]] = []
         for listing in sorted(self.root.glob("partial/*/runs.json")):
             try:
-                keys = json.loads(listing.read_text())
+                keys = json.loads(listing.read_bytes())
             except ValueError:  # damaged: no telling whose state this is
                 continue
             if not set(keys) <= set(known):
@@ -224,7 +224,7 @@ def _of_others(run: PolicyRun, folder: Path) -> list[str]:
 def write_sums(folder: Path) -> None:
     """List the SHA-256 of every file of a folder as ``sha256sum -c`` reads it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS)
-    (folder / SUMS).write_text("".join(f"{sha256(path)}  {path.relative_to(folder)}\n" for path in files))
+    (folder / SUMS).write_text("".join(f"{sha256(path)}  {path.relative_to(folder)}\n" for path in files), "utf-8")
 
 
 def _listed(folder: Path) -> dict[str, str]:
@@ -260,6 +260,6 @@ def machine() -> dict[str, Any]:
 def processor() -> str:
     """The processor's name, as far as the system tells it."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())

@@ -115,7 +115,7 @@ class OnlinePolicy:
         """Read what save() wrote; raises CheckpointError where a file is missing or does not fit the task."""
         folder = Path(folder)
         try:
-            record = json.loads((folder / "policy.json").read_text())
+            record = json.loads((folder / "policy.json").read_bytes())
             policy = cls(
                 get_task(record["task"]),
                 load_file(folder / "weights.safetensors"),
