@@ -241,6 +241,7 @@ def test_summary_has_students_interval_over_replicates():
     assert (row["recall"], row["replicates"], row["flagged"]) == (0.5, 3, 5)
     assert row["recall_high"] - 0.5 == pytest.approx(4.303 * 0.5 / 3**0.5, rel=1e-3)
     assert np.isnan(detection.summary(rows[:1])["recall_low"]).all()
+    assert detection.summary(detection.judgements(None, [])).columns.tolist() == detection.SET  # of none that is stored
 
 
 def test_what_was_known_is_shown_from_nothing_to_what_was_detected(digest):

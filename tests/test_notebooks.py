@@ -1,6 +1,7 @@
 """The notebooks as files, the runner that executes them, and what they work with."""
 
 import ast
+import inspect
 import sys
 from pathlib import Path
 
@@ -70,6 +71,21 @@ def test_parameters_come_first_and_name_the_smoke_profile(name):
     values = {}
     exec(tagged[0].source, values)
     assert {key: value for key, value in values.items() if not key.startswith("__")} == PARAMETERS
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_parameter_reaches_the_study(name, monkeypatch):
+    asked = []
+
+    def study(*arguments, **options):
+        asked.append(inspect.signature(Study).bind(*arguments, **options).arguments)
+        raise InterruptedError
+
+    monkeypatch.setattr("saferule.report.study.Study", study)
+    parameters = {name: object() for name in PARAMETERS}
+    with pytest.raises(InterruptedError):
+        exec(code_of(name)[1].source, dict(parameters))
+    assert asked == [parameters]
 
 
 def test_every_part_and_every_figure_is_shown_in_some_notebook():

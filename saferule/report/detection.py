@@ -30,7 +30,7 @@ def judgements(store: Store, detections: Sequence[DetectionRun]) -> pd.DataFrame
             labels = dict(run.forget.readings).get("labels", READINGS["labels"].default)
             told |= {"labels": labels, "replicate": run.forget.adversary.seed}
         rows.append(told | {"asked": run.false_alarms} | judged(found, found["poisoned"].to_numpy()))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else [*SET, "replicate", "asked"])
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -44,7 +44,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
                 zip((name, f"{name}_low", f"{name}_high"), (own[name].mean(), *interval(own[name])), strict=True)
             )
         told.append(row)
-    return pd.DataFrame(told)
+    return pd.DataFrame(told, columns=None if told else SET)
 
 
 def known(run: PolicyRun) -> tuple[tuple[float, float], str]:
