@@ -82,10 +82,12 @@ def judge(words: list[str], place: Path) -> int:
 
 
 def command(name: str, options: dict[str, object]) -> list[str]:
-    return [*name.split(), *(str(word) for option, value in options.items() for word in (f"--{option}", value))]
+    """An option without a name is the argument."""
+    words = (word for option, value in options.items() for word in ([f"--{option}"] if option else []) + [value])
+    return [*name.split(), *map(str, words)]
 
 
-# Each command with options of which at least one is wrong: none of these may come to the work itself.
+# Each command with options of which at least one may be wrong: few of these come to the work itself, which is short.
 WHOLE = {
     "repair": {
         "checkpoint": "m.pt",
@@ -121,12 +123,26 @@ WHOLE = {
         "seeds": 0,
         "cost-limits": "none",
     },
+    "data fetch": {"task": "CarCircle", "folder": "kept", "mirror": "."},
+    "data convert": {"": "d.hdf5", "task": "CarCircle", "out": "c.hdf5", "costs": "costs"},
+    "data check": {"": "d.hdf5", "task": "CarCircle"},
+    "detect": {"": "d.hdf5", "task": "CarCircle", "out": "found", "false-alarms": 0.05, "seed": 0},
+    "evaluate": {
+        "": "m.pt",
+        "task": "CarCircle",
+        "backbone": "bcq-lag",
+        "episodes": 1,
+        "seed": 0,
+        "cost-limit": 10,
+        "assume": "phi=0.1",
+        "csv": "e.csv",
+    },
     "status": {"profile": "smoke", "tasks": "CarCircle", "ratios": 0.5, "replicates": 0, "set": "episodes=3"},
 }
 WRONG = ("d.hdf5", "idx.npy", "m.pt", "d.hdf5/x", "nothing/x", *JUNK)
 
 
-@fuzz(25)
+@fuzz(60)
 @given(data=st.data())
 def test_options(data, given_files, tmp_path_factory, monkeypatch):
     place = tmp_path_factory.mktemp("place")
@@ -144,6 +160,15 @@ def test_options(data, given_files, tmp_path_factory, monkeypatch):
 DTYPES = st.sampled_from(["i8", "u1", "i1", "?", "f8", "c8", "S3", "U2", "M8[s]", ">i4"])
 ARRAYS = DTYPES.flatmap(
     lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=9))
+)
+
+
+LINKS = st.sampled_from(
+    [
+        h5py.ExternalLink("none.hdf5", "/x"),
+        h5py.ExternalLink("d.hdf5", "/costs"),
+        *map(h5py.SoftLink, ("/costs", "/x", "/")),
+    ]
 )
 
 
@@ -173,7 +198,7 @@ def test_index_files(data, given_files, tmp_path_factory):
     shutil.rmtree(place)
 
 
-@fuzz(25)
+@fuzz(50)
 @given(data=st.data())
 def test_data_files(data, given_files, tmp_path_factory):
     place = tmp_path_factory.mktemp("place")
@@ -183,12 +208,16 @@ def test_data_files(data, given_files, tmp_path_factory):
     else:
         shutil.copy(given_files / "d.hdf5", path)
         with h5py.File(path, "r+") as file:
-            for key in data.draw(st.lists(st.sampled_from([*KEYS, "episode_0/rewards"]), max_size=2, unique=True)):
+            for key in data.draw(
+                st.lists(st.sampled_from([*KEYS, "episode_1", "episode_0/rewards", "infos"]), max_size=2, unique=True)
+            ):
                 if key in file:
                     del file[key]
-                array = data.draw(ARRAYS | st.none())
-                if array is not None and array.dtype.kind not in "UM":
-                    file[key] = array
+                made = data.draw(ARRAYS | LINKS | st.none())
+                if isinstance(made, np.ndarray) and made.dtype.kind in "UM":
+                    continue  # which HDF5 does not hold
+                if made is not None:
+                    file[key] = made
     judge(["data", "check", str(path), "--task", "CarCircle"], place)
     judge(["data", "convert", str(path), "--task", "CarCircle", "--out", str(place / "out.hdf5")], place)
     shutil.rmtree(place)
@@ -212,7 +241,7 @@ def torn(data: st.DataObject, tensors: dict[str, torch.Tensor]) -> dict:
     return tensors
 
 
-@fuzz(25)
+@fuzz(40)
 @given(data=st.data())
 def test_checkpoints(data, given_files, tmp_path_factory):
     place = tmp_path_factory.mktemp("place")
@@ -241,4 +270,5 @@ def test_checkpoints(data, given_files, tmp_path_factory):
     options = WHOLE["repair"] | files
     options.pop("cost-limit")
     judge(command("repair", options), place)
+    judge(command("evaluate", {"": path, "task": "CarCircle", "episodes": 1, "csv": place / "e.csv"}), place)
     shutil.rmtree(place)
