@@ -81,7 +81,8 @@ def test_a_d4rl_file_gets_its_next_observations(tmp_path):
     assert dataset.costs.tolist() == [0, 1, 1, 0, 0] and not dataset.terminals.any()
     assert dataset.timeouts.tolist() == [False, True, False, True, True]
     assert "3 last steps without one are left out" in said[-1]
-    lengths = d4rl(tmp_path / "lengths.hdf5", episode_lengths=np.array([3, 3, 2]))  # which is no episode of Minari's
+    others = {"episode_lengths": np.array([3, 3, 2]), "episode_0": np.arange(3)}  # which are no episodes of Minari's
+    lengths = d4rl(tmp_path / "lengths.hdf5", **others)
     assert convert(lengths, TASK, tmp_path / "lengths-out.hdf5")[0].digest() == dataset.digest()
     own = np.zeros((8, 8))
     dataset, _ = convert(d4rl(tmp_path / "own.hdf5", next_observations=own), TASK, tmp_path / "own-out.hdf5")

@@ -149,7 +149,7 @@ def test_options(data, given_files, tmp_path_factory, monkeypatch):
     for file in given_files.iterdir():
         shutil.copy(file, place)
     monkeypatch.chdir(place)
-    monkeypatch.setenv("HOME", str(place / "home"))
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # where matplotlib keeps what it found of fonts
     name = data.draw(st.sampled_from(list(WHOLE)))
     changed = data.draw(st.lists(st.sampled_from(list(WHOLE[name])), min_size=1, max_size=2, unique=True))
     options = WHOLE[name] | {option: data.draw(st.sampled_from(WRONG)) for option in changed}

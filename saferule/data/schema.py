@@ -403,7 +403,8 @@ def check_size(path: Path, items: Iterable[h5py.Dataset]) -> None:
 def minari_episodes(file: h5py.File) -> list[str]:
     """The groups of Minari's layout, in order of their numbers."""
     names = (name for name in file if re.fullmatch(r"episode_[0-9]+", name))
-    return sorted(names, key=lambda name: (len(name), name))
+    groups = (name for name in names if file.get(name, getclass=True) is h5py.Group)
+    return sorted(groups, key=lambda name: (len(name), name))
 
 
 def _foreign_layout(file: h5py.File, missing: Sequence[str]) -> str:
