@@ -62,6 +62,19 @@ def linked(path: Path, name: str, target: str, soft: bool = False) -> Path:
     return path
 
 
+def unwritten(path: Path) -> Path:
+    """Forty episodes of which each could be held by the file, but not all of them."""
+    with h5py.File(path, "w") as file:
+        for number in range(40):
+            group = file.create_group(f"episode_{number}")
+            group.create_dataset("observations", (300_001, 8), "f4")
+            group.create_dataset("actions", (300_000, 2), "f4")
+            for name in ("rewards", "terminations", "truncations", "costs"):
+                group.create_dataset(name, (300_000,), "f4")
+    assert 300_000 * 56 < 2_000 * path.stat().st_size < 40 * 300_000 * 56
+    return path
+
+
 def test_a_minari_file_becomes_trajectories(tmp_path):
     out = tmp_path / "out.hdf5"
     dataset, said = convert(minari(tmp_path / "m.hdf5"), TASK, out)
@@ -108,6 +121,7 @@ def test_a_d4rl_file_gets_its_next_observations(tmp_path):
         (lambda p: d4rl(p, terminals=np.arange(8) / 2), "'terminals' is 0.5 in row 1 (and in 5 more rows), expected 0"),
         (lambda p: d4rl(p, timeouts=np.full(8, np.nan)), "'timeouts' is nan in row 0"),
         (lambda p: minari(p, truncations=np.full(3, -1)), "'episode_0/truncations' is -1 in row 0"),
+        (unwritten, "declares 0.672 GB of numbers and has"),
         (lambda p: linked(p, "costs", "/cost"), "'costs' is a link to another file"),
         (lambda p: linked(p, "infos", "/infos"), "'infos' is a link to another file"),
         (lambda p: linked(p, "episode_0", "/episode_0"), "'episode_0' is a link to another file"),
