@@ -28,7 +28,7 @@ from saferule.runs.spec import (
     key,
     lineage,
 )
-from saferule.runs.store import Store, versions
+from saferule.runs.store import Store, versions, write_sums
 from saferule.unlearn import METHODS
 
 ADVERSARY = AdversaryRun("CarCircle", "max_cost", 100)
@@ -129,7 +129,7 @@ def test_key_depends_on_what_the_code_supplies(monkeypatch):
 def test_frozen_values_are_ordered_and_hashable():
     assert frozen(b=1, a=[2, 3]) == frozen(a=(2, 3), b=1) == (("a", (2, 3)), ("b", 1))
     assert len({*RUNS, *[replace(run) for run in RUNS]}) == len(RUNS)
-    assert json.loads(json.dumps(describe(EVALUATION))) == describe(EVALUATION)
+    assert all(json.loads(json.dumps(describe(run))) == describe(run) for run in RUNS)
 
 
 def test_keys_are_the_same_in_other_processes():
@@ -186,6 +186,33 @@ def test_an_agent_of_another_run_is_named_although_the_list_knows_it(store, of):
     agent = store.folder(POISONED) / "agent.safetensors"
     named = [f"{agent}: the agent of run {key(CLEAN)}, expected {key(POISONED)}"]
     assert store.verify(POISONED) == (named if of == CLEAN else [])
+
+
+def test_what_was_made_from_another_run_than_is_there_now_is_not_done(store):
+    """Told by what the run came to, whatever of it is kept, in records that say what that was."""
+
+    def made(run, **files: str) -> None:
+        with store.write(run, seconds=len(files)) as folder:
+            for name, content in files.items():
+                (folder / f"{name}.csv").write_text(content)
+
+    for run in (FORGET, POISONED, REPAIRED, EVALUATION):
+        made(run, log="step\n1\n", other="x")
+    made(POISONED, log="step\n1\n")  # another time, fewer files
+    assert all(map(store.done, (FORGET, POISONED, REPAIRED, EVALUATION)))
+    made(POISONED, log="step\n2\n")
+    (told,) = store.damage(REPAIRED)
+    assert told == f"{store.folder(REPAIRED)}: was made from another policy {POISONED.label} than is there now"
+    assert store.verify(REPAIRED) == [told] and store.verify(EVALUATION) == []
+    assert [store.done(run) for run in (FORGET, POISONED, REPAIRED, EVALUATION)] == [True, True, False, False]
+    record = store.folder(REPAIRED) / "run.json"
+    record.write_text(json.dumps(store.meta(REPAIRED) | {"made_from": {}}))  # as older ones are
+    write_sums(record.parent)
+    assert store.done(EVALUATION)
+    made(FORGET, other="y")
+    assert not store.done(POISONED)
+    shutil.rmtree(store.folder(FORGET))  # as forget sets are not published
+    assert store.done(EVALUATION)
 
 
 def test_files_and_folders_have_the_callers_usual_modes(store):
@@ -254,7 +281,13 @@ def test_interrupted_populations_are_found(store):
     assert store.interrupted(runs[:3]) == [runs[:3]]
     finish(store, runs[0])
     finish(store, runs[2])
-    assert store.interrupted(runs) == [runs[3:]] and not folder.exists()
+    assert store.interrupted(runs) == [runs[3:]] and folder.exists()
+    draft = store.folder(runs[3]).with_name(f".{store.folder(runs[3]).name}.1234abcd.part")
+    draft.mkdir(parents=True)
+    (folder / ".state.safetensors.1234abcd.part").write_bytes(b"x")
+    (store.partial(runs[3:]) / ".state.safetensors.1234abcd.part").write_bytes(b"x")
+    store.tidy(runs[:3])
+    assert store.interrupted(runs) == [runs[3:]] and not folder.exists() and not list(store.root.rglob(".*.part"))
 
 
 def test_interrupted_populations_share_no_unfinished_run(store):

@@ -56,7 +56,8 @@ def make(
     RunError, at the end, names the runs that could not be made; another process that makes runs here is one at once.
     """
     store = workspace.store
-    if all(store.done(run, level) for run in runs):
+    done = store.seen()
+    if all(done(run, level) for run in runs):
         return
     with store.lock():
         for sentence in [sentence for run in lineage(runs) for sentence in store.damage(run)]:
@@ -64,6 +65,7 @@ def make(
         executor = executor or default(workspace.device)
         executor.check(store.root)
         jobs = divide(runs, store, workspace.device, executor.slots, level)
+        store.tidy(lineage(runs).keys() - {run for job in jobs for run in job.runs})
         failed = _follow(jobs, workspace, executor, say)
     if failed:
         sentences = list(dict.fromkeys(failed.values()))
@@ -79,7 +81,7 @@ def divide(runs: Sequence[Run], store: Store, device: str, slots: int, level: Le
     On a CPU, where a larger population is no faster, it holds one replicate of one condition, so that a cell does not
     wait for the next; a GPU takes all at once.
     """
-    todo = lineage(runs, store.done, level)
+    todo = lineage(runs, store.seen(), level)
     policies = [run for run in lineage(runs) if isinstance(run, PolicyRun)]
     continued = [group for group in store.interrupted(policies, todo) if not todo.keys().isdisjoint(group)]
     taken = {run for group in continued for run in group}

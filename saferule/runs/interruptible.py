@@ -29,9 +29,9 @@ from saferule.agents.population import Population
 from saferule.errors import CheckpointError
 from saferule.files import write_bytes
 from saferule.runs.spec import Level, PolicyRun, UserFile, config, key, usual
-from saferule.runs.store import KEPT, Store
+from saferule.runs.store import KEPT, LOG, Store
 
-AGENT, LOG, STATE, PROGRESS, SNAPSHOTS = "agent.safetensors", "log.csv", "state.safetensors", "step", "snapshots"
+AGENT, STATE, PROGRESS, SNAPSHOTS = "agent.safetensors", "state.safetensors", "step", "snapshots"
 SAVE_SECONDS = 60.0
 CHECKED = "safe-rule"  # the method whose critics the theory looks at on the way too
 

@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
@@ -26,7 +26,8 @@ from saferule.errors import CheckpointError, RunError, cause
 from saferule.files import known_sha256, sha256, vacant, write_bytes, write_folder
 from saferule.runs.spec import Level, PolicyRun, Run, describe, key, read_by
 
-RECORD, SUMS, KEPT = "run.json", "SHA256SUMS", "kept"
+RECORD, SUMS, LOG = "run.json", "SHA256SUMS", "log.csv"
+KEPT, MADE_FROM = "kept", "made_from"  # entries of the record
 RECORDED = ("torch", "numpy", "gymnasium", "mujoco", "safety-gymnasium", "pybullet", "stable_baselines3")
 
 
@@ -35,10 +36,13 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        self._folders: dict[Run, Path] = {}
 
     def folder(self, run: Run) -> Path:
         """Where the run's results lie, or will lie."""
-        return self.root / "runs" / run.KIND / f"{run.label}-{key(run)}"
+        if run not in self._folders:
+            self._folders[run] = self.root / "runs" / run.KIND / f"{run.label}-{key(run)}"
+        return self._folders[run]
 
     def there(self, run: Run, level: Level = Level.RECORD) -> bool:
         """True when the run's results are there, of a policy at least so much, whatever has become of them."""
@@ -46,10 +50,16 @@ class Store:
 
     def done(self, run: Run, level: Level = Level.RECORD) -> bool:
         """The same, and neither they nor what they were made from is damaged."""
-        return self.there(run) and not self._suspect(run) and self.there(run, level)
+        return self.seen()(run, level)
 
-    def _suspect(self, run: Run) -> bool:
-        return bool(self.damage(run)) or any(map(self._suspect, read_by(run)))
+    def seen(self) -> Callable[..., bool]:
+        """`done`, by one look at each run: for many that build on the same."""
+
+        @cache
+        def sound(run: Run) -> bool:
+            return not self.damage(run) and all(map(sound, read_by(run)))
+
+        return lambda run, level=Level.RECORD: self.there(run) and sound(run) and self.there(run, level)
 
     def sound(self, run: Run) -> Path:
         """The folder of a finished run, to read from. RunError for the first file that is not as it was written."""
@@ -80,10 +90,10 @@ class Store:
 
         meta  further entries for ``run.json``; its seconds, if it took longer than the block
         """
-        began = time.monotonic()
+        began, parents = time.monotonic(), {key(parent): self._result(parent) for parent in read_by(run)}
         with self.draft(run) as draft:
             yield draft
-            record = {"run": describe(run), "versions": versions(), "machine": machine()}
+            record = {"run": describe(run), MADE_FROM: parents, "versions": versions(), "machine": machine()}
             write_json(draft / RECORD, record | {"seconds": round(time.monotonic() - began, 2)} | meta)
 
     @contextmanager
@@ -96,18 +106,38 @@ class Store:
             if final.exists() and not vacant(final):  # damaged, or with less of the run
                 shutil.rmtree(final)
 
-    def damage(self, run: Run) -> list[str]:
-        """What of a run's folder is not as it was written: a sentence for each file, none if all is well or not there.
+    def damage(self, run: Run, digest: Callable[[Path], str | None] = known_sha256) -> list[str]:
+        """What of a run's folder is not as it was written, or no longer goes with what it was made from: a sentence for
+        each file, none if all is well or not there.
 
-        A file is read once by a process, unless it changes.
+        digest  of a file, as a rule read once by a process unless it changes; None for one that is not to be read
         """
         folder = self.folder(run)
-        return self._differences(run, known_sha256) if folder.is_dir() and not vacant(folder) else []
-
-    def incomplete(self, run: Run) -> list[str]:
-        """What can be told of a run's folder without reading what is large: a sentence for each file that lacks."""
-        folder = self.folder(run)
-        return self._differences(run, lambda path: None) if folder.is_dir() and not vacant(folder) else []
+        if not folder.is_dir() or vacant(folder):
+            return []
+        if not self.there(run):
+            return [f"{folder / RECORD}: missing"]
+        try:
+            meta = self.meta(run)
+            described, made_from = meta["run"], meta.get(MADE_FROM, {})
+        except (RunError, KeyError, TypeError) as error:
+            return [str(error) if isinstance(error, RunError) else f"{folder / RECORD}: damaged, it describes no run"]
+        if described != describe(run):
+            return [f"{folder / RECORD}: describes another run than its folder's name says"]
+        listed = _listed(folder)
+        if RECORD not in listed:
+            return [f"{folder / SUMS}: missing, or without {RECORD}"]
+        told = []
+        for path, known in ((folder / name, known) for name, known in listed.items()):
+            if not path.is_file():
+                told.append(f"{path}: missing")
+            elif digest(path) not in (known, None):
+                told.append(f"{path}: has changed since it was written")
+        for parent in read_by(run):
+            then, now = made_from.get(key(parent)), self._result(parent)
+            if None not in (then, now) and then != now:
+                told.append(f"{folder}: was made from another {parent.KIND} {parent.label} than is there now")
+        return told
 
     def verify(self, run: Run) -> list[str]:
         """The same of a finished run with every file read again; what is there that the run did not write; and an agent
@@ -115,32 +145,20 @@ class Store:
         """
         if not self.there(run):
             return [f"{self.folder(run) / RECORD}: missing"]
-        folder, found = self.folder(run), self._differences(run, sha256)
+        folder, found = self.folder(run), self.damage(run, sha256)
         listed = {folder / SUMS, *(folder / name for name in _listed(folder))}
         strangers = sorted({path for path in folder.rglob("*") if path.is_file()} - listed)
         found += [f"{path}: was not written by the run" for path in strangers]
         return found or (_of_others(run, folder) if isinstance(run, PolicyRun) else [])
 
-    def _differences(self, run: Run, digest: Callable[[Path], str | None]) -> list[str]:
-        """digest  of a file; None where it is not to be read"""
-        folder = self.folder(run)
-        if not self.there(run):
-            return [f"{folder / RECORD}: missing"]
-        try:
-            described = self.meta(run)["run"]
-        except (RunError, KeyError, TypeError) as error:
-            return [str(error) if isinstance(error, RunError) else f"{folder / RECORD}: damaged, it describes no run"]
-        if described != json.loads(json.dumps(describe(run))):
-            return [f"{folder / RECORD}: describes another run than its folder's name says"]
-        listed = _listed(folder)
-        if RECORD not in listed:
-            return [f"{folder / SUMS}: missing, or without {RECORD}"]
-        missing = {name for name in listed if not (folder / name).is_file()}
-        differing = [
-            name for name, known in listed.items() if name in missing or digest(folder / name) not in (known, None)
-        ]
-        changes = {True: "missing", False: "has changed since it was written"}
-        return [f"{folder / name}: {changes[name in missing]}" for name in differing]
+    def _result(self, run: Run) -> str | None:
+        """A digest of what a finished run came to, None where that is not known: of a policy that of its log, which is
+        there however much of it is kept, of others that of all files but the record of time and machine.
+        """
+        listed = _listed(self.folder(run))
+        names = {LOG} if isinstance(run, PolicyRun) else listed.keys() - {RECORD}
+        told = sorted(f"{listed[name]}  {name}" for name in names if name in listed)
+        return hashlib.sha256("\n".join(told).encode()).hexdigest() if told else None
 
     def state_folder(self, runs: Sequence[Run]) -> Path:
         """Where a population of these runs keeps its state while it runs."""
@@ -157,25 +175,36 @@ class Store:
         """Populations to continue: the runs of those that were interrupted and hold only runs in ``among``.
 
         missing  runs that are missing although they are done: more of them is asked for
-        Some of a population's runs may be done by now. What is left of one that is done entirely is removed. No two
-        of the populations have an unfinished run in common.
+        Some of a population's runs may be done by now. No two of the populations have an unfinished run in common.
         """
-        known, taken = {key(run): run for run in among}, set()
-        found: list[list[Run]] = []
+        taken, found, done = set(), [], self.seen()
+        for _, runs in self._populations(among):
+            left = {run for run in runs if run in missing or not done(run)}
+            if left and not left & taken:
+                taken |= left
+                found.append(runs)
+        return found
+
+    def _populations(self, among: Iterable[Run]) -> Iterator[tuple[Path, list[Run]]]:
+        """The folders of states, each with its runs, that hold only runs in ``among``."""
+        known = {key(run): run for run in among}
         for listing in sorted(self.root.glob("partial/*/runs.json")):
             try:
                 keys = json.loads(listing.read_bytes())
             except ValueError:  # damaged: no telling whose state this is
                 continue
-            if not set(keys) <= set(known):
-                continue
-            left = {k for k in keys if known[k] in missing or not self.done(known[k])}
-            if not left:
-                shutil.rmtree(listing.parent)
-            elif not left & taken:
-                taken |= left
-                found.append([known[k] for k in keys])
-        return found
+            if set(keys) <= known.keys():
+                yield listing.parent, [known[k] for k in keys]
+
+    def tidy(self, idle: Iterable[Run]) -> None:
+        """Remove what killed processes have left: all drafts, and the states of populations of runs that nobody is to
+        make. For who holds the lock.
+        """
+        for part in ("runs", "partial"):
+            for draft in list((self.root / part).rglob(".*.part")):
+                shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+        for folder, _ in self._populations(idle):
+            shutil.rmtree(folder)
 
     def held(self) -> bool:
         """Whether some process is making runs here."""
@@ -194,14 +223,19 @@ class Store:
         """Hold the store for one process; RunError when another one has it."""
         self.root.mkdir(parents=True, exist_ok=True)
         with open(self.root / ".lock", "w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(
-                    f"{self.root}: another process is making runs here, expected to be alone: wait for it or stop it"
-                ) from None
-            except OSError as error:
-                raise RunError(f"{self.root}: the lock of the store cannot be held: {cause(error)}") from error
+            for pause in (0.1, 0.1, None):
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if pause is None:
+                        raise RunError(
+                            f"{self.root}: another process is making runs here, expected to be alone: wait for it or "
+                            "stop it"
+                        ) from None
+                    time.sleep(pause)  # perhaps `held` has just looked
+                except OSError as error:
+                    raise RunError(f"{self.root}: the lock of the store cannot be held: {cause(error)}") from error
             yield
 
 
