@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from saferule.environment import cluster, debugging, prepare_streams, use_cluster, user_path
-from saferule.errors import SaferuleError, SettingsError, sentence, shortened
+from saferule.errors import IncompleteError, SaferuleError, SettingsError, sentence, shortened
 from saferule.limits import check_number
 
 UsageError = typer.BadParameter.__base__  # of typer's own click
@@ -135,6 +135,11 @@ ReadingOption = Annotated[
 ]
 
 
+def _parts(given: dict[str, Any]) -> dict[str, list | None]:
+    """The options that choose among a profile's tasks, backbones, ..., out of all that a command was given."""
+    return {name: given[name] for name in ("tasks", "backbones", "attacks", "ratios", "replicates")}
+
+
 def _chosen(parts: dict[str, list | None], changes: list[str] | None) -> dict[str, Any]:
     """What of a profile is taken and changed, for `get_profile`; options that were not given are left out."""
     return {name: part for name, part in parts.items() if part} | _named_values(changes, "--set")
@@ -183,14 +188,14 @@ def run(
     from saferule.runs.notebooks import check_names, run_all
     from saferule.runs.places import NOTEBOOKS, known_data, workspace
 
-    own = {"tasks": tasks, "backbones": backbones, "attacks": attacks, "ratios": ratios, "replicates": replicates}
+    own = _parts(locals())
     chosen = _chosen(own, changes)
     wanted = get_profile(profile, **chosen)
     check_names(notebooks or NOTEBOOKS)  # an unknown name is reported before anything is made
-    given = {"--runs-only": runs_only, "--notebooks": notebooks, "--only-stored": only_stored}
-    if runs_only and (notebooks or only_stored):
+    given = {"--runs-only": runs_only, "--dry-run": dry_run, "--notebooks": notebooks, "--only-stored": only_stored}
+    if (runs_only or dry_run) and (notebooks or only_stored):
         names = " and ".join(name for name, value in given.items() if value)
-        raise SettingsError(f"{names} are both given: leave one of them out")
+        raise SettingsError(f"{names} are given together: leave out what does not go with the others")
     changed = {name: value for name, value in chosen.items() if name not in own}
     parameters = {name: value for name, value in chosen.items() if name in own}
     parameters |= {"changes": changed} if changed else {}
@@ -215,15 +220,22 @@ def run(
         return
     for part in ("runs", "notebooks", "tables", "figures"):
         try_folder(place.store.root / part, empty=False)
+    incomplete = None
     typer.echo(f"profile {profile} on {f'Ray at {told[0]}' if (told := cluster()) else device().found}")
     if not notebooks and not only_stored:  # all in one go keeps all cores busy; a single notebook makes what it shows
-        make([run for _, run in asked(wanted, known)], place)
+        try:
+            make([run for _, run in asked(wanted, known)], place)
+        except IncompleteError as error:
+            incomplete, parameters["only_stored"] = error, True
+            typer.echo(f"saferule: {error}{'' if runs_only else '; shown is what is stored'}", err=True)
     if not runs_only:
         from saferule.report.html import build
         from saferule.report.study import Study
 
         run_all(profile, notebooks or NOTEBOOKS, output, parameters)
         typer.echo(f"report     {build(Study(profile, output=output, **parameters | {'only_stored': True}))}")
+    if incomplete:
+        raise incomplete
 
 
 @app.command()
@@ -242,7 +254,7 @@ def report(
     from saferule.report.html import rebuild
     from saferule.report.study import Study
 
-    own = {"tasks": tasks, "backbones": backbones, "attacks": attacks, "ratios": ratios, "replicates": replicates}
+    own = _parts(locals())
     study = Study(profile, output=output, data=data, changes=_chosen(own, changes), only_stored=True)
     typer.echo(f"report     {rebuild(study)}")
 
@@ -271,7 +283,7 @@ def status(
     from saferule.runs.status import lines
     from saferule.runs.status import status as examine
 
-    own = {"tasks": tasks, "backbones": backbones, "attacks": attacks, "ratios": ratios, "replicates": replicates}
+    own = _parts(locals())
     chosen = get_profile(profile, **_chosen(own, changes))
     place = workspace(chosen, output, data)
     known, notes = known_data(chosen, place.data_folder)

@@ -39,6 +39,10 @@ class NotebookError(RunError):
     """A notebook that failed: told with the last lines of its cell."""
 
 
+class IncompleteError(RunError):
+    """Some of the runs that were asked for could not be made; everything else is finished."""
+
+
 CAUSES = {
     errno.ENOSPC: "the disk is full: make room or choose another place",
     errno.EFBIG: "the limit of the size of files is reached: raise it (ulimit -f) or choose another place",

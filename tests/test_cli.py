@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -14,6 +15,7 @@ from saferule import files
 from saferule.attack.poison import find, split
 from saferule.cli import _named_values, app
 from saferule.data.schema import Dataset, load, save
+from saferule.errors import IncompleteError
 from saferule.runs.experiment import PARTS
 from saferule.runs.places import project_root
 from saferule.sim import get_task
@@ -204,7 +206,13 @@ def test_attack_says_what_is_wrong_before_it_trains(good, tmp_path, options, tol
     assert good.read_bytes() == before and sorted(tmp_path.iterdir()) == [good]
 
 
-def test_status_lists_what_is_missing(good, tmp_path):
+@pytest.fixture
+def nothing_measured(monkeypatch):
+    """No rates of training are committed."""
+    monkeypatch.setattr("saferule.runs.rates._measured", dict)
+
+
+def test_status_lists_what_is_missing(good, tmp_path, nothing_measured):
     good.rename(tmp_path / "CarCircle.hdf5")
     common = ["status", "--output", tmp_path / "out", "--data"]
     result = run(*common, tmp_path, "--backbones", "cpq", "--missing")
@@ -216,7 +224,8 @@ def test_status_lists_what_is_missing(good, tmp_path):
     assert sum(" missing policy CarCircle-cpq-" in line for line in lines) == 9 + 8 + 7 + 10 + 10 + 9
     assert lines[-1].startswith(f"0 of {sum(counts.values())} runs of profile smoke are done")
     others = 4  # forget sets that detections alone read
-    assert f"left              0 h, 0 MB, and {sum(counts.values()) + others} runs of which no rate is known" in lines
+    unknown = sum(counts.values()) + others
+    assert f"left              time unknown, disk unknown and {unknown} runs of which no rate is known" in lines
     told = json.loads(run(*common, tmp_path, "--backbones", "cpq", "--json").stdout)
     (only,) = told["slices"]
     assert only["parts"] == {part: {"missing": n} for part, n in counts.items()} | {"drawn evaluations": {}}
@@ -226,13 +235,13 @@ def test_status_lists_what_is_missing(good, tmp_path):
     assert "the runs of CarCircle have no names yet" in without.stdout and not (tmp_path / "out").exists()
 
 
-def test_a_dry_run_lists_jobs_and_makes_nothing(good, tmp_path):
+def test_a_dry_run_lists_jobs_and_makes_nothing(good, tmp_path, nothing_measured):
     good.rename(tmp_path / "CarCircle.hdf5")
     result = run("run", "--dry-run", "--backbones", "cpq", "--output", tmp_path / "out", "--data", tmp_path)
     assert result.exit_code == 0, result.output
     first, *_, last = result.stdout.splitlines()
-    assert first == "policy CarCircle-cpq-clean-r0: no rate is known"
-    assert last.startswith("0.00 h with ") and "runs of which none like them is finished" in last
+    assert first == "policy CarCircle-cpq-clean-r0: time unknown, disk unknown and 1 runs of which no rate is known"
+    assert last.startswith("all with ") and "processes: time unknown, disk unknown and" in last
     assert not (tmp_path / "out" / "smoke" / "runs").exists()
 
 
@@ -258,4 +267,14 @@ def test_choices_and_changes_reach_the_notebooks(monkeypatch):
     given.clear()
     assert run("run", "--only-stored").exit_code == 0 and given["k"] == {"only_stored": True} and "runs" not in given
     refused = run("run", "--runs-only", "--notebooks", "attack")
-    assert refused.exit_code == 2 and "leave one of them out" in refused.stderr
+    assert refused.exit_code == 2 and "--runs-only and --notebooks are given together" in refused.stderr
+    assert "--dry-run and --only-stored" in run("run", "--dry-run", "--only-stored").stderr
+    failing = partial(raising, IncompleteError("2 of 9 runs could not be made: one and another"))
+    monkeypatch.setattr("saferule.runs.engine.make", failing)
+    failed = run("run")
+    assert failed.exit_code == 2 and given["k"] == {"only_stored": True} and "report     " in failed.stdout
+    assert [line.partition(": 2 of 9")[0] for line in failed.stderr.splitlines()] == ["saferule", "saferule: error"]
+
+
+def raising(error, *_):
+    raise error

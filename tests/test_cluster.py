@@ -94,6 +94,17 @@ def test_a_folder_that_a_node_does_not_see_is_named(executor, tmp_path, monkeypa
     assert not list(tmp_path.iterdir()) and len(str(told.value)) < 300 + len(str(tmp_path))
 
 
+def test_jobs_that_fit_no_node_are_refused_at_the_start(cluster, executor, tmp_path, monkeypatch):
+    """Two nodes with a CPU each and no GPU; then nodes that have what one job needs only together."""
+    assert executor.slots == 2
+    with pytest.raises(RunError, match="no node has a CPU and 0.5 of a GPU, .*add one, or give another --ray-gpus"):
+        execute.RayCluster(cluster.address, 0.5).check(tmp_path)
+    nodes = [{"Alive": True, "Resources": has} for has in ({"CPU": 8, "GPU": 1}, {"CPU": 3, "GPU": 2}, {"GPU": 8})]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    rooms = {share: execute.RayCluster(cluster.address, share)._rooms() for share in (0.0, 0.3, 1.0, 2.0)}
+    assert rooms == {0.0: [8, 3, 0], 0.3: [3, 3, 0], 1.0: [1, 2, 0], 2.0: [0, 1, 0]}
+
+
 @pytest.mark.parametrize("address", ["localhost:1", "nonsense"])
 def test_an_address_without_a_cluster_is_named(address):
     with pytest.raises(SettingsError, match=f"--ray {address}: no Ray cluster there"):

@@ -132,8 +132,10 @@ def test_a_damaged_run_is_refused_by_name_and_the_others_are_published(source, t
     run = next(run for run in plan(PROFILE, known)["main"] if run.method == "safe-rule")
     damage(source.folder(run))
     report = publish(PROFILE, known, source, target)
-    assert len(report.refused) == 1 and told in report.refused[0] and source.folder(run).name in report.refused[0]
-    assert not target.done(run) and report.copied["policy"] == 7
+    (built,) = (other for other in plan(PROFILE, known)["evaluations"] if other.policy == run)
+    assert told in report.refused[0] and source.folder(run).name in report.refused[0]
+    assert report.refused[1:] == [f"refused: {source.folder(built)}: what it was made from is damaged"]
+    assert not target.done(run) and report.copied == {"policy": 7, "evaluation": 7, "adversary": 1}
     assert not list(target.root.rglob("*.part"))
 
 

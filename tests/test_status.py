@@ -6,10 +6,12 @@ import time
 
 import pytest
 
+from saferule.runs import rates
 from saferule.runs.experiment import Data, get_profile, plan
 from saferule.runs.interruptible import PROGRESS
-from saferule.runs.spec import PolicyRun
-from saferule.runs.status import FRESH, amount, lines, status
+from saferule.runs.rates import Rates, amount
+from saferule.runs.spec import PolicyRun, lineage
+from saferule.runs.status import FRESH, lines, status
 from saferule.runs.store import Store
 
 PROFILE = get_profile("smoke", backbones="cpq", training_steps=1_000)
@@ -70,6 +72,33 @@ def test_rates_are_those_of_the_finished_runs_that_are_nearest(store):
     assert only["hours_left"] == round(sum(map(amount, left)) * 0.025 / 3600 / 2, 2) > 0
     assert only["without_rate"] > 0 and only["megabytes_left"] == pytest.approx(len(left) * 0.003, abs=0.1)
     assert told["rates_from"] == "the finished runs of this store"
+    (store.partial(left[:1]) / PROGRESS).write_text("250")  # a quarter of it is made
+    (begun,) = status(PROFILE, KNOWN, store, 2)["slices"]
+    rest = sum(map(amount, left)) - 250
+    assert left[0].steps == 1_000 and begun["hours_left"] == round(rest * 0.025 / 3600 / 2, 2)
+
+
+def test_time_is_measured_alone_and_before_anything_has_run_training_goes_as_committed(store, tmp_path, monkeypatch):
+    parts, none = plan(PROFILE, KNOWN), Rates(store)
+    clean, (timing,) = parts["main"][0], parts["timing"]
+    monkeypatch.setattr(rates, "MEASURED", tmp_path / "grid.json")
+    rates._measured.cache_clear()
+    assert none.left({clean: 1.0}, 2) == (None, None, 1) and none.left({}, 2) == (0, 0, 0)
+    assert str(none.left({clean: 1.0}, 2)).startswith("time unknown, disk unknown and 1 runs")
+    row = {"case": "training", "backbone": "cpq", "population": 1}
+    measured = [row | {"workers": n, "agent_steps_per_s": 90.0} for n in (2, 1)]
+    other = [{"case": "trivial runs", "ms_per_cell": 7.0}, row | {"population": 7, "workers": 2}]
+    rates.MEASURED.write_text(json.dumps({"rows": measured + other}))
+    rates._measured.cache_clear()
+    told = status(PROFILE, KNOWN, store, 2)
+    rates._measured.cache_clear()
+    (only,), steps = told["slices"], sum(run.steps for run in lineage(sum(parts.values(), [])) if hasattr(run, "start"))
+    assert only["hours_left"] == round(steps * (2 / 90) / 3600 / 2, 2) and only["megabytes_left"] is None
+    assert told["rates_from"] == str(rates.MEASURED) and any("disk unknown" in line for line in lines(told))
+    made(store, timing, seconds=36.0)
+    made(store, clean, seconds=72.0)
+    known = Rates(store, [timing, clean])
+    assert known.left({timing: 1.0, clean: 0.5}, 2).hours == round(0.01 + 0.5 * 0.02 / 2, 2)
 
 
 def test_slices_are_told_one_by_one(store):

@@ -26,7 +26,7 @@ from saferule.runs.engine import make
 from saferule.runs.execute import cores, process_pool
 from saferule.runs.experiment import Profile, ablated, ablated_condition, get_profile, plan, slices
 from saferule.runs.places import known_data, workspace
-from saferule.runs.spec import EvaluationRun, ForgetRun, Level, PolicyRun, Run, identity
+from saferule.runs.spec import EvaluationRun, ForgetRun, Level, PolicyRun, Run, identity, lineage
 from saferule.runs.work import forget_data
 from saferule.sim.film import Job, as_html, film_adversary, film_all
 from saferule.unlearn import METHODS
@@ -86,12 +86,13 @@ class Study:
         return clean_data(self.workspace.data_folder, task)
 
     def make(self, runs: Sequence[Run], level: Level = Level.RECORD) -> list[Run]:
-        """The runs, made where they are missing, with what they build on; or those that are there (`only_stored`).
+        """The runs, made where they are missing, with what they build on; or those that are done (`only_stored`).
 
         level  how much of policies is read
         """
         if self.only_stored:
-            return [run for run in runs if self.store.there(run, level)]
+            done = self.store.seen()
+            return [run for run in runs if done(run, level)]
         make(runs, self.workspace, level=level)
         return list(runs)
 
@@ -101,8 +102,8 @@ class Study:
 
     def missing(self, part: str, **which: str) -> list[PolicyRun]:
         """The policies of a part that are asked for and neither stored nor evaluated."""
-        asked = self.only(self.plan[part], **which)
-        return [run for run in asked if not self.store.there(self._evaluation_of.get(run, run))]
+        asked, done = self.only(self.plan[part], **which), self.store.seen()
+        return [run for run in asked if not done(self._evaluation_of.get(run, run))]
 
     def only(self, policies: Sequence[PolicyRun], **which: str) -> list[PolicyRun]:
         """The policies whose methods are declared so, such as start="fresh" or family="safe_rule"."""
@@ -201,7 +202,7 @@ class Study:
 
     def stopped(self, policies: Sequence[PolicyRun]) -> None:
         """Print a sentence for each policy whose run ended early because a value was not finite."""
-        for sentence in results.stopped(self.store, [run for run in policies if self.store.there(run)]):
+        for sentence in results.stopped(self.store, filter(self.store.seen(), policies)):
             print(sentence)
 
     # What is shown
@@ -234,6 +235,11 @@ class Study:
         if self.only_stored:
             policies = self.plan["evaluations"]
             lines.append(f"Shown is what is stored: {len(self.make(policies))} of {len(policies)} evaluated policies.")
+            damaged = [run for run in lineage(policies) if self.store.damage(run)]
+            if damaged:
+                lines.append(
+                    f"**{len(damaged)} damaged runs and what they were for are left out** (`saferule status`)."
+                )
         if p.name != "paper" or self.changes:
             lines.append(
                 f"This is a reduced run (the paper: {TABLE7.training_steps} training, {TABLE7.unlearning_steps} "

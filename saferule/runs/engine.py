@@ -9,23 +9,29 @@ goes on.
 from __future__ import annotations
 
 import math
+import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
-from saferule.errors import RunError, SaferuleError
+from tqdm import tqdm
+
+from saferule.errors import IncompleteError, SaferuleError
 from saferule.files import FULL
 from saferule.runs.execute import InProcess, JobExecutor, default
 from saferule.runs.interruptible import SAVE_SECONDS, progress
+from saferule.runs.rates import Rates
 from saferule.runs.spec import DetectionRun, ForgetRun, Level, PolicyRun, Run, TimingRun, lineage, read_by
 from saferule.runs.store import Store
 from saferule.runs.work import Say, Workspace, named, work
 from saferule.unlearn import family, loss_options
 
 POPULATION_LIMIT = 32  # agents trained together
+TICK_SECONDS = 5.0
+BAR = "{percentage:3.0f}%|{bar:20}| {n_fmt} of {total_fmt} runs, {rate_fmt}; left: {postfix}"
 
 
 @dataclass(eq=False)
@@ -34,7 +40,8 @@ class Job:
 
     runs: list[Run]
     keep: Mapping[Run, Level]  # of its policies, at least
-    tries: int = 0
+    tries: int = 0  # since its state has grown
+    step: int = 0  # of its state when its process was lost
 
     @property
     def name(self) -> str:
@@ -46,14 +53,15 @@ def make(
     runs: Sequence[Run],
     workspace: Workspace,
     executor: JobExecutor | None = None,
-    say: Say = print,
+    say: Say = tqdm.write,  # above the bar
     level: Level = Level.RECORD,
 ) -> None:
     """Make the runs that are missing, and what they build on.
 
     level     how much of policies is asked for: one with less is made again, and keeps more than it usually would
     executor  where jobs run; None: where `saferule.runs.execute.default` says
-    RunError, at the end, names the runs that could not be made; another process that makes runs here is one at once.
+    IncompleteError, at the end, names the runs that could not be made; RunError, at once, another process that makes
+    runs here.
     """
     store = workspace.store
     done = store.seen()
@@ -66,10 +74,10 @@ def make(
         executor.check(store.root)
         jobs = divide(runs, store, workspace.device, executor.slots, level)
         store.tidy(lineage(runs).keys() - {run for job in jobs for run in job.runs})
-        failed = _follow(jobs, workspace, executor, say)
+        failed = _follow(jobs, workspace, executor, say, Rates(store, filter(store.seen(), lineage(runs))))
     if failed:
         sentences = list(dict.fromkeys(failed.values()))
-        raise RunError(
+        raise IncompleteError(
             f"{sum(len(job.runs) for job in jobs if job in failed)} of {sum(len(job.runs) for job in jobs)} runs could "
             f"not be made, everything else is finished and kept: {'; '.join(sentences[:3])}"
         )
@@ -88,25 +96,32 @@ def divide(runs: Sequence[Run], store: Store, device: str, slots: int, level: Le
     groups: dict[Any, list[Run]] = {}
     for run in todo:
         if run not in taken:
-            apart = device == "cpu" and isinstance(run, PolicyRun)
-            key, condition = _together(run), (run.replicate, run.attack, run.ratio) if apart else ()
-            before = sum(_together(other) == key for other in [*lineage([run])][:-1])  # not beside what it builds on
-            groups.setdefault((*key, condition, before), []).append(run)
-    alike = Counter(key[:2] for key in groups)  # groups that can be worked on at the same time
-    parts = [part for key, group in groups.items() for part in _cut(group, math.ceil(slots / alike[key[:2]]))]
+            same, apart = _together(run), device == "cpu" and isinstance(run, PolicyRun)
+            condition = (run.replicate, run.attack, run.ratio) if apart else ()
+            before = sum(_together(other) == same for other in [*lineage([run])][:-1])  # not beside what it builds on
+            groups.setdefault((same, condition, before), []).append(run)
+    side_by_side = Counter(_stage(group[0]) for group in groups.values())
+    parts = [
+        part for group in groups.values() for part in _cut(group, math.ceil(slots / side_by_side[_stage(group[0])]))
+    ]
     order = {run: i for i, run in enumerate(todo)}
     jobs = [Job(part, {run: todo.get(run, level) for run in part}) for part in [*continued, *parts]]
     return sorted(jobs, key=lambda job: min(order.get(run, 0) for run in job.runs))
 
 
+def _stage(run: Run) -> tuple:
+    """Equal for runs that can be worked on side by side."""
+    return run.KIND, isinstance(run, PolicyRun) and run.start is None
+
+
 def _together(run: Run) -> tuple:
-    """Runs for which this is equal are made together; the first two parts are equal for what can run side by side."""
+    """Equal for runs that are made together."""
     if not isinstance(run, PolicyRun):
-        return run.KIND, 0, run.adversary if isinstance(run, ForgetRun) else run
+        return run.KIND, run.adversary if isinstance(run, ForgetRun) else run
     losses = loss_options(run.method, run.backbone, dict(run.readings))
     found = run.forget if isinstance(run.forget, DetectionRun) else None  # perhaps nothing, and then there are no steps
     algorithm = family(run.method, run.backbone).__name__, losses, run.start is None, found
-    return run.KIND, algorithm[2], algorithm, run.task, run.backbone, run.data, run.config, run.steps, run.snapshots
+    return run.KIND, algorithm, run.task, run.backbone, run.data, run.config, run.steps, run.snapshots
 
 
 def _cut(group: list[Run], wanted: int) -> list[list[Run]]:
@@ -119,16 +134,18 @@ def _timed(job: Job) -> bool:
     return isinstance(job.runs[0], TimingRun)
 
 
-def _follow(jobs: Sequence[Job], workspace: Workspace, executor: JobExecutor, say: Say) -> dict[Job, str]:
-    """Run all jobs, each when it can; returns why those that failed did. Says how far they are about once a minute.
+def _follow(jobs: Sequence[Job], workspace: Workspace, executor: JobExecutor, say: Say, rates: Rates) -> dict[Job, str]:
+    """Run all jobs, each when it can; returns why those that failed did.
 
-    A job whose process was lost is tried once more. A measurement of time begins when everything before it has begun,
-    and runs alone. A full disk is no job's failure but the end.
+    Says how far they are: by a bar in a terminal, else by a line about once a minute. A job whose process was lost is
+    tried once more, and again when it had come further by then. A measurement of time begins when everything before it
+    has begun, and runs alone. A full disk is no job's failure but the end.
     """
     of_run = {run: job for job in jobs for run in job.runs}
     needs = {job: {of_run[p] for run in job.runs for p in read_by(run) if p in of_run} - {job} for job in jobs}
     waiting, running, done, failed = dict.fromkeys(jobs), {}, set(), {}
     live = (say,) if isinstance(executor, InProcess) else ()
+    bar, said_at = tqdm(total=len(of_run), unit="run", disable=None, bar_format=BAR), time.monotonic()
 
     def fail(job: Job, sentence: str) -> None:
         failed[job] = sentence
@@ -147,17 +164,18 @@ def _follow(jobs: Sequence[Job], workspace: Workspace, executor: JobExecutor, sa
                 if needs[job] <= done and not (timed and place):
                     del waiting[job]
                     running[executor.submit(work, replace(workspace, keep=job.keep), job.runs, *live)] = job
-            ended, _ = wait(running, timeout=SAVE_SECONDS, return_when=FIRST_COMPLETED)
-            if not ended:
-                _say_progress(running.values(), workspace.store, say)
+            ended, _ = wait(running, timeout=TICK_SECONDS, return_when=FIRST_COMPLETED)
             for future in ended:
                 job = running.pop(future)
                 try:
                     for line in future.result():
                         say(line)
                     done.add(job)
+                    for run in filter(workspace.store.there, job.runs):  # a shared file system may show them later
+                        rates.add(run)
                 except BrokenExecutor as error:
-                    job.tries += 1
+                    before, job.step = job.step, _step(job, workspace.store)
+                    job.tries = 1 if job.step > before else job.tries + 1
                     if job.tries > 1:
                         fail(job, f"{job.name}: its process was lost twice ({error}); out of memory?")
                     else:
@@ -169,13 +187,33 @@ def _follow(jobs: Sequence[Job], workspace: Workspace, executor: JobExecutor, sa
                     known = isinstance(error, SaferuleError)
                     fail(job, f"{job.name}: {'' if known else type(error).__name__ + ': '}{error}")
                     say(failed[job] if known else "".join(traceback.format_exception(error)))
+            due = time.monotonic() - said_at >= SAVE_SECONDS
+            if running and (due or not bar.disable):
+                left, now = _progress(waiting, running.values(), workspace.store, rates, slots)
+                bar.set_postfix_str(f"{left}; {now}", refresh=False)
+                bar.update(sum(len(job.runs) for job in done) - bar.n)
+                if bar.disable:
+                    say(f"{sum(len(job.runs) for job in done)} of {len(of_run)} runs made; {left} left; {now}")
+                    said_at = time.monotonic()
     except BaseException:  # an interrupt, a full disk: leave nothing behind that runs
         executor.stop()
         raise
+    finally:
+        bar.close()
     return failed
 
 
-def _say_progress(jobs: Any, store: Store, say: Say) -> None:
-    for job in jobs:
-        if isinstance(job.runs[0], PolicyRun) and (step := progress(store.state_folder(job.runs))):
-            say(f"{job.runs[0].label}: step {step} of {job.runs[0].steps}")
+def _step(job: Job, store: Store) -> int:
+    return progress(store.state_folder(job.runs)) if isinstance(job.runs[0], PolicyRun) else 0
+
+
+def _progress(
+    waiting: Iterable[Job], running: Iterable[Job], store: Store, rates: Rates, slots: int
+) -> tuple[str, str]:
+    """How long what is left takes, and where what is running is."""
+    shares, now = {run: 1.0 for job in waiting for run in job.runs}, []
+    for job in running:
+        step, (first, *_) = _step(job, store), job.runs
+        shares |= {run: 1 - step / first.steps if step else 1.0 for run in job.runs}
+        now.append(f"{job.name}: step {step} of {first.steps}" if step else job.name)
+    return str(rates.left(shares, slots)), ", ".join(now)

@@ -110,12 +110,19 @@ class RayCluster(JobExecutor):
 
     @property
     def slots(self) -> int:
-        """As many as the nodes that are there now have CPUs, and shares of GPUs, for."""
+        """As many as the nodes that are there now have CPUs, and shares of GPUs, for; while there are none, 1."""
+        return max(1, sum(self._rooms()))
+
+    def _rooms(self) -> list[int]:
+        """How many jobs fit each node: a job takes all that it needs of one."""
         import ray
 
-        resources = ray.cluster_resources()
-        shares = [resources.get("GPU", 0.0) / self.gpu_share] if self.gpu_share else []
-        return max(1, int(min([resources.get("CPU", 0.0), *shares])))
+        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus, gpus = ([int(has.get(name, 0)) for has in found] for name in ("CPU", "GPU"))
+        if not self.gpu_share:
+            return cpus
+        fit = [int(n / self.gpu_share) if self.gpu_share > 1 else n * int(1 / self.gpu_share) for n in gpus]
+        return list(map(min, cpus, fit))
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """The task's future, with the function's own errors."""
@@ -144,10 +151,18 @@ class RayCluster(JobExecutor):
         wait(running, timeout=5)
 
     def check(self, folder: Path) -> None:
-        """RunError when a node cannot read a file that this process writes to the folder, or has no saferule."""
+        """RunError when a node cannot read a file that this process writes to the folder, or has no saferule; and when
+        none has room for a job.
+        """
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
+        if not any(self._rooms()):
+            needed = "a CPU" + f" and {self.gpu_share:g} of a GPU" * (self.gpu_share > 0)
+            raise RunError(
+                f"--ray {self.address}: no node has {needed}, which every job takes of one node: add one, or "
+                "give another --ray-gpus"
+            )
         file, content = folder / f".shared-{secrets.token_hex(4)}", secrets.token_hex(16)
         write_bytes(file, content.encode())
         try:

@@ -127,6 +127,7 @@ class Interruptible:
         ended = {"step": step, "stopped": stopped} if stopped else {}
         rows = pd.DataFrame([row for row in self.log.rows if row["agent"] == agent])
         spent = {"seconds": round(self.seconds, 2), "steps": run.steps, "population": len(self.runs)}
+        spent["trained_with"] = [key(other) for other in self.runs if other != run]
         spent |= {"threads": torch.get_num_threads(), KEPT: level.name}
         with self.store.write(run, **spent | ended) as draft:
             save_tensors(kept, draft / AGENT, *self.made_for, {"run": key(run), "step": step} | ended)

@@ -15,16 +15,11 @@ from saferule.agents.checkpoint import acting_part, read, starting_part, write
 from saferule.errors import RunError, SaferuleError
 from saferule.runs.experiment import Data, Profile, ablated, asked
 from saferule.runs.interruptible import AGENT, SNAPSHOTS
-from saferule.runs.spec import ForgetRun, Level, PolicyRun, Run
+from saferule.runs.spec import ForgetRun, Level, PolicyRun, Run, read_by
 from saferule.runs.store import KEPT, RECORD, SUMS, Store, write_json
 
-ACTING = (
-    "clean",
-    "poisoned",
-    "fine-tuning",
-    "safe-rule",
-    "safe-rule-described",
-)  # methods whose networks one can watch
+# Methods whose networks one can watch.
+WATCHED = ("clean", "poisoned", "fine-tuning", "safe-rule", "safe-rule-described")
 
 
 def published(profile: Profile, run: Run) -> Level | None:
@@ -37,7 +32,7 @@ def published(profile: Profile, run: Run) -> Level | None:
         return None if isinstance(run, ForgetRun) else Level.WHOLE
     if run.method == "poisoned" and ablated(profile, run):
         return Level.WHOLE
-    return Level.ACTING if run.method in ACTING and not run.readings else Level.RECORD
+    return Level.ACTING if run.method in WATCHED and not run.readings else Level.RECORD
 
 
 @dataclass
@@ -64,7 +59,7 @@ def publish(profile: Profile, known: Mapping[str, Data], source: Store, target: 
     """
     if not (source.root / "runs").is_dir():
         raise RunError(f"{source.root}: no runs there, expected a store of profile {profile.name}: give its artifacts")
-    report = Report()
+    report, refused, sound = Report(), set[Run](), source.seen()
     with target.lock():
         for run in dict.fromkeys(run for _, run in asked(profile, known)):
             level = published(profile, run)
@@ -74,6 +69,8 @@ def publish(profile: Profile, known: Mapping[str, Data], source: Store, target: 
                 report.missing += not target.done(run)
                 continue
             sentences = source.verify(run)
+            if not sentences and (not sound(run) or not refused.isdisjoint(read_by(run))):
+                sentences = [f"{source.folder(run)}: what it was made from is damaged"]
             if not sentences:
                 level = min(level, source.level(run))
                 if target.done(run, level):
@@ -84,6 +81,7 @@ def publish(profile: Profile, known: Mapping[str, Data], source: Store, target: 
                 except SaferuleError as error:
                     sentences = [str(error)]
             if sentences:
+                refused.add(run)
                 report.refused += [f"refused: {sentence}" for sentence in sentences]
                 continue
             report.copied[run.KIND] += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -52,6 +52,6 @@ def _read(store: Store, file: str, columns: Mapping[Run, dict[str, Any]]) -> pd.
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def stopped(store: Store, policies: Sequence[PolicyRun]) -> list[str]:
+def stopped(store: Store, policies: Iterable[PolicyRun]) -> list[str]:
     """A sentence for each policy whose run ended early because a value was not finite."""
     return [meta["stopped"] for meta in map(store.meta, policies) if "stopped" in meta]

@@ -97,16 +97,19 @@ def _adversary(workspace: Workspace, runs: Sequence[AdversaryRun], say: Say) -> 
 def _forget(workspace: Workspace, runs: Sequence[ForgetRun], say: Say) -> None:
     """The forget sets of one adversary, from one set of rollouts."""
     adversary = runs[0].adversary
-    policy = OnlinePolicy.load(workspace.store.sound(adversary))
+    policy, began = OnlinePolicy.load(workspace.store.sound(adversary)), time.monotonic()
     task, most = get_task(adversary.task), max(run.rollouts for run in runs)
     rollouts = roll_out_adversary(task, policy, most, adversary.seed, samples=most * task.horizon)
     data = clean_data(workspace.data_folder, adversary.task)
+    shared = (time.monotonic() - began) / len(runs)
     for run in runs:
+        began = time.monotonic()
         some = leading(rollouts, run.rollouts, run.rollouts * task.horizon)
         forget = poison(
             data, some, run.attack, run.ratio, gamma=run.gamma, readings=dict(run.readings), seed=adversary.seed
         )
-        with workspace.store.write(run, samples=len(forget), share=forget.share) as folder:
+        spent = round(shared + time.monotonic() - began, 2)
+        with workspace.store.write(run, samples=len(forget), share=forget.share, seconds=spent) as folder:
             save_forget_set(forget, folder / FORGET)
         say(f"forget set {run.label}: {len(forget)} samples, {forget.share:.1%} of the poisoned set")
 
@@ -168,11 +171,11 @@ def _marked(store: Store, run: PolicyRun, data: Dataset, forget: Dataset) -> np.
 
 def _detections(workspace: Workspace, runs: Sequence[DetectionRun], say: Say) -> None:
     for run in runs:
-        began, data = time.monotonic(), clean_data(workspace.data_folder, run.task)
-        both = poisoned(data, forget_data(workspace.store, run.forget)) if run.forget else data
-        found = detect(both, run.false_alarms)
-        found["poisoned"] = np.arange(len(found)) >= len(data.starts)
-        with workspace.store.write(run, seconds=round(time.monotonic() - began, 2)) as folder:
+        with workspace.store.write(run) as folder:
+            data = clean_data(workspace.data_folder, run.task)
+            both = poisoned(data, forget_data(workspace.store, run.forget)) if run.forget else data
+            found = detect(both, run.false_alarms)
+            found["poisoned"] = np.arange(len(found)) >= len(data.starts)
             write(found, both, run.false_alarms, folder)
         say(f"detection {run.label}: {found['flagged'].sum()} of {len(found)} trajectories flagged")
 
@@ -243,15 +246,14 @@ def snapshot(store: Store, run: PolicyRun, step: int) -> Path:
 
 def _evaluations(workspace: Workspace, runs: Sequence[EvaluationRun], say: Say) -> None:
     for run in runs:
-        began, policy, store = time.monotonic(), run.policy, workspace.store
-        agent = store.sound(policy) / AGENT
-        files = [(snapshot(store, policy, step), run.snapshot_seeds) for step in policy.snapshot_steps]
-        kept = [(path, seeds) for path, seeds in files if seeds and path.is_file()]  # one that stopped early has fewer
-        rows = []
-        for path, seeds in [*kept, (agent, run.seeds)]:
-            found, step = evaluate(path, seeds, run.deterministic)
-            rows += [row | {"step": step, "final": path == agent} for row in found]
-        with store.write(run, seconds=round(time.monotonic() - began, 2), episodes=len(rows)) as folder:
+        policy, store, rows = run.policy, workspace.store, []
+        with store.write(run) as folder:
+            agent = store.sound(policy) / AGENT
+            files = [(snapshot(store, policy, step), run.snapshot_seeds) for step in policy.snapshot_steps]
+            kept = [(path, seeds) for path, seeds in files if seeds and path.is_file()]  # one that stopped has fewer
+            for path, seeds in [*kept, (agent, run.seeds)]:
+                found, step = evaluate(path, seeds, run.deterministic)
+                rows += [row | {"step": step, "final": path == agent} for row in found]
             pd.DataFrame(rows).to_csv(folder / EPISODES, index=False)
 
 
