@@ -227,7 +227,7 @@ def run(
             make([run for _, run in asked(wanted, known)], place)
         except IncompleteError as error:
             incomplete, parameters["only_stored"] = error, True
-            typer.echo(f"saferule: {error}{'' if runs_only else '; shown is what is stored'}", err=True)
+            typer.echo(f"saferule: {'' if runs_only else 'shown is what is stored, as '}{sentence(error)}", err=True)
     if not runs_only:
         from saferule.report.html import build
         from saferule.report.study import Study

@@ -273,7 +273,10 @@ def test_choices_and_changes_reach_the_notebooks(monkeypatch):
     monkeypatch.setattr("saferule.runs.engine.make", failing)
     failed = run("run")
     assert failed.exit_code == 2 and given["k"] == {"only_stored": True} and "report     " in failed.stdout
-    assert [line.partition(": 2 of 9")[0] for line in failed.stderr.splitlines()] == ["saferule", "saferule: error"]
+    assert [line.partition("2 of 9")[0] for line in failed.stderr.splitlines()] == [
+        "saferule: shown is what is stored, as ",
+        "saferule: error: ",
+    ]
 
 
 def raising(error, *_):

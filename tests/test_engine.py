@@ -1,5 +1,6 @@
 """Runs on a tiny real dataset: made once, found again, and continued after SIGKILL as if nothing had happened."""
 
+import io
 import shutil
 from dataclasses import replace
 
@@ -29,7 +30,7 @@ from saferule.errors import RunError
 from saferule.runs import engine, execute, results
 from saferule.runs.experiment import Data, asked, get_profile
 from saferule.runs.interruptible import AGENT
-from saferule.runs.spec import EvaluationRun, Level, PolicyRun, RandomPart, TimingRun, frozen
+from saferule.runs.spec import EvaluationRun, Level, PolicyRun, RandomPart, TimingRun, frozen, key
 from saferule.runs.store import Store
 from saferule.runs.work import EPISODES, TIMES, snapshot
 from saferule.unlearn import METHODS, start
@@ -46,6 +47,8 @@ def test_what_a_run_leaves(reference, digest, backbone):
         assert agent.cfg.hidden == (8, 8) and agent.cfg.observation_dim == 8
         assert (meta["steps"], meta["threads"]) == (STEPS, 1) and meta["seconds"] >= 0
         assert meta["population"] == (2 if run.start else 1)  # one replicate of one condition at a time
+        beside = [other for other in repairs(digest, backbone) if other.start == run.start and other != run]
+        assert meta["trained_with"] == ([key(other) for other in beside] if run.start else [])
         half = load_agent(snapshot(store, run, SNAPSHOT))
         assert half.population is None and half.meta["step"] == SNAPSHOT
         assert ("critic" in half.nets) == (run.method == "safe-rule")  # which the theory looks into
@@ -120,6 +123,22 @@ def test_a_slice_is_complete_before_the_next_and_time_is_measured_at_its_end(mak
         isinstance(run, kinds) for run in set(of_first)
     )
     assert {run.ratio for run in made[when:] if isinstance(run, PolicyRun) and run.ratio} == {0.05}
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_how_far_it_is_stands_in_a_bar_or_in_lines(fresh, make, digest, monkeypatch, terminal):
+    class Stream(io.StringIO):
+        isatty = lambda self: terminal  # noqa: E731
+
+    said, stream = [], Stream()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(engine, "SAVE_SECONDS", 0.0)
+    make(trainings(digest, "cpq"), fresh, said.append)
+    lines = [line for line in said if "runs made; " in line]
+    if terminal:
+        assert "2 of 3 runs, " in stream.getvalue() and "left: 0.00 h, 0.0 MB; " in stream.getvalue() and not lines
+    else:
+        assert stream.getvalue() == "" and lines[0].startswith("1 of 3 runs made; 0.00 h, 0.0 MB left; ")
 
 
 def test_the_cost_limit_of_the_training_is_that_of_the_rows(fresh, make, digest):

@@ -1,11 +1,21 @@
 """What a profile asks for: which runs, in which order, with which seeds; and which settings are refused."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
 
 import pytest
 
 from saferule.agents import BACKBONES, get_backbone
+from saferule.agents.checkpoint import (
+    part_of,
+    save_acting,
+    save_networks,
+    save_tensors,
+    starting_part,
+    tensors_of,
+)
+from saferule.agents.population import create
 from saferule.errors import SettingsError
 from saferule.runs.experiment import (
     FEW,
@@ -20,16 +30,20 @@ from saferule.runs.experiment import (
     plan,
     slices,
 )
+from saferule.runs.interruptible import CHECKED
 from saferule.runs.spec import (
     EvaluationRun,
     ForgetRun,
+    Level,
     PolicyRun,
     RandomPart,
     TimingRun,
     config,
     identity,
     key,
+    lineage,
     read_by,
+    usual,
 )
 from saferule.sim import TASKS
 from saferule.unlearn import METHODS, Method, applicable, chosen, supported
@@ -110,9 +124,13 @@ def test_runs_are_asked_for_cell_by_cell_and_one_replicate_of_everything_before_
     assert set(order) == {run for runs in plan(profile, DATA).values() for run in runs}
     place = {run: i for i, run in enumerate(order)}
     policies = [run for run in order if isinstance(run, PolicyRun) and run.attack != "clean"]
+    parts = {run: part for part, run in asked(profile, DATA)}
+    of_table_1 = [parts[run] in ("main", "controls") for run in policies]
     cells = [(run.replicate, run.task, run.backbone, run.attack, run.ratio) for run in policies]
-    assert len(list(groupby(cells))) == len(set(cells)) == 2 * 2 * 2 * 6  # each in one piece
-    assert [cell[0] for cell in cells] == sorted(cell[0] for cell in cells)
+    of_main = [cell for cell, main in zip(cells, of_table_1, strict=True) if main]
+    assert len(list(groupby(of_main))) == len(set(cells)) == 2 * 2 * 2 * 6  # each in one piece
+    stages = [(cell[0], not main) for cell, main in zip(cells, of_table_1, strict=True)]
+    assert stages == sorted(stages)  # one replicate of everything before the second, in it Table 1 before the rest
     for run in order:
         if isinstance(run, EvaluationRun):  # episodes do not wait for the next policy
             assert 1 <= place[run] - place[run.policy] <= 2
@@ -289,3 +307,28 @@ def test_impossible_changes_are_refused(changes, told):
 def test_runs_tell_their_kinds_apart():
     for run in plan(SMOKE, DATA)["main"]:
         assert isinstance(run, PolicyRun) and (run.forget is None or isinstance(run.forget, ForgetRun))
+
+
+# What it takes
+
+
+def test_the_policies_of_smoke_leave_room_in_100_megabytes(tmp_path):
+    """Agents and snapshots in the files that are kept of each; adversaries, forget sets and rows take a few more."""
+    kept: dict[tuple, int] = {}
+
+    def size(run: PolicyRun, save: Callable) -> int:
+        if (run.backbone, save) not in kept:
+            population, cfg = create(get_backbone(run.backbone), config(run), [0]), config(run)
+            path = tmp_path / f"{run.backbone}-{save.__name__}.safetensors"
+            save(population, 0, path, run.task, run.backbone, cfg, *[{}][: save is save_whole])
+            kept[run.backbone, save] = path.stat().st_size
+        return kept[run.backbone, save]
+
+    def save_whole(population, p, path, *about):
+        save_tensors(starting_part(part_of(tensors_of(population), [p])), path, *about)
+
+    runs = [run for run in lineage([run for _, run in asked(SMOKE, DATA)]) if isinstance(run, PolicyRun)]
+    checked = {run for run in runs if run.method == CHECKED and not run.readings}
+    agents = sum(size(run, save_whole if usual(run) == Level.WHOLE else save_acting) for run in runs)
+    on_the_way = sum(run.snapshots * size(run, save_networks if run in checked else save_acting) for run in runs)
+    assert 10e6 < agents + on_the_way < 90e6

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import BrokenExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,8 @@ from saferule.agents.checkpoint import read
 from saferule.errors import RunError
 from saferule.runs import engine, execute, experiment, interruptible, results
 from saferule.runs.interruptible import Interruptible
-from saferule.runs.spec import EvaluationRun, PolicyRun, frozen
+from saferule.runs.spec import AdversaryRun, EvaluationRun, PolicyRun, frozen, key
+from saferule.runs.status import under_way
 from saferule.runs.store import Store, write_sums
 from saferule.runs.work import EPISODES, FORGET
 
@@ -105,6 +107,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(
     (state,) = root.glob("partial/*/state.safetensors")
     assert read(state)[1]["step"] == (KEPT if when == "step" else STEPS)
 
+    there = files(root)
+    assert engine.divide(runs, Store(root), "cpu", 1) and files(root) == there  # asking changes nothing
     said, before = [], [files(Store(root).folder(run)) for run in done]
     make(runs, root, said.append)
     assert [files(Store(root).folder(run)) for run in done] == before  # what was finished is not written again
@@ -117,19 +121,27 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(
 # The real command line, stopped and out of space
 
 ENDLESS, LONG = 10**7, 50
+STOPS_WITHIN = 5 + 15  # seconds, on a machine that has other things to do
 
 
-def driver(store: str, data_folder: str, digest: str, steps: str) -> None:
+OF_KIND = {
+    "policy": lambda digest, steps: [replace(run, steps=steps) for run in trainings(digest, "cpq")],
+    "adversary": lambda digest, steps: [AdversaryRun("CarCircle", "max_cost", steps)],
+    "evaluation": lambda digest, steps: [EvaluationRun(trainings(digest, "cpq")[0], tuple(range(steps // 10)))],
+}
+
+
+def driver(kind: str, store: str, data_folder: str, digest: str, steps: str) -> None:
     """Run in a process of its own: ``saferule run`` on tiny runs in place of a profile's."""
-    runs = [(run.method, replace(run, steps=int(steps))) for run in trainings(digest, "cpq")]
+    runs = [(run.KIND, run) for run in OF_KIND[kind](digest, int(steps))]
     experiment.asked, loop.LOG_ROWS = lambda *_: runs, STEPS // LOG_EVERY
     output = str(Path(store).parent)
     cli.app(["run", "--profile", Path(store).name, "--runs-only", "--output", output, "--data", data_folder])
 
 
-def command(store: Path, data_folder: Path, digest: str, steps: int) -> list[str]:
+def command(store: Path, data_folder: Path, digest: str, steps: int, kind: str = "policy") -> list[str]:
     code = "import sys; from test_faults import driver; driver(*sys.argv[1:])"
-    return [sys.executable, "-c", code, str(store), str(data_folder), digest, str(steps)]
+    return [sys.executable, "-c", code, kind, str(store), str(data_folder), digest, str(steps)]
 
 
 @pytest.fixture
@@ -139,30 +151,38 @@ def smoke(empty_store, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+    ("kind", "sent", "code"),
+    [
+        ("policy", signal.SIGINT, 130),
+        ("policy", signal.SIGKILL, -signal.SIGKILL),
+        ("adversary", signal.SIGTERM, 143),
+        ("evaluation", signal.SIGKILL, -signal.SIGKILL),
+    ],
 )
 def test_a_driver_that_is_stopped_leaves_no_process_and_a_store_to_go_on_with(
-    smoke, data_folder, digest, make, sent, code, request
+    smoke, data_folder, digest, make, kind, sent, code, request
 ):
-    """With two processes at work; meanwhile no second driver is let in. Asked for again, everything is made."""
+    """With processes at work; meanwhile no second driver is let in. Asked for again, everything is made."""
     place = {"cwd": Path(__file__).parent, "env": os.environ | {"OMP_NUM_THREADS": "2"}}
     heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
-    asked = command(smoke, data_folder, digest, ENDLESS)
+    asked, at_work = command(smoke, data_folder, digest, ENDLESS, kind), [*OF_KIND[kind](digest, ENDLESS)][:2]
     process = subprocess.Popen(asked, **place, stderr=PIPE, text=True, preexec_fn=heard)
     request.addfinalizer(process.kill)
-    while len(list(smoke.glob("partial/*/runs.json"))) < 2:
+    while not all(found := [dict(under_way(Store(smoke))).get(key(run)) for run in at_work]):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    runs = [replace(run, steps=LONG) for run in trainings(digest, "cpq")]
+    assert all(begun.running for begun in found)
+    runs = OF_KIND[kind](digest, LONG)
     with pytest.raises(RunError, match=f"{smoke}.*another process is making runs here"):
         make(runs, smoke)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(sent)
-    told = process.communicate(timeout=60)[1]
-    assert process.returncode == code and len(children) >= 2
+    told = process.communicate(timeout=STOPS_WITHIN)[1]
+    assert process.returncode == code and len(children) >= len(at_work)
     if sent != signal.SIGKILL:
         assert told.startswith("saferule: interrupted: finished work is kept") and told.count("\n") == 1
-    assert psutil.wait_procs(children, timeout=60)[1] == []
+    assert psutil.wait_procs(children, timeout=STOPS_WITHIN)[1] == []
+    assert not any(dict(under_way(Store(smoke)))[key(run)].running for run in at_work)
     assert all(map(make(runs, smoke).done, runs)) and not list(smoke.rglob(".*.part"))
 
 
@@ -304,6 +324,22 @@ def test_a_worker_that_is_killed_once_is_forgiven_and_twice_is_named(made, make,
     assert sum("tried once more" in line for line in said) == 2
     make([built], made)
     assert store.done(twice) and store.done(built)
+
+
+@pytest.mark.parametrize("deaths", [4, 5])
+def test_a_job_is_tried_again_as_long_as_it_has_come_further(made, make, digest, deaths):
+    """Lost four times with a state that has grown, then once with the same."""
+    run, *_ = three_repairs(digest)
+
+    class Advancing(Dying):
+        def submit(self, function, workspace, runs, *more):
+            reached = min(4, 1 + deaths - self.deaths[run.method])
+            (workspace.store.partial(runs) / interruptible.PROGRESS).write_text(str(reached))
+            return super().submit(function, workspace, runs, *more)
+
+    with pytest.raises(RunError, match="lost twice") if deaths == 5 else nullcontext():
+        make([run], made, executor=Advancing(**{run.method: deaths}))
+    assert Store(made).done(run) == (deaths == 4)
 
 
 def test_a_worker_that_is_really_killed_takes_no_other_with_it(fresh, make, digest):

@@ -3,11 +3,12 @@
 import json
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
 from saferule.runs import rates
-from saferule.runs.experiment import Data, get_profile, plan
+from saferule.runs.experiment import SMALL, Data, get_profile, plan
 from saferule.runs.interruptible import PROGRESS
 from saferule.runs.rates import Rates, amount
 from saferule.runs.spec import PolicyRun, lineage
@@ -79,7 +80,8 @@ def test_rates_are_those_of_the_finished_runs_that_are_nearest(store):
 
 
 def test_time_is_measured_alone_and_before_anything_has_run_training_goes_as_committed(store, tmp_path, monkeypatch):
-    parts, none = plan(PROFILE, KNOWN), Rates(store)
+    profile = replace(PROFILE, config=SMALL)  # the widths of the measurement
+    parts, none = plan(profile, KNOWN), Rates(store)
     clean, (timing,) = parts["main"][0], parts["timing"]
     monkeypatch.setattr(rates, "MEASURED", tmp_path / "grid.json")
     rates._measured.cache_clear()
@@ -90,7 +92,7 @@ def test_time_is_measured_alone_and_before_anything_has_run_training_goes_as_com
     other = [{"case": "trivial runs", "ms_per_cell": 7.0}, row | {"population": 7, "workers": 2}]
     rates.MEASURED.write_text(json.dumps({"rows": measured + other}))
     rates._measured.cache_clear()
-    told = status(PROFILE, KNOWN, store, 2)
+    told = status(profile, KNOWN, store, 2)
     rates._measured.cache_clear()
     (only,), steps = told["slices"], sum(run.steps for run in lineage(sum(parts.values(), [])) if hasattr(run, "start"))
     assert only["hours_left"] == round(steps * (2 / 90) / 3600 / 2, 2) and only["megabytes_left"] is None

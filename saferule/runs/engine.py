@@ -188,7 +188,7 @@ def _follow(jobs: Sequence[Job], workspace: Workspace, executor: JobExecutor, sa
                     fail(job, f"{job.name}: {'' if known else type(error).__name__ + ': '}{error}")
                     say(failed[job] if known else "".join(traceback.format_exception(error)))
             due = time.monotonic() - said_at >= SAVE_SECONDS
-            if running and (due or not bar.disable):
+            if (waiting or running) and (due or not bar.disable):
                 left, now = _progress(waiting, running.values(), workspace.store, rates, slots)
                 bar.set_postfix_str(f"{left}; {now}", refresh=False)
                 bar.update(sum(len(job.runs) for job in done) - bar.n)

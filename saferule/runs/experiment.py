@@ -282,8 +282,8 @@ def asked(profile: Profile, data: Mapping[str, Data]) -> Iterator[tuple[str, Run
     """The runs of the plan, each with its part, in the order in which they are worth having; some more than once.
 
     Slice by slice, one replicate of everything before the second, and in a replicate one cell of Table 1 after the
-    other, with its evaluations; the measurement of Table 3 at the end of a slice. Readings are tried, and D_f is
-    known imperfectly, in the first one.
+    other with its controls and evaluations, then what else there is of each; the measurement of Table 3 at the end of a
+    slice. Readings are tried, and D_f is known imperfectly, in the first one.
     """
     for number, own in enumerate(slices(profile)):
         yield from asked_of(own, data, first=number == 0)
@@ -292,9 +292,9 @@ def asked(profile: Profile, data: Mapping[str, Data]) -> Iterator[tuple[str, Run
 def asked_of(own: Profile, data: Mapping[str, Data], first: bool = True) -> Iterator[tuple[str, Run]]:
     """The same of one slice."""
     tasks = [task for task in own.tasks if task in data]
-    for replicate, task, backbone in product(own.replicates, tasks, own.backbones):
+    for replicate, of_table_1, task, backbone in product(own.replicates, (True, False), tasks, own.backbones):
         for part, policy in _policies(own, data[task], task, backbone, replicate):
-            if part in ("readings", "partitions") and not first:
+            if (part in ("main", "controls")) != of_table_1 or (part in ("readings", "partitions") and not first):
                 continue
             if policy.poison:
                 yield "adversaries", policy.poison.adversary
