@@ -1,6 +1,6 @@
 """What a grid costs: training steps at the cpu profile's sizes, and what the engine adds to a run. On an idle machine:
 
-    python -m benchmarks.grid [--json FILE] [--backbones cpq coptidice] [--seconds 20] [--runs 1000]
+    python -m benchmarks.grid [--json FILE] [--backbones cpq coptidice] [--seconds 10] [--runs 1000]
 
 agent-steps/s: gradient steps times agents, end to end, of 1 or 2 processes with one thread each that train populations
 of 1, 7 or 21 agents at the same time, beside the floor: the time that the multiply-adds alone take at the rate at which

@@ -190,6 +190,9 @@ def test_a_study_of_what_is_stored_makes_nothing_and_knows_what_is_missing(study
         EPISODES[EPISODES["method"] == "clean"].to_csv(folder / "episodes.csv")
     with stored.store.write(main[1]):  # a policy that is not evaluated is not shown
         pass
+    with stored.store.write(evaluations[2]) as folder:  # nor one whose episodes were changed
+        EPISODES.to_csv(folder / "episodes.csv")
+    (stored.store.folder(evaluations[2]) / "episodes.csv").write_text("cost\n0\n")
     assert stored.part("main") == main[:1] and stored.missing("main") == main[1:]
     assert stored.beside(main, "main") == main[:1] and stored.inside(main) == [] and stored.part("readings") == []
     assert set(stored.curves(main)["method"]) == {"clean"} and stored.forget_sets("CarCircle") == []
@@ -197,6 +200,7 @@ def test_a_study_of_what_is_stored_makes_nothing_and_knows_what_is_missing(study
     monkeypatch.setattr("saferule.report.study.display", shown.append)
     stored.made_with()
     assert f"Shown is what is stored: 1 of {len(evaluations)} evaluated policies." in shown[0].data
+    assert "1 damaged runs and what they were for are left out" in shown[0].data
 
 
 def test_a_study_of_the_cpu_profile_names_its_slices(tmp_path, data_folder, monkeypatch):

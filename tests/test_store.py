@@ -1,5 +1,6 @@
 """The store: a folder that exists is a finished run, whatever was killed; keys name what a run depends on."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -322,6 +323,16 @@ def test_lock_is_held_by_one(tmp_path):
         raise ValueError
     with store.lock():
         pass
+
+
+def test_who_looks_whether_it_is_held_keeps_nobody_out(store, monkeypatch):
+    with store.lock():
+        assert store.held()
+    handle = open(store.root / ".lock")
+    fcntl.flock(handle, fcntl.LOCK_SH)  # in the middle of such a look
+    monkeypatch.setattr("time.sleep", lambda seconds: handle.close())
+    with store.lock():
+        assert store.held()
 
 
 def test_lock_ends_with_its_process(tmp_path):

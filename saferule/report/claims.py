@@ -319,11 +319,14 @@ def spent(study: Study, claim: Claim) -> str:
     notebook = "theory --notebooks tables" if of_theory else "tables"
     command = f"`saferule run --profile {study.profile.name} --notebooks {notebook}` makes it"
     wanted = [run for part in PARTS for run in study.plan[part] if run.method in claim.methods]
-    asked = {run for run in wanted if run.attack in (claim.attack, "clean") or not claim.attack}
-    runs = [run for run in study.plan["evaluations"] if run.policy in asked and study.store.done(run)]
-    every = [*runs, *(run.policy for run in runs if study.store.done(run.policy))]
+    asked, done = (
+        {run for run in wanted if run.attack in (claim.attack, "clean") or not claim.attack},
+        study.store.seen(),
+    )
+    runs = [run for run in study.plan["evaluations"] if run.policy in asked and done(run)]
+    every = [*runs, *(run.policy for run in runs if done(run.policy))]
     if claim.test is faster:
-        every = [run for run in study.plan["timing"] if study.store.done(run)]
+        every = [run for run in study.plan["timing"] if done(run)]
     metas = [study.store.meta(run) for run in every]
     hours = sum(meta.get("seconds", 0.0) / meta.get("population", 1) for meta in metas) / 3600
     machines = ", ".join(sorted({meta["machine"]["device"] for meta in metas}))

@@ -291,6 +291,7 @@ def machine() -> dict[str, Any]:
     }
 
 
+@cache
 def processor() -> str:
     """The processor's name, as far as the system tells it."""
     path = Path("/proc/cpuinfo")
