@@ -319,10 +319,8 @@ def spent(study: Study, claim: Claim) -> str:
     notebook = "theory --notebooks tables" if of_theory else "tables"
     command = f"`saferule run --profile {study.profile.name} --notebooks {notebook}` makes it"
     wanted = [run for part in PARTS for run in study.plan[part] if run.method in claim.methods]
-    asked, done = (
-        {run for run in wanted if run.attack in (claim.attack, "clean") or not claim.attack},
-        study.store.seen(),
-    )
+    asked = {run for run in wanted if run.attack in (claim.attack, "clean") or not claim.attack}
+    done = study.store.seen()
     runs = [run for run in study.plan["evaluations"] if run.policy in asked and done(run)]
     every = [*runs, *(run.policy for run in runs if done(run.policy))]
     if claim.test is faster:
