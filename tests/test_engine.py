@@ -134,11 +134,11 @@ def test_how_far_it_is_stands_in_a_bar_or_in_lines(fresh, make, digest, monkeypa
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setattr(engine, "SAVE_SECONDS", 0.0)
     make(trainings(digest, "cpq"), fresh, said.append)
-    lines = [line for line in said if "runs made; " in line]
+    lines = [line for line in said if "runs made, " in line]
     if terminal:
-        assert "2 of 3 runs, " in stream.getvalue() and "left: 0.00 h, 0.0 MB; " in stream.getvalue() and not lines
+        assert "2 of 3 runs, " in stream.getvalue() and "/run, 0.00 h, 0.0 MB left" in stream.getvalue() and not lines
     else:
-        assert stream.getvalue() == "" and lines[0].startswith("1 of 3 runs made; 0.00 h, 0.0 MB left; ")
+        assert stream.getvalue() == "" and lines[0] == "1 of 3 runs made, 0.00 h, 0.0 MB left"
 
 
 def test_the_cost_limit_of_the_training_is_that_of_the_rows(fresh, make, digest):

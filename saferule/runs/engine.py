@@ -31,7 +31,7 @@ from saferule.unlearn import family, loss_options
 
 POPULATION_LIMIT = 32  # agents trained together
 TICK_SECONDS = 5.0
-BAR = "{percentage:3.0f}%|{bar:20}| {n_fmt} of {total_fmt} runs, {rate_fmt}; left: {postfix}"
+BAR = "{percentage:3.0f}%|{bar:20}| {n_fmt} of {total_fmt} runs, {rate_fmt}{postfix}"
 
 
 @dataclass(eq=False)
@@ -189,11 +189,11 @@ def _follow(jobs: Sequence[Job], workspace: Workspace, executor: JobExecutor, sa
                     say(failed[job] if known else "".join(traceback.format_exception(error)))
             due = time.monotonic() - said_at >= SAVE_SECONDS
             if (waiting or running) and (due or not bar.disable):
-                left, now = _progress(waiting, running.values(), workspace.store, rates, slots)
-                bar.set_postfix_str(f"{left}; {now}", refresh=False)
+                told = _progress(waiting, running.values(), workspace.store, rates, slots)
+                bar.set_postfix_str(told, refresh=False)
                 bar.update(sum(len(job.runs) for job in done) - bar.n)
                 if bar.disable:
-                    say(f"{sum(len(job.runs) for job in done)} of {len(of_run)} runs made; {left} left; {now}")
+                    say(f"{sum(len(job.runs) for job in done)} of {len(of_run)} runs made, {told}")
                     said_at = time.monotonic()
     except BaseException:  # an interrupt, a full disk: leave nothing behind that runs
         executor.stop()
@@ -207,13 +207,11 @@ def _step(job: Job, store: Store) -> int:
     return progress(store.state_folder(job.runs)) if isinstance(job.runs[0], PolicyRun) else 0
 
 
-def _progress(
-    waiting: Iterable[Job], running: Iterable[Job], store: Store, rates: Rates, slots: int
-) -> tuple[str, str]:
+def _progress(waiting: Iterable[Job], running: Iterable[Job], store: Store, rates: Rates, slots: int) -> str:
     """How long what is left takes, and where what is running is."""
     shares, now = {run: 1.0 for job in waiting for run in job.runs}, []
     for job in running:
         step, (first, *_) = _step(job, store), job.runs
         shares |= {run: 1 - step / first.steps if step else 1.0 for run in job.runs}
         now.append(f"{job.name}: step {step} of {first.steps}" if step else job.name)
-    return str(rates.left(shares, slots)), ", ".join(now)
+    return "; ".join([f"{rates.left(shares, slots)} left", *now])
