@@ -113,7 +113,7 @@ class Rates:
 def _measured() -> dict[str, float]:
     """{backbone: seconds of a process for a step of an agent}, of the population of one on the most processes."""
     file = Path(__file__).parents[2] / MEASURED
-    rows = json.loads(file.read_text())["rows"] if file.is_file() else []
+    rows = json.loads(file.read_bytes())["rows"] if file.is_file() else []
     rows = [row for row in rows if row["case"] == "training" and row["population"] == 1]
     rows.sort(key=lambda row: row["workers"])
     return {row["backbone"]: row["workers"] / row["agent_steps_per_s"] for row in rows}
