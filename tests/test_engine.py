@@ -69,6 +69,15 @@ def test_unlearning_starts_from_the_poisoned_policy(reference, digest, backbone)
         assert moved(before, after) == targets | {"actor"} | (set() if run.method == "no-critic" else critics)
 
 
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", [1, 1, 8, 2]), ("cuda", [12])])
+def test_what_is_trained_together(fresh, digest, device, sizes):
+    """On a CPU a cell of the first replicate is there soon, and of the others as many as gain from it go together."""
+    clean, poisoned, _ = trainings(digest, "cpq")
+    runs = [replace(run, replicate=replicate) for replicate in range(6) for run in (clean, poisoned)]
+    jobs = [job.runs for job in engine.divide(runs, Store(fresh), device, 1) if isinstance(job.runs[0], PolicyRun)]
+    assert [len(group) for group in jobs] == sizes and [run for group in jobs for run in group] == runs
+
+
 def test_agents_of_one_population_equal_agents_alone(reference, fresh, make, digest):
     """The replicate and the data make an agent, not the others that it was trained with."""
     run = trainings(digest, "cpq")[2]

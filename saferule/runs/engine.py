@@ -29,7 +29,7 @@ from saferule.runs.store import Store
 from saferule.runs.work import Say, Workspace, named, work
 from saferule.unlearn import family, loss_options
 
-POPULATION_LIMIT = 32  # agents trained together
+CPU_POPULATION, GPU_POPULATION = 8, 32  # agents trained together at most; a CPU gains nothing from more
 TICK_SECONDS = 5.0
 BAR = "{percentage:3.0f}%|{bar:20}| {n_fmt} of {total_fmt} runs, {rate_fmt}{postfix}"
 
@@ -86,8 +86,9 @@ def make(
 def divide(runs: Sequence[Run], store: Store, device: str, slots: int, level: Level = Level.RECORD) -> list[Job]:
     """The missing runs as jobs: interrupted populations as they were, the others so that all slots have work.
 
-    On a CPU, where a larger population is no faster, it holds one replicate of one condition, so that a cell does not
-    wait for the next; a GPU takes all at once.
+    A GPU takes all at once. On a CPU the first replicate goes condition by condition, so that there is a cell to look
+    at soon; the others go together, as a step of eight agents takes 40 % (COptiDICE) to 75 % (BCQ-Lag) of the time of
+    eight steps of one.
     """
     todo = lineage(runs, store.seen(), level)
     policies = [run for run in lineage(runs) if isinstance(run, PolicyRun)]
@@ -97,13 +98,13 @@ def divide(runs: Sequence[Run], store: Store, device: str, slots: int, level: Le
     for run in todo:
         if run not in taken:
             same, apart = _together(run), device == "cpu" and isinstance(run, PolicyRun)
-            condition = (run.replicate, run.attack, run.ratio) if apart else ()
+            condition = (run.attack, run.ratio) if apart and run.replicate == policies[0].replicate else ()
             before = sum(_together(other) == same for other in [*lineage([run])][:-1])  # not beside what it builds on
             groups.setdefault((same, condition, before), []).append(run)
     side_by_side = Counter(_stage(group[0]) for group in groups.values())
-    parts = [
-        part for group in groups.values() for part in _cut(group, math.ceil(slots / side_by_side[_stage(group[0])]))
-    ]
+    limit, parts = CPU_POPULATION if device == "cpu" else GPU_POPULATION, []
+    for group in groups.values():
+        parts += _cut(group, math.ceil(slots / side_by_side[_stage(group[0])]), limit)
     order = {run: i for i, run in enumerate(todo)}
     jobs = [Job(part, {run: todo.get(run, level) for run in part}) for part in [*continued, *parts]]
     return sorted(jobs, key=lambda job: min(order.get(run, 0) for run in job.runs))
@@ -124,9 +125,9 @@ def _together(run: Run) -> tuple:
     return run.KIND, algorithm, run.task, run.backbone, run.data, run.config, run.steps, run.snapshots
 
 
-def _cut(group: list[Run], wanted: int) -> list[list[Run]]:
+def _cut(group: list[Run], wanted: int, limit: int) -> list[list[Run]]:
     """A group cut into so many parts, none above the limit."""
-    size = min(POPULATION_LIMIT, math.ceil(len(group) / wanted))
+    size = min(limit, math.ceil(len(group) / wanted))
     return [group[i : i + size] for i in range(0, len(group), size)]
 
 
