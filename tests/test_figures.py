@@ -69,7 +69,7 @@ def test_zero_and_the_rows_limit_are_on_the_axes():
     names = ["clean (retrained)", "poisoned", "fine-tuning", "Safe-RULE"]
     assert [text.get_text() for text in cost.get_yticklabels()] == names
     assert (cost.get_xlabel(), score.get_xlabel()) == ("cost per episode", "return per episode")
-    assert figure.get_label().startswith("CarCircle, CPQ: before and after unlearning. Dots are")
+    assert figure.get_label().startswith("CarCircle, CPQ: before and after unlearning\nDots are")
 
 
 def test_every_replicate_is_a_dot_and_the_mean_has_its_interval():

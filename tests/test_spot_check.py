@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from episodes_by_hand import rows
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
 from saferule.agents.checkpoint import read, write
 from saferule.cli import app
 from saferule.errors import SettingsError
-from saferule.report import spot_check, tables
+from saferule.report import spot_check, style, tables
 from saferule.report.study import Study
 from saferule.report.tables import CELL
 from saferule.runs.engine import make
@@ -43,8 +43,11 @@ def committed(tmp_path_factory, data_folder) -> Path:
     some = [run for run in study.plan["evaluations"] if run.policy in policies]
     make([*some, *study.plan["timing"]], study.workspace, InProcess(), say=lambda line: None)
     save_table1(study)
-    study.save_table(study.times(), "table3")
-    study.save_table(tables.hyperparameters(study.only(study.plan["main"], name="safe-rule")), "table7")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saferule.report.study.display", lambda shown: None)
+        study.arranged("table3", study.save_table(study.times(), "table3"))
+        settings = tables.hyperparameters(study.only(study.plan["main"], name="safe-rule"))
+        study.arranged("table7", study.save_table(settings, "table7"))
     episodes = study.episodes(study.part("main"))
     study.figure("figure1", tables.TABLES["methods"].build(episodes, study.asked), tables.replicate_means(episodes))
     return study.folder.parent
@@ -84,12 +87,12 @@ def flip_a_bit(study: Study) -> None:
 
 
 def flip_a_bit_and_its_sum(study: Study) -> None:
-    """The lowest bit of the exponent of a weight of the actor, which the sums then agree with."""
+    """The lowest bit of the exponent of a layer's weights of the actor, which the sums then agree with."""
     folder = study.store.folder(evaluation(study, "safe-rule").policy)
     tensors, meta = read(folder / AGENT)
     name = next(name for name in tensors if name.startswith("nets/actor/"))
     weights = tensors[name].clone().numpy()
-    weights.reshape(-1).view(np.uint32)[0] ^= 1 << 23
+    weights.view(np.uint32)[:] ^= 1 << 23
     write(folder / AGENT, tensors | {name: tensors[name].new_tensor(weights)}, meta)
     write_sums(folder)
 
@@ -173,8 +176,26 @@ def test_tables_without_episodes_are_built_again(study):
     assert "----  times: not measured again without --retrain" in checked(study, "table3", "")[1]
     table = study.folder / "tables" / "table7.csv"
     table.write_text(table.read_text().replace("Discount factor,gamma,0.99,0.99", "Discount factor,gamma,0.99,0.9"))
-    (line,) = failures(checked(study, "table7", "")[1])
-    assert line == "FAIL  Discount factor: ours 0.9 committed and 0.99 built again"
+    lines = failures(checked(study, "table7", "")[1])
+    assert lines[0] == "FAIL  Discount factor: ours 0.9 committed and 0.99 built again"
+    assert lines[1:] == [f"FAIL  table7.{suffix}: is not what table7.csv says" for suffix in ("md", "tex")]
+
+
+@pytest.mark.parametrize(
+    ("file", "word"),
+    [
+        *((f"tables/table{number}.{suffix}", "cost limit 10") for number in (1, 3, 7) for suffix in ("md", "tex")),
+        ("tables/table1.csv", "smoke"),
+        ("figures/figure1.svg", "path"),
+    ],
+)
+def test_every_file_beside_is_made_again(study, file, word):
+    """A caption, the profile and a drawing are edited; what was right passes before."""
+    path = study.folder / file
+    assert checked(study, path.stem, "")[0]
+    path.write_text(path.read_text().replace(word, "edited", 1))
+    (line,) = failures(checked(study, path.stem, "")[1])
+    assert line.startswith(f"FAIL  {path.name}: is ")
 
 
 def test_a_figure_is_drawn_again(study):
@@ -183,9 +204,14 @@ def test_a_figure_is_drawn_again(study):
     assert sum("; 2 equal to the last digit" in line for line in said) == 3
     file = study.folder / "figures" / "figure1.png"
     with Image.open(file) as picture:
-        edited = picture.convert("RGB")
-    edited.putpixel((9, 9), (255, 0, 0))
+        edited, about = picture.convert("RGB"), PngImagePlugin.PngInfo()
+        for name in style.TOLD:
+            about.add_itxt(name, picture.info[name])
     edited.save(file)
+    (line,) = failures(checked(study, "figure1")[1])
+    assert line.startswith("FAIL  figure1: its title is '', drawn again 'Figure 1: ")
+    edited.putpixel((9, 9), (255, 0, 0))
+    edited.save(file, pnginfo=about)
     (line,) = failures(checked(study, "figure1")[1])
     assert line.startswith("FAIL  figure1: 0.0") and line.endswith("% of the pixels differ")
 
@@ -249,6 +275,8 @@ def test_where_rounding_differs_in_every_episode_means_are_compared():
     committed, again = episodes(values, values), episodes(values[::-1], values + 1e-9)
     (outcome,) = spot_check.episodes_again(committed, again)
     assert outcome.passed and "close, not equal" in outcome.why
+    (outcome,) = spot_check.episodes_again(committed, again, same_processor=True)
+    assert not outcome.passed and "10 of 10 differ" in outcome.why
     half = 2.6850 * math.sqrt(2) * values.std(ddof=1) / math.sqrt(10)
     for moved, passes in ((0.999 * half, True), (1.001 * half, False)):
         (outcome,) = spot_check.episodes_again(committed, again.assign(cost=again["cost"] + moved))

@@ -96,9 +96,9 @@ WHY_LOG = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure for each {task}, {backbone} and {method} of its title.
+    """A figure for each {task}, {backbone} and {method} of its title; its label is title and reads, a line each.
 
-    reads  how to read it, for the text alternative
+    reads  how to read it
     draw   rows -> the figure and the entries of its legend
     """
 
@@ -107,7 +107,7 @@ class Drawing:
     draw: Callable[..., Drawn]
 
     def figures(self, rows: pd.DataFrame, *more: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
-        """(what distinguishes it, such as "-CarCircle-cpq"; the figure, its label a text alternative) for each."""
+        """(what distinguishes it, such as "-CarCircle-cpq"; the figure) for each."""
         each = [name for name in ("task", "backbone", "method") if f"{{{name}}}" in self.title]
         rows = in_reading_order(rows)  # panels and entries of a legend are in the order in which values appear
         for where, here in rows.groupby(each, sort=False) if each else [((), rows)] if len(rows) else []:
@@ -116,7 +116,9 @@ class Drawing:
             others = [frame[(frame[each] == pd.Series(named)).all(axis=1)] for frame in more]
             with matplotlib.rc_context(STYLE):
                 figure, handles = self.draw(here, *others)
-                head(figure, title, handles).set_label(f"{title}. {self.reads}")
+                head(figure, title, handles).set_label(f"{title}\n{self.reads}")
+                figure.draw_without_rendering()  # lays it out; each drawing would do so again, a little otherwise
+                figure.set_layout_engine("none")
             plt.close(figure)  # it is shown as an image, not once more at the end of the notebook's cell
             yield "".join(f"-{value}" for value in where), figure
 
@@ -358,7 +360,7 @@ def under_attack(attack: str, table: pd.DataFrame, means: pd.DataFrame) -> Drawn
     shown = in_order(table["method"])
     blocks = [(b, r) for b in ORDER["backbone"] for r in sorted(set(rows["ratio"])) if b in set(rows["backbone"])]
     apart, tasks = max(len(shown) + 2, 10), [t for t in ORDER["task"] if t in set(rows["task"])]
-    places, width = {at: apart * i for i, at in enumerate(blocks)}, 1.2 + 0.07 * apart * len(blocks)
+    places, width = {at: apart * i for i, at in enumerate(blocks)}, max(3.2, 1.2 + 0.07 * apart * len(blocks))
     facets = {"row": "task", "row_order": tasks, "col": "metric", "sharex": True, "sharey": False}
     grid = _grid(rows, width, 2.1 + 1.3 / len(tasks), **facets)
     dots = _tall(means, METRICS).set_index(["task", "metric", "backbone", "ratio", "method"]).sort_index()["value"]
@@ -694,7 +696,12 @@ FIGURES: dict[str, Drawing] = {
         ("overview-methods", "What each method restores", CELLS, everywhere),
         ("overview-controls", "What happens without the method: Safe-RULE and its controls", CELLS, everywhere),
         ("theory-tails", "{task}: Lemma A.1, Eq. 15, against u", LINES, tails),
-        ("theory-bounds", "{task}: Eq. 26 and 27 during unlearning (step 0: the poisoned policy)", LINES, bounds),
+        (
+            "theory-bounds",
+            "{task}: Eq. 14 and 19 during unlearning (step 0: the poisoned policy)",
+            LINES,
+            bounds,
+        ),
         ("theory-constant-critic", "Lemma A.2 for a critic that is the same on all of D_f", "", constant_critic),
         ("theory-neighbourhood", "{task}: the certified neighbourhood of poisoned actions", LINES, neighbourhood),
         ("actions", "{task}: distance to the clean policies", f"{READS} The band is the floor.", actions),

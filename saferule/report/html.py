@@ -244,14 +244,14 @@ class Report:
 
     def _drawn(self, name: str, *rows: pd.DataFrame) -> list[Picture]:
         """The pictures of a figure of `FIGURES`, drawn where they are not there from the same rows."""
-        key = hashlib.sha256(f"{name} {_drawing_code()}".encode())
+        key = hashlib.sha256(f"{name} {self.study.caption} {_drawing_code()}".encode())
         for frame in rows:
             key.update(frame.to_csv(index=False).encode())
         stem = f"images/{name}-{key.hexdigest()[:12]}"
         there = sorted(self.root.glob(f"{stem}*.png"))
         if not there and len(rows[0]):
             for where, figure in FIGURES[name].figures(*rows):
-                there.append(self.root / self._write(f"{stem}{where}.png", style.png(figure)))
+                there.append(self.root / self._write(f"{stem}{where}.png", style.png(figure, self.study.caption)))
         self.written |= set(there)
         return [self._picture(path.relative_to(self.root).as_posix(), *_told(path)) for path in there]
 
@@ -379,7 +379,8 @@ class Report:
         frame = pd.read_csv(path) if path.is_file() else pd.DataFrame()
         if not 0 < len(frame) <= LONGEST:
             return None
-        caption, arranged = name.replace("-", " ").capitalize(), None
+        heading, arranged = name.replace("-", " ").capitalize(), None
+        caption = f"{heading}. {self.study.caption}" if "profile" in frame else heading
         if (text := path.with_suffix(".md")).is_file():
             caption, arranged = _arranged(text.read_text("utf-8"))
         if isinstance(table, Table) and arranged is not None:
@@ -449,10 +450,11 @@ def _drawing_code() -> str:
 
 
 def _told(path: Path) -> tuple[str, str]:
-    """The text alternative that `style.png` writes into a figure, and its first sentence."""
+    """Text alternative and caption of a figure, of what `style.png` writes into it."""
     with Image.open(path) as image:
-        alt = image.info.get("Description", path.stem)
-    return alt, alt.partition(". ")[0]
+        title, *more = (str(image.info.get(name, "")) for name in style.TOLD)
+    alt, caption = (". ".join(filter(None, [title or path.stem, each])) for each in more)
+    return alt, caption
 
 
 def _arranged(markdown: str) -> tuple[str, pd.DataFrame]:

@@ -1,12 +1,13 @@
 """Spot-check: a cell of a table, or a figure, made once more from what is committed, and compared with it.
 
 Three things are compared: every file with its SHA-256; every committed episode with the same policy's on the same seed,
-played now in the simulator; the committed numbers (or pixels) with those built from the committed episodes. Or the
-policies are trained again, from the dataset, and the means of the cell are compared.
+played now in the simulator; the committed numbers (or pixels, and the files beside them) with those built from the
+committed episodes. Or the policies are trained again, from the dataset, and the means of the cell are compared.
 
 The same networks in the same operations play the same episodes to the last digit. Another processor may round
 otherwise, and the simulators are chaotic: after some hundred steps an episode is another one, and only means can be
-compared. Which of the two it is the rows tell (`episodes_again`): rounding does not pick single episodes, an edit does.
+compared. On the processor that the runs name all episodes have to be equal; on another one the rows tell which of the
+two it is (`episodes_again`): rounding does not pick single episodes, an edit does.
 """
 
 from __future__ import annotations
@@ -30,9 +31,8 @@ from scipy import stats
 from saferule.agents import BACKBONES
 from saferule.errors import RunError, SettingsError
 from saferule.report.figures import FIGURES, OF_ATTACK
-from saferule.report.layouts import markdown
 from saferule.report.study import Study
-from saferule.report.style import ATTACKS, METRICS, NAMES, png
+from saferule.report.style import ATTACKS, METRICS, NAMES, TOLD, png, svg
 from saferule.report.tables import (
     CELL,
     OURS,
@@ -150,15 +150,15 @@ def tolerance(one: ArrayLike, other: ArrayLike, confidence: float) -> float:
     return float(stats.t.ppf((1 + confidence) / 2, n - 1) * np.hypot(stats.sem(one), stats.sem(other)))
 
 
-def episodes_again(committed: pd.DataFrame, again: pd.DataFrame) -> list[Outcome]:
+def episodes_again(committed: pd.DataFrame, again: pd.DataFrame, same_processor: bool = False) -> list[Outcome]:
     """For each policy, whether it plays its committed episodes: equal, or where the processor rounds otherwise, close.
 
-    At least half of the episodes are equal, of all or of a policy: the processor rounds as the one of the committed
-    rows, and all must be. Else the means of cost and return must agree within `tolerance`, with a confidence at which
-    all of these comparisons together fail by chance in 5 % of the cases.
+    On the same processor all are equal. So they are on one that may be another where at least half of the episodes are,
+    of all or of a policy: it rounds as the one of the committed rows. Else the means of cost and return must agree
+    within `tolerance`, with a confidence at which all of these comparisons together fail by chance in 5 % of the cases.
     """
     rows, found = compared(committed, again), []
-    alike, policies = rows["same"].mean() >= 0.5, rows.groupby(POLICY, sort=False)
+    alike, policies = same_processor or rows["same"].mean() >= 0.5, rows.groupby(POLICY, sort=False)
     confidence = 1 - BY_CHANCE / (len(METRICS) * policies.ngroups)
     for policy, own in policies:
         told = dict(zip(POLICY, policy, strict=True))
@@ -238,8 +238,12 @@ def _equal(one: object, other: object) -> bool:
 
 
 def pixels_again(committed: bytes, drawn: bytes) -> tuple[bool, str]:
-    """Whether two pictures show the same, pixel by pixel."""
-    one, two = (np.asarray(Image.open(BytesIO(content)).convert("RGB")) for content in (committed, drawn))
+    """Whether two pictures show the same, pixel by pixel, and say the same of themselves."""
+    pictures = [Image.open(BytesIO(content)) for content in (committed, drawn)]
+    one, two = (np.asarray(picture.convert("RGB")) for picture in pictures)
+    told = {name: [picture.info.get(name, "") for picture in pictures] for name in TOLD}
+    if wrong := [f"its {n.lower()} is {a[:60]!r}, drawn again {b[:60]!r}" for n, (a, b) in told.items() if a != b]:
+        return False, wrong[0]
     if one.shape != two.shape:
         return False, f"{one.shape[1]} x {one.shape[0]} pixels, drawn again {two.shape[1]} x {two.shape[0]}"
     differing = (one != two).any(axis=2).mean()
@@ -391,11 +395,12 @@ def _episodes(
     yield from failed
     if rows.empty:
         return
-    committed = results.episodes(store, some)
-    found = (means_again if again else episodes_again)(committed[committed["final"]], rows)
+    committed, machines = results.episodes(store, some), {store.meta(run)["machine"]["device"]: None for run in some}
+    committed = committed[committed["final"]]
+    found = means_again(committed, rows) if again else episodes_again(committed, rows, {*machines} == {processor()})
     yield from found
     if any("close" in outcome.why for outcome in found):
-        there = " and ".join({store.meta(run)["machine"]["device"]: None for run in some})
+        there = " and ".join(machines)
         yield Outcome(None, "processor", f"the committed episodes were played on {there}, these on {processor()}")
 
 
@@ -413,12 +418,22 @@ def _numbers(study: Study, name: str, runs: Sequence, chosen: pd.DataFrame, file
         yield Outcome(False, name, DAMAGED)
         return
     committed = pd.read_csv(file, float_precision="round_trip")
-    both = [table.drop(columns="profile", errors="ignore") for table in (committed, built(study, name, runs))]
-    yield from numbers_again(*(table.merge(chosen) if len(chosen) else table for table in both))
-    page = file.with_suffix(".md")
-    if isinstance(table := TABLES.get(name), Table) and page.is_file():
-        shown = markdown(table.shown(committed), "").splitlines()[1:] == page.read_text("utf-8").splitlines()[1:]
-        yield Outcome(shown, page.name, f"{'shows' if shown else 'does not show'} what {file.name} says")
+    if wrong := {*committed["profile"]} - {study.name}:
+        why = f"is of profile {min(wrong)}, expected {study.name}: give the same --set as when it was made"
+        yield Outcome(False, file.name, why)
+        return
+    yield from numbers_again(*(t.merge(chosen) if len(chosen) else t for t in (committed, built(study, name, runs))))
+    yield from _beside(file, study.texts(name, committed))
+
+
+def _beside(file: Path, contents: Mapping[str, bytes]) -> Iterator[Outcome]:
+    """Whether the files beside one, by their suffixes, are byte for byte what is made from the same."""
+    for suffix, content in contents.items():
+        if (page := file.with_suffix(suffix)).is_file():
+            same = page.read_bytes() == content
+            yield Outcome(
+                same, page.name, "made again, every byte is equal" if same else f"is not what {file.name} says"
+            )
 
 
 def _picture(study: Study, name: str, file: Path) -> Iterator[Outcome]:
@@ -429,5 +444,6 @@ def _picture(study: Study, name: str, file: Path) -> Iterator[Outcome]:
         return
     episodes = late(results.episodes(study.store, runs))
     ((_, figure),) = FIGURES[name].figures(TABLES[EVERY].build(episodes, study.asked), replicate_means(episodes))
-    same, why = pixels_again(file.read_bytes(), png(figure))
+    same, why = pixels_again(file.read_bytes(), png(figure, study.caption))
     yield Outcome(same, name, why)
+    yield from _beside(file, {".svg": svg(figure)})

@@ -19,8 +19,8 @@ from saferule.paper import TABLE7
 from saferule.report.figures import FIGURES, OF_ATTACK
 from saferule.report.layouts import latex, markdown
 from saferule.report.style import ATTACKS, png, svg
-from saferule.report.tables import TABLES, Table, data_points, late, provenance, readable
-from saferule.report.timing import table3
+from saferule.report.tables import TABLES, Table, data_points, late, provenance, readable, settings_layout
+from saferule.report.timing import minutes, table3
 from saferule.runs import results
 from saferule.runs.engine import make
 from saferule.runs.execute import cores, process_pool
@@ -261,19 +261,34 @@ class Study:
         """Build a table of `TABLES` from rows of episodes, save it under its name (or ``file``) and display it."""
         table = TABLES[name]
         if isinstance(table, Table):
-            built = self.save_table(table.build(rows, self.asked), file or name)
-            self.arranged(name, table.shown(built), table.title)
+            self.arranged(name, self.save_table(table.build(rows, self.asked), file or name))
         else:
             self.display(self.save_table(table(rows), file or name))
 
-    def arranged(self, name: str, wide: pd.DataFrame, title: str) -> None:
+    def arranged(self, name: str, built: pd.DataFrame) -> None:
         """Write a table in the paper's layout to ``tables/<name>.md`` and ``.tex``, display it, with its caption."""
-        number = f"Table {name.removeprefix('table')}. " if name.startswith("table") else ""
-        caption = f"{number}{title}. {self.caption}"
-        write_bytes(self.folder / "tables" / f"{name}.md", markdown(wide, caption).encode())
-        write_bytes(self.folder / "tables" / f"{name}.tex", latex(wide, caption, name).encode())
+        wide, caption = self.layout(name, built)
+        for suffix, content in self.texts(name, built).items():
+            write_bytes(self.folder / "tables" / f"{name}{suffix}", content)
         display(Markdown(caption))
         self._display(wide)
+
+    def layout(self, name: str, built: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+        """A table as it is saved in the paper's layout, and its caption."""
+        if name == "table3":
+            machines = ", ".join(built["machine"].unique())
+            wide, title = minutes(built, self.plan["timing"]), f"Minutes on {machines}"
+        elif name == "table7":
+            wide, title = settings_layout(built), "Settings, the paper's and those in force"
+        else:
+            wide, title = TABLES[name].shown(built), TABLES[name].title
+        number = f"Table {name.removeprefix('table')}. " if name.startswith("table") else ""
+        return wide, f"{number}{title}. {self.caption}"
+
+    def texts(self, name: str, built: pd.DataFrame) -> dict[str, bytes]:
+        """{suffix: content} of the files beside the CSV of a table that has a layout."""
+        wide, caption = self.layout(name, built)
+        return {".md": markdown(wide, caption).encode(), ".tex": latex(wide, caption, name).encode()}
 
     @cached_property
     def asked(self) -> pd.DataFrame:
@@ -282,7 +297,7 @@ class Study:
 
     @property
     def caption(self) -> str:
-        """What every table and figure of the paper says below its title."""
+        """What every table and figure says below its title."""
         p, data = self.profile, ", ".join(f"{task} {self.dataset(task).digest()[:12]}" for task in self.profile.tasks)
         replicates = ", ".join(map(str, sorted(self.asked["replicate"].unique())))
         return (
@@ -314,8 +329,9 @@ class Study:
     def figure(self, name: str, *rows: pd.DataFrame) -> None:
         """Draw a figure of `FIGURES` for each task (and backbone), write ``figures/<name>-*.png`` and display that."""
         for where, figure in FIGURES[name].figures(*rows):
-            image = png(figure)
+            image = png(figure, self.caption)
             write_bytes(self.folder / "figures" / f"{name}{where}.png", image)
             if name in OF_ATTACK.values():
                 write_bytes(self.folder / "figures" / f"{name}.svg", svg(figure))
-            display(Image(image, width=round(figure.get_figwidth() * 100), alt=str(figure.get_label())))
+            alt = str(figure.get_label()).replace("\n", ". ")
+            display(Image(image, width=round(figure.get_figwidth() * 100), alt=alt))

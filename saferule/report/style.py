@@ -24,6 +24,7 @@ ATTACK_COLOURS = {"clean": "#009E73", "max_cost": "#D55E00", "max_reward": "#E69
 METRICS = {"cost": "cost per episode", "return": "return per episode"}
 OTHER = "#444444"  # what has no colour of its own
 LIMIT = {"color": "#555555", "linewidth": 1.0, "linestyle": (0, (4, 3)), "zorder": 1}
+TOLD = ("Title", "Description", "Comment")  # what is written into a PNG
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -87,8 +88,9 @@ def dot(label: str, colour: str = OTHER, marker: str = "o", *, hollow: bool = Fa
 
 
 def head(figure: Figure, title: str, handles: Sequence[Line2D]) -> Figure:
-    """Title and legend above the panels."""
+    """Title and legend above the panels; the figure's label is the title."""
     figure.set_layout_engine("constrained")
+    figure.set_label(title)
     if handles:
         size = {"ncols": max(1, min(len(handles), int(figure.get_figwidth() / 2.1))), "fontsize": 9, "borderpad": 0.0}
         place = {"loc": "outside upper left", "alignment": "left", "title": title, "title_fontsize": 10.5}
@@ -98,13 +100,15 @@ def head(figure: Figure, title: str, handles: Sequence[Line2D]) -> Figure:
     return figure
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: Figure, provenance: str = "") -> bytes:
     """The figure as a PNG of 256 colours, a third of the size: executed notebooks are committed with their figures.
 
-    Its label, the text alternative, goes into the file as its description.
+    The lines of its label go into the file as its title and its description, and what it was made with as its comment.
     """
     drawn, small, about = BytesIO(), BytesIO(), PngImagePlugin.PngInfo()
-    about.add_itxt("Description", str(figure.get_label()))
+    title, _, reads = str(figure.get_label()).partition("\n")
+    for name, told in zip(TOLD, (title, reads, provenance), strict=True):
+        about.add_itxt(name, told)
     with matplotlib.rc_context(STYLE):
         figure.savefig(drawn, format="png", dpi=150)
     with Image.open(drawn) as image:
