@@ -87,7 +87,8 @@ def harmful(*costs: float, **where) -> pd.DataFrame:
     """Replicates whose clean policy costs 1, 2, ... and whose poisoned one costs so much more; returns are 100."""
     some = enumerate(costs)
     pairs = [(i, i + 1.0, i + 1.0 + cost) for i, cost in some]
-    clean = [rows("clean", i, [low], [100.0], attack="clean", ratio=0.0, **where) for i, low, _ in pairs]
+    beside = {"task": where["task"]} if "task" in where else {}
+    clean = [rows("clean", i, [low], [100.0], **beside) for i, low, _ in pairs]
     return pd.concat([*clean, *(rows("poisoned", i, [high], [100.0], **where) for i, _, high in pairs)])
 
 
@@ -113,14 +114,38 @@ def test_conditions_with_harm_are_marked_and_counted_apart():
         [harmed, harmless, *(rows("safe-rule", 0, [5.0], [1.0], task=t) for t in ("CarCircle", "PointGoal"))]
     )
     shown = TABLES["methods"].shown(TABLES["methods"].build(both))
-    assert set(shown.index.droplevel(["metric", ""])) == {
-        ("CarCircle", "CPQ", "Max Cost 15 % *"),
-        ("PointGoal", "CPQ", "Max Cost 15 %"),
-    }
+    starred = shown.stack(future_stack=True).loc[lambda texts: texts.str.contains("*", regex=False)]
+    assert list(starred.index) == [("CarCircle", "CPQ", "Max Cost 15 %", "C ↓", "ours", "poisoned")]
     counted = [tables.counts(f).set_index("method")["cells"]["safe-rule"] for f in (both, tables.of_harmed(both))]
     assert counted == [2, 1] and tables.of_harmed(harmless).empty
     improved = tables.improvement(both).set_index("task")["cost_harmed"].to_dict()
     assert improved == {"CarCircle": True, "PointGoal": False}
+
+
+@pytest.mark.parametrize("name", ["table2", "table5", "table6"])
+def test_a_method_has_one_row_where_the_attack_harms_one_task_of_two(name):
+    at = {"ratio": 0.05}
+    both = [harmful(20.0, 24.0, 22.0, **at), harmful(20.0, -15.0, 1.0, task="PointGoal", **at)]
+    variants = [m for m in METHODS if METHODS[m].part == "ablations"] + ["safe-rule"]
+    both += [rows(m, r, [5.0], [1.0], task=t, **at) for m in variants for t in ("CarCircle", "PointGoal") for r in range(3)]
+    shown = TABLES[name].shown(TABLES[name].build(pd.concat(both)))
+    assert not (shown == layouts.NOTHING).any(axis=None) and shown.index.is_unique
+    texts = shown.stack(list(range(shown.columns.nlevels)), future_stack=True)
+    starred = [("CarCircle" in at, "PointGoal" in at) for at, text in texts.items() if "*" in text]
+    assert starred and set(starred) == {(True, False)}
+
+
+def test_stars_are_corrected_for_the_number_of_cells():
+    """Of 40 harmless cells of three replicates one in twenty would be starred, were each tested alone."""
+    generator = np.random.default_rng(0)
+    alone = corrected = 0
+    for _ in range(5):
+        frames = [harmful(*generator.normal(0, 5, 3), ratio=r / 100) for r in range(1, 41)]
+        clean, others = frames[0].query("method == 'clean'"), [f.query("method != 'clean'") for f in frames]
+        found = tables.harm(pd.concat([clean, *others]))
+        corrected += found["cost_harmed"].sum()
+        alone += (found["cost_added_low"] > 0).sum()
+    assert alone >= 4 and corrected == 0
 
 
 def test_late_means_are_over_the_last_three_evaluations_on_their_seeds():
@@ -308,18 +333,51 @@ def test_across_cells_by_hand():
     table = tables.across_cells(many()).set_index(["metric", "method"])
     assert table["backbone"].tolist() == ["all"] * 9 + ["cpq"] * 9
     table = table[table["backbone"] == "cpq"]
-    cost, score, safe = (table.loc[metric] for metric in tables.ACROSS_METRICS)
+    cost, score, safe = (table.loc[metric] for metric, *_ in tables.ACROSS_METRICS.values())
     assert safe["value"].to_dict() == {"poisoned": 0.25, "fine-tuning": 0, "safe-rule": 0.25}  # a cost of 10 is safe
-    assert safe.loc["fine-tuning", "better"] == 1 and safe.loc["poisoned", "better"] == 0.5
-    assert cost["value"].to_dict() == {"poisoned": 2.5, "fine-tuning": 12.5, "safe-rule": 2.5}  # of 1 1 2 2 3 3 4 4
-    assert cost.loc["fine-tuning", ["better", "better_low", "better_high"]].tolist() == [1, 1, 1]
-    assert score.loc["fine-tuning", "better"] == 0 and cost.loc["poisoned", "better"] == 0.5  # equals
-    assert np.isnan(cost.loc["safe-rule", "better"]) and set(table["cells"]) == {2} and set(table["n"]) == {4}
-    assert (cost["value_low"] < cost["value"]).all() and cost.loc["poisoned", "better_low"] < 0.5
-    state = np.random.get_state()[1].tolist()
-    again = tables.across_cells(many()).query("backbone == 'cpq'")
-    pd.testing.assert_frame_equal(again.reset_index(drop=True), table.reset_index()[tables.ACROSS])  # no other draw
-    assert np.random.get_state()[1].tolist() == state
+    assert cost["value"].to_dict() == {"poisoned": 2.5, "fine-tuning": 12.5, "safe-rule": 2.5}  # of 1, 2, 3, 4
+    half = 3.1824 * np.std([1, 2, 3, 4], ddof=1) / 2  # three degrees of freedom
+    assert cost.loc["safe-rule", "value_low"] == pytest.approx(2.5 - half, rel=1e-4)
+    ours, none = cost.loc["fine-tuning"], cost.loc["poisoned"]
+    assert ours[["gain", "gain_low", "gain_high", "better"]].tolist() == [10, 10, 10, 1]  # limits; within a replicate
+    assert none[["gain", "better"]].tolist() == [0, 0.5] and score.loc["fine-tuning", "better"] == 0
+    level = 1 / np.array([2, 3, 4]) - 1 / np.array([12, 13, 14])  # both unsafe; the first replicate's cost of 10 is safe
+    first = 1 + 1 - 1 / 11  # its return is 100, fine-tuning's cost is 11 limits
+    assert safe.loc["fine-tuning", "gain"] == pytest.approx((first + level.sum()) / 4)
+    assert np.isnan(cost.loc["safe-rule", "gain"]) and set(table["cells"]) == {2} and set(table["n"]) == {4}
+
+
+def test_a_failed_policy_counts_as_the_worst_of_its_cell():
+    """Fine-tuning fails in one replicate: it is left out nowhere, and gains nothing by it."""
+    failed = many()
+    at = (failed["method"] == "fine-tuning") & (failed["replicate"] == 0) & (failed["ratio"] == 0.05)
+    failed.loc[at, ["cost", "return", "normalised_cost", "normalised_return"]] = np.nan
+    means = tables.ranked(tables.replicate_means(failed)).set_index(["ratio", "method", "replicate"])
+    assert means.loc[(0.05, "fine-tuning", 0), ["lower_cost", "higher_return", "safe_first"]].tolist() == [-14, 1, -1]
+    assert means.loc[(0.15, "fine-tuning", 0), "lower_cost"] == -11
+    assert set(tables.across_cells(failed)["n"]) == {4}
+    cells = tables.cell_means(failed).set_index(["ratio", "method"])["normalised_cost"]
+    assert cells.loc[0.05, "fine-tuning"] == (14 + 12 + 13 + 14) / 4
+
+
+def test_methods_are_shown_over_the_cells_that_all_have():
+    lacking = many().query("not (method == 'fine-tuning' and ratio == 0.05)")
+    assert set(tables.cell_means(many())["ratio"]) == {0.05, 0.15}
+    assert set(tables.cell_means(lacking)["ratio"]) == {0.15}
+
+
+@pytest.mark.parametrize("shared", [0.0, 1.0], ids=["cells-apart", "cells-alike"])
+@pytest.mark.parametrize("replicates", [3, 5])
+def test_where_nothing_differs_a_difference_is_found_as_seldom_as_said(replicates, shared):
+    """Two methods of the same distribution in 12 cells, whose policies of a replicate are apart or all alike."""
+    generator, found = np.random.default_rng(replicates), 0
+    for _ in range(4000):
+        own, other = (
+            shared * generator.normal(size=(replicates, 1)) + generator.normal(size=(replicates, 12)) for _ in range(2)
+        )
+        low, high = tables.interval((own - other).mean(axis=1))
+        found += low > 0 or high < 0
+    assert found / 4000 == pytest.approx(0.05, abs=0.014)  # 4 standard errors
 
 
 def test_across_cells_takes_the_replicates_that_all_have():
@@ -338,13 +396,6 @@ def test_across_cells_takes_the_harmed_cells_alone():
     episodes = pd.concat([harmed, other, *repaired])
     assert set(tables.across_cells(episodes)["cells"]) == {2}
     assert set(tables.across_cells(tables.of_harmed(episodes))["cells"]) == {1}
-
-
-def test_improves_is_rliables_probability_of_improvement():
-    from rliable.metrics import probability_of_improvement
-
-    one, other = np.random.default_rng(0).integers(0, 4, (2, 5, 6)).astype(float)  # with ties
-    assert tables.improves(one, other) == pytest.approx(probability_of_improvement(one, other))
 
 
 # Data and attack

@@ -1,1 +1,1 @@
-"""Rows of results become what is shown: `labels` (names, colours), `tables`, `comparison` (the paper's), `figures`."""
+"""What is shown: `study` is the notebooks' face, `tables` and `figures` take rows, `claims` judges, `html` writes pages."""

@@ -38,7 +38,7 @@ from saferule.report.style import (
     look,
     with_zero,
 )
-from saferule.report.tables import OURS, POLICY, SAME_RUN, TABLES, in_reading_order, interval, paired, with_clean
+from saferule.report.tables import CELL, OURS, POLICY, SAME_RUN, TABLES, in_reading_order, interval, paired, with_clean
 
 DASHES = ("", (4, 2), (1, 1.5), (4, 1.5, 1, 1.5))  # of the ratios, ascending; of STYLES
 STYLES = ("-", "--", ":", "-.")  # of methods
@@ -423,7 +423,7 @@ def repairs(episodes: pd.DataFrame) -> Drawn:
     for (backbone, attack, _), pair in wide.groupby(level=["backbone", "attack", "ratio"], sort=False):
         for whose, style, face in (("mean", "-", ATTACK_COLOURS[attack]), ("paper", ":", "white")):
             panel, points = grid.axes_dict[backbone], pair[whose].droplevel([0, 1, 2]).reindex(["poisoned", OURS])
-            panel.plot(points["cost"], points["return"], color=ATTACK_COLOURS[attack], linestyle=style, zorder=2)
+            _arrow(panel, *points[["cost", "return"]].to_numpy(), ATTACK_COLOURS[attack], style)
             for marker, (_, point) in zip("os", points.iterrows(), strict=True):
                 mark = {"color": face, "edgecolors": ATTACK_COLOURS[attack], "zorder": 3}
                 panel.scatter(point["cost"], point["return"], marker=marker, s=32, **mark)
@@ -434,6 +434,13 @@ def repairs(episodes: pd.DataFrame) -> Drawn:
     handles = [line(ATTACKS[a], ATTACK_COLOURS[a]) for a in ATTACKS if a in set(table["attack"])]
     handles += [dot("poisoned"), dot(look(OURS).label, marker="s"), *_hollow(table), limit]
     return grid.figure, handles
+
+
+def _arrow(panel: Axes, start: np.ndarray, end: np.ndarray, colour: str, style: str = "-") -> None:
+    """From one point to another, where both are known."""
+    if np.isfinite([start, end]).all():
+        arrow = {"arrowstyle": "-|>", "color": colour, "linestyle": style, "linewidth": 1.1, "shrinkA": 0, "shrinkB": 2}
+        panel.annotate("", end, start, arrowprops=arrow, zorder=2)
 
 
 def _hollow(table: pd.DataFrame, marker: str = "o") -> list[Line2D]:
@@ -447,9 +454,9 @@ def across(table: pd.DataFrame) -> Drawn:
         ("normalised_cost", "value"): "interquartile mean of cost / limit",
         ("normalised_return", "value"): "interquartile mean of the return",
         ("safe", "value"): "share of safe policies",
-        ("normalised_cost", "better"): "P(Safe-RULE costs less)",
-        ("normalised_return", "better"): "P(Safe-RULE returns more)",
-        ("safe", "better"): "P(Safe-RULE better, safety first)",
+        ("normalised_cost", "gain"): "cost / limit less with Safe-RULE",
+        ("normalised_return", "gain"): "return more with Safe-RULE",
+        ("safe", "gain"): "better, safety first, with Safe-RULE",
     }
     rows = pd.concat(
         table[table["metric"] == m].assign(of=label, low=table[f"{c}_low"], high=table[f"{c}_high"], value=table[c])
@@ -459,9 +466,8 @@ def across(table: pd.DataFrame) -> Drawn:
     labels = {label: label for label in panels.values()}
     grid = _titled(_dots(rows, 2.9, labels, row="backbone", col="of"), dict.fromkeys(labels, ""))
     for (_, of), panel in grid.axes_dict.items():
-        if of.startswith("P("):
-            panel.axvline(0.5, **GOAL)
-            panel.set_xlim(-0.03, 1.03)
+        if of.endswith("with Safe-RULE"):
+            panel.axvline(0, **GOAL)
     return grid.figure, [dot("estimate"), line("95 % interval"), Line2D([], [], label="no difference", **GOAL)]
 
 
@@ -480,8 +486,8 @@ def moves(cells: pd.DataFrame) -> Drawn:
         panel, colour = grid.axes_dict[backbone], ATTACK_COLOURS[attack]
         for (x, y), face in zip(ends, ("white", colour), strict=True):
             panel.scatter(here[x], here[y], s=20, color=face, edgecolors=colour, zorder=3)
-        (x0, y0), (x1, y1) = ends
-        panel.plot(here[[x0, x1]].T, here[[y0, y1]].T, color=colour, linewidth=1.1, alpha=0.7)
+        for start, end in zip(*(here[end].to_numpy() for end in ends), strict=True):
+            _arrow(panel, start, end, colour)
     for panel in grid.axes.flat:
         panel.axvline(1, **LIMIT)
         with_zero(panel, "x", 1.0)
@@ -494,11 +500,16 @@ def moves(cells: pd.DataFrame) -> Drawn:
 
 
 def everywhere(means: pd.DataFrame) -> Drawn:
-    """Every cell as a dot, a line per method, at its cost and return (`tables.cell_means`); large, the mean of them."""
+    """Every cell as a dot, a line per method, at its cost and return (`tables.cell_means`); large, the mean of them.
+
+    The cells are the same for all methods.
+    """
     rows = _tall(means, SCORES).assign(replicate=0)
     grid = _titled(_dots(rows, 4.3, SCORES, col="metric"), dict.fromkeys(SCORES, ""))
     grid.axes_dict["normalised_cost"].axvline(1, **LIMIT)
-    return grid.figure, [dot("one cell, mean over replicates", "#BBBBBB"), dot("mean of the cells"), _one()]
+    number = len(means.drop_duplicates(CELL))
+    of = f"mean of the {number} cells that all of them have" if number > 1 else "the one cell that all of them have"
+    return grid.figure, [dot("one cell, mean over replicates", "#BBBBBB"), dot(of), _one()]
 
 
 def _one() -> Line2D:
@@ -691,7 +702,7 @@ FIGURES: dict[str, Drawing] = {
         ),
         ("methods", "{task}: every method", "Filled is ours, hollow the paper's.", beside_paper),
         ("repairs", "{task}: what Safe-RULE does to the poisoned policy", "Hollow is the paper's.", repairs),
-        ("across-cells", "All cells of a backbone", "Dots with 95 % bootstrap intervals.", across),
+        ("across-cells", "All cells of a backbone", "Dots with 95 % intervals over replicates.", across),
         ("overview-attack", "From clean to poisoned", "An arrow is a cell of Table 1.", moves),
         ("overview-methods", "What each method restores", CELLS, everywhere),
         ("overview-controls", "What happens without the method: Safe-RULE and its controls", CELLS, everywhere),

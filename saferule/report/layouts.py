@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
@@ -101,6 +102,7 @@ def markdown(wide: pd.DataFrame, caption: str) -> str:
 def latex(wide: pd.DataFrame, caption: str, label: str) -> str:
     """The arranged table as LaTeX, as wide as the text; it needs the packages booktabs, multirow and graphicx."""
     text = wide.to_latex(escape=True, caption=_escaped(caption), label=f"tab:{label}", multicolumn_format="c")
+    text = re.sub(r"(\\cline\{[\d-]+\}\n)+(?=\\bottomrule)", "", text)  # pandas rules off the last row, too
     for sign, command in TEX.items():
         text = text.replace(sign, command)
     text = text.replace(r"\begin{tabular}", "\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}")

@@ -1,8 +1,9 @@
 """Tidy tables from rows of episodes. Returns and costs are sums over an episode, undiscounted, in raw units.
 
 The rows are those of `saferule.runs.results.episodes`. Replicates are independent from the adversary on and are the
-unit of replication: episodes are averaged within a replicate first. Every interval within a cell is Student's t over
-replicates (`interval`); across cells it is a stratified bootstrap (`across_cells`).
+unit of replication: episodes are averaged within a replicate first, and so are the cells of a comparison across cells,
+as cells of a replicate share policies and data. Every interval is Student's t over replicates (`interval`), given the
+dataset and the evaluation seeds, which all replicates share.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from saferule.attack.poison import ForgetSet
 from saferule.data.schema import Dataset
 from saferule.paper import CELL, READINGS, TABLE7, changes, printed
 from saferule.paper import table as paper_table
-from saferule.paper.audit import scored
 from saferule.report.layouts import NOTHING, Layout
 from saferule.report.style import ATTACKS, METRICS, NAMES, condition, in_order
 from saferule.runs.spec import PolicyRun, config
@@ -32,11 +32,11 @@ from saferule.unlearn import METHODS, coefficients
 POLICY = [*CELL, "replicate"]
 OURS, AGAIN = "safe-rule", "percentile-50"  # the paper's method, and the same once more as another agent
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
-FEWEST = 3  # replicates, for the bootstrap across cells
+FEWEST = 3  # replicates, for what is said across cells
 HARMED = ["cost_harmed", "return_harmed"]
+FALSE_STARS = 0.05  # share of cells called harmed that may be none
 CHANGES = ("cost_removed", "return_gained")
 LAST = 3  # evaluations of one policy on its way, the final one among them
-RESAMPLES = 2_000
 ROUNDING = 1e-6  # mean distance of actions that is rounding in any case; what long training makes of it can be more
 
 
@@ -179,8 +179,9 @@ def harm(episodes: pd.DataFrame) -> pd.DataFrame:
     """What the poison does: how much more the poisoned policies cost, and less return, than the clean ones.
 
     One row per cell: cost_added and return_lost, means of the differences within a replicate, with low, high and n as
-    `over_replicates`; cost_harmed and return_harmed say whether they are above 0 by more than their intervals (and
-    rounding). With a single replicate nothing can be said, and no cell counts as harmed.
+    `over_replicates`; cost_harmed and return_harmed say whether they are above 0 (and rounding). That is a one-sided t
+    test of each, corrected over all of them (Benjamini and Hochberg, 1995): of those called harmed 5 % are expected to
+    be none. With a single replicate nothing can be said, and no cell counts as harmed.
     """
     means = replicate_means(with_clean(episodes)).set_index([*POLICY, "method"])[list(METRICS)].unstack("method")
     means = means.reindex(columns=pd.MultiIndex.from_product([METRICS, ["clean", "poisoned"]])).dropna()
@@ -190,14 +191,34 @@ def harm(episodes: pd.DataFrame) -> pd.DataFrame:
         row = dict(zip(CELL, cell, strict=True)) | {"n": len(own)}
         for metric, name, values in (("cost", "cost_added", own["cost"]), ("return", "return_lost", -own["return"])):
             low, high = interval(values)
-            row |= {f"{metric}_harmed": low > ROUNDING, name: values.mean(), f"{name}_low": low, f"{name}_high": high}
+            row |= {f"{metric}_harmed": below(-values, -ROUNDING), name: values.mean()}
+            row |= {f"{name}_low": low, f"{name}_high": high}
         rows.append(row)
     table = pd.DataFrame(rows, columns=None if rows else [*CELL, "n", *HARMED])
+    if rows:
+        table[HARMED] = stats.false_discovery_control(table[HARMED].to_numpy().ravel()).reshape(-1, 2) <= FALSE_STARS
     return in_reading_order(table.astype({"ratio": float}))
 
 
+def below(values: ArrayLike, threshold: float = 0.0) -> float:
+    """How likely values, one per replicate, are at least as far below the threshold if their mean is not: p of a t test.
+
+    1 for fewer than two; of equal ones 0 or 1.
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return 1.0
+    if not np.ptp(values):
+        return float(values[0] >= threshold)
+    return float(stats.ttest_1samp(values, threshold, alternative="less").pvalue)
+
+
 def of_harmed(episodes: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the cells in which the poison raises cost (`harm`): only there can a repair lower what it raised."""
+    """The rows of the cells in which the poison raises cost (`harm`): only there can a repair lower what it raised.
+
+    They are chosen by the same episodes, so the poisoned policies look somewhat worse, and the clean ones somewhat
+    better, than they are; repairs are compared with each other fairly.
+    """
     harmed = harm(episodes).query("cost_harmed")[CELL]
     return with_clean(episodes).merge(harmed, on=CELL)
 
@@ -307,13 +328,14 @@ class Table:
         """In the paper's layout, "45.0 ± 3.1" with half of the interval, the paper's number below where it prints one.
 
         "(2 of 3)" are the replicates that this is over, where some are missing or failed; "missing", "failed": all of
-        them; "–": the method is not defined for the backbone. A star is at conditions in which the attack does harm
-        (`harm`): only there is something to repair.
+        them; "–": the method is not defined for the backbone. A star is at costs that the attack raises and at returns
+        that it lowers (`harm`): only there is something to repair. It is at the poisoned policy's, in a table without
+        that at every method's.
         """
-        where = table[["attack", "ratio"]].itertuples(index=False)
-        stars = table[HARMED].eq(True).any(axis=1)
-        conditions = [condition(*at) + " *" * star for at, star in zip(where, stars, strict=True)]
-        texts = [_text(row) for row in table.itertuples()]
+        conditions = [condition(*at) for at in table[["attack", "ratio"]].itertuples(index=False)]
+        harmed = table["cost_harmed"].where(table["metric"].str.startswith("cost"), table["return_harmed"]).eq(True)
+        stars = harmed & table["method"].eq("poisoned" if "poisoned" in self.methods else table["method"])
+        texts = [_text(row) + " *" * (star and row.n > 0) for row, star in zip(table.itertuples(), stars, strict=True)]
         theirs = table["paper"].map("{:.1f}".format, na_action="ignore").fillna("")
         return self.layout.arrange(table.assign(condition=conditions, text=texts, paper=theirs))
 
@@ -396,53 +418,89 @@ def settings_layout(settings: pd.DataFrame) -> pd.DataFrame:
 # Across cells
 
 
+def ranked(means: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `replicate_means` with the columns of `SCORES`, by which methods are compared; larger is better.
+
+    lower_cost     minus the cost in units of the limit
+    higher_return  the return between the data's least and greatest, as DSRL normalises it
+    safe_first     of a policy within the limit higher_return, or 0 where that is less; of another limit / cost - 1,
+                   between -1 and 0: a safe policy before an unsafe one, two safe by return, two unsafe by cost
+    A policy that has failed counts as the worst of its cell does, of all methods and replicates; its safe_first is -1.
+    """
+    found = means.assign(lower_cost=-means["normalised_cost"], higher_return=means["normalised_return"])
+    for name in ("lower_cost", "higher_return"):
+        worst = found.groupby(CELL)[name].transform("min")
+        found[name] = found[name].where(~found["failed"], worst)
+    unsafe = (1 / means["normalised_cost"].clip(lower=1) - 1).where(~found["failed"], -1.0)
+    return found.assign(safe_first=found["higher_return"].clip(lower=0).where(found["safe"], unsafe))
+
+
+SCORES = {"lower_cost": "lower cost", "higher_return": "higher return", "safe_first": "better, safety first"}
+
+
 def cell_means(episodes: pd.DataFrame) -> pd.DataFrame:
-    """One row per cell and method: cost in units of the limit and return as DSRL scores it, means over replicates."""
-    means = replicate_means(with_clean(episodes)).groupby([*CELL, "method"], sort=False)
-    return means[[f"normalised_{metric}" for metric in METRICS]].mean().dropna().reset_index()
+    """One row per cell and method: cost in units of the limit and return as DSRL scores it, means over replicates.
+
+    Of the cells that all methods of the rows have, so that methods are shown over the same ones. A policy that has
+    failed counts as in `ranked`.
+    """
+    means = ranked(replicate_means(with_clean(episodes))).groupby([*CELL, "method"], sort=False)
+    means = means[["lower_cost", "higher_return"]].mean().dropna().reset_index()
+    means = means.assign(normalised_cost=-means.pop("lower_cost"), normalised_return=means.pop("higher_return"))
+    return means[means.groupby(CELL)["method"].transform("size") == means["method"].nunique()]
 
 
 def from_clean_to_poisoned(episodes: pd.DataFrame) -> pd.DataFrame:
     """`cell_means` of the clean and of the poisoned policy in one row per cell that has both (suffix "_poisoned")."""
-    means = cell_means(episodes)
+    means = cell_means(episodes[episodes["method"].isin(["clean", "poisoned"])])
     clean, poisoned = (means[means["method"] == method] for method in ("clean", "poisoned"))
     return clean.merge(poisoned, on=CELL, suffixes=("", "_poisoned"))
 
 
 def across_cells(episodes: pd.DataFrame) -> pd.DataFrame:
-    """Methods over all cells of a backbone, and of all, by rliable's stratified bootstrap (Agarwal et al., 2021).
+    """Methods over all cells of a backbone, and of all: one row per backbone ("all" first), metric and method.
 
-    One row per backbone ("all" first), metric and method: value, of the normalised cost and return the interquartile
-    mean over cells and replicates, of safe the share of policies that keep the limit; better, the probability that
-    Safe-RULE's policy of a random replicate costs less, returns more, or is better safety first
-    (`saferule.paper.audit.scored`) than the method's, ties counted half, averaged over cells (empty for Safe-RULE
-    itself); both with 95 % intervals, over the n replicates and the cells that `matched` takes. The normalised values
-    are DSRL's: raw returns of several tasks have no mean.
+    value: within a replicate the interquartile mean over cells (rliable; Agarwal et al., 2021) of the normalised cost
+    and return, and for safe_first the share of policies that keep the limit. gain: by how much Safe-RULE is better in
+    the score (`ranked`), mean over cells of the differences within a replicate, empty for Safe-RULE itself. Both are
+    means over the n replicates, with Student's 95 % interval, over the cells that `matched` takes. better: in which
+    share of the pairs (cells and replicates) Safe-RULE is better, ties counted half; it has no interval.
+
+    rliable's own interval, a bootstrap that draws the replicates of each cell anew, is not used: cells of a replicate
+    share clean policies, adversaries and data order, and three replicates are too few to draw from. Where nothing
+    differs it finds a difference up to ten times as often as it says (`python -m benchmarks.intervals`,
+    docs/measurements.md).
     """
     from rliable.metrics import aggregate_iqm
 
-    rows, means = [], scored(replicate_means(with_clean(episodes)))
+    rows, means = [], ranked(replicate_means(with_clean(episodes)))
     for backbone, here in [("all", means), *means.groupby("backbone", sort=False)] if len(means) else []:
-        for metric, score in ACROSS_METRICS.items():
+        for score, (metric, column, sign) in ACROSS_METRICS.items():
             for method in in_order(here["method"]):
-                own, ours = matched(here.assign(safe=here["safe"].astype(float)), metric, method, OURS)
+                own, ours = matched(here, score, method, OURS)
                 if not own.size:
                     continue
-                mean = np.mean if metric == "safe" else aggregate_iqm
+                level = matched(here.assign(safe=here["safe"].astype(float)), column, method, OURS)[0]
+                values = [np.mean(cells) if column == "safe" else sign * aggregate_iqm(cells) for cells in level]
                 row = {"backbone": backbone, "metric": metric, "method": method}
-                row |= {"cells": own.shape[1], "n": own.shape[0]}
-                row |= dict(zip(("value", "value_low", "value_high"), bootstrapped(mean, own), strict=True))
+                row |= {"cells": own.shape[1], "n": own.shape[0]} | _with_interval("value", values)
                 if method != OURS:
-                    own, ours = matched(here, f"score_{score}", method, OURS)
-                    better = bootstrapped(improves, ours, own)
-                    row |= dict(zip(("better", "better_low", "better_high"), better, strict=True))
+                    row |= _with_interval("gain", (ours - own).mean(axis=1)) | {"better": improves(ours, own)}
                 rows.append(row)
     return pd.DataFrame(rows, columns=ACROSS)
 
 
-ACROSS_METRICS = {"normalised_cost": "cost", "normalised_return": "return", "safe": "safe_first"}
+ACROSS_METRICS = {  # score: how it is called, the column that is shown, its sign
+    "lower_cost": ("normalised_cost", "lower_cost", -1),
+    "higher_return": ("normalised_return", "higher_return", 1),
+    "safe_first": ("safe", "safe", 1),
+}
 ACROSS = ["backbone", "metric", "method", "cells", "n", "value", "value_low", "value_high"]
-ACROSS += ["better", "better_low", "better_high"]
+ACROSS += ["gain", "gain_low", "gain_high", "better"]
+
+
+def _with_interval(name: str, values: ArrayLike) -> dict[str, float]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), (np.mean(values), *interval(values)), strict=True))
 
 
 def matched(means: pd.DataFrame, column: str, *methods: str) -> list[np.ndarray]:
@@ -460,28 +518,9 @@ def matched(means: pd.DataFrame, column: str, *methods: str) -> list[np.ndarray]
     return [own[cells].to_numpy(float)[replicates][:, enough] for own in there]
 
 
-def bootstrapped(function: Callable[..., float], *scores: np.ndarray) -> list[float]:
-    """The function of scores (replicates, cells) with its 95 % interval, replicates drawn anew within each cell."""
-    from rliable.library import get_interval_estimates
-
-    state = np.random.get_state()
-    np.random.seed(0)  # the bootstrap draws from the global generator, whatever it is given
-    try:
-        point, bounds = get_interval_estimates(
-            {"": list(scores) if len(scores) > 1 else scores[0]}, lambda *x: np.array([function(*x)]), reps=RESAMPLES
-        )
-    finally:
-        np.random.set_state(state)
-    return [float(point[""][0]), *(float(bound) for bound in bounds[""][:, 0])]
-
-
 def improves(ours: np.ndarray, others: np.ndarray) -> float:
-    """Probability that a value of ours (replicates, cells) is larger than one of others', ties counted half.
-
-    The mean over cells of the Mann-Whitney statistics, `rliable.metrics.probability_of_improvement` in one expression.
-    """
-    pairs = ours[:, None] - others[None]
-    return float((0.5 + 0.5 * np.sign(pairs)).mean())
+    """Share of the pairs (replicates, cells) in which ours is larger, ties counted half."""
+    return float((0.5 + 0.5 * np.sign(ours - others)).mean())
 
 
 # Readings
