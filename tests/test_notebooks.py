@@ -16,7 +16,8 @@ from saferule.data.schema import clean_data
 from saferule.errors import RunError
 from saferule.report.figures import FIGURES, OF_ATTACK
 from saferule.report.study import Study
-from saferule.report.tables import TABLES
+from saferule.report.study import shown as of_rows
+from saferule.report.tables import TABLES, replicate_means
 from saferule.runs import notebooks
 from saferule.runs.experiment import PARTS, PROFILES
 from saferule.runs.places import NOTEBOOKS, project_root
@@ -248,10 +249,13 @@ def test_tables_and_figures_are_files_too(study, monkeypatch):
     lines = (study.folder / "tables" / "table1.csv").read_text().splitlines()
     assert lines[0].startswith("profile,data,task,") and lines[1].startswith("smoke (backbones=cpq coptidice),")
     assert len(lines) == 1 + 8 and len(shown) == 2  # two methods and metrics; those of COptiDICE are missing
-    caption = f"Table 1. {TABLES['table1'].title}. {study.caption}"
-    assert shown[0].data == caption and caption.endswith(
-        f"; replicates 0; {study.profile.episodes} episodes per policy; cost limit 10."
-    )
+    told = "Shown are replicates 0; 2 episodes per policy."
+    caption = f"Table 1. {TABLES['table1'].title}. {study.caption} {told}"
+    assert shown[0].data == caption and "asked for are replicates 0 and 3 episodes per policy" in caption
+    saved = pd.read_csv(study.folder / "tables" / "table1.csv")
+    assert of_rows(saved) == f" {told}" and of_rows(saved[:0]) == of_rows(saved.drop(columns="episodes")) == ""
+    means = replicate_means(EPISODES.drop(index=0))
+    assert of_rows(means) == " Shown are replicates 0, 1; 1 to 2 episodes per policy."
     assert (study.folder / "tables" / "table1.md").read_text().startswith(f"**{caption}**\n")
     assert r"\label{tab:table1}" in (study.folder / "tables" / "table1.tex").read_text()
     assert "missing / missing" in shown[1].to_string()

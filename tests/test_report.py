@@ -55,7 +55,7 @@ def study(tmp_path_factory, data_folder, car_forget) -> Study:
         new_markdown_cell("# What is learned\n\nOn $\\mathcal{D}_f$ and $\\nothing{x}$:\n\n$$x_i \\leq \\frac{1}{2}$$"),
         new_code_cell("study.figure()", outputs=[shown, new_output("stream", name="stdout", text="<b> & so on")]),
     ]
-    judged = {"claim": "repairs", "statement": "It repairs.", "where": "Table 1", "verdict": "not supported"}
+    judged = {"claim": "repairs", "statement": "It repairs.", "where": "Table 1", "verdict": "refuted"}
     lines = {"line": ["lower cost", "higher return"], "ours": ["0.2 (0.1 to 0.3)", "0.9 (0.8 to 1.0)"], "paper": ""}
     made.save(pd.DataFrame(judged | lines), "claims")
     (made.folder / "notebooks").mkdir()
@@ -135,7 +135,7 @@ def test_cells_that_are_missing_are_named_without_a_page(report, study):
 
 def test_claims_have_their_verdicts_and_what_these_are_judged_by(report):
     overview, page = (pages_of(report)[name] for name in ("index.html", "claims.html"))
-    assert overview.find("a", href="claims.html#repairs").parent.text.split() == "not supported It repairs.".split()
+    assert overview.find("a", href="claims.html#repairs").parent.text.split() == "refuted It repairs.".split()
     rows = [[td.text for td in row.find_all("td")] for row in page.find(id="repairs").tbody.find_all("tr")]
     assert rows == [["lower cost", "0.2 (0.1 to 0.3)", ""], ["higher return", "0.9 (0.8 to 1.0)", ""]]
 
@@ -157,7 +157,7 @@ CELLS = [html.Cell("CarCircle", "cpq", "max_cost", ratio) for ratio in (0.05, 0.
 
 
 def test_numbers_are_ordered_as_numbers_and_rows_lead_to_their_cells():
-    frame = pd.DataFrame({"task": "CarCircle", "backbone": "CPQ", "condition": ["Max Cost 15 % *", "clean"]})
+    frame = pd.DataFrame({"task": "CarCircle", "backbone": "CPQ", "condition": ["Max Cost 15 %", "clean"]})
     frame = frame.assign(words=["5 apples", "none"], mean=["10.5 ± 2", "missing / 3"], share=["5 %", "12 %"])
     rows = html.grid("", frame, CELLS).rows
     assert [[item.order for item in row[3:]] for row in rows] == [[None, 10.5, 5.0], [None, "", 12.0]]

@@ -127,7 +127,9 @@ def test_a_method_has_one_row_where_the_attack_harms_one_task_of_two(name):
     at = {"ratio": 0.05}
     both = [harmful(20.0, 24.0, 22.0, **at), harmful(20.0, -15.0, 1.0, task="PointGoal", **at)]
     variants = [m for m in METHODS if METHODS[m].part == "ablations"] + ["safe-rule"]
-    both += [rows(m, r, [5.0], [1.0], task=t, **at) for m in variants for t in ("CarCircle", "PointGoal") for r in range(3)]
+    both += [
+        rows(m, r, [5.0], [1.0], task=t, **at) for m in variants for t in ("CarCircle", "PointGoal") for r in range(3)
+    ]
     shown = TABLES[name].shown(TABLES[name].build(pd.concat(both)))
     assert not (shown == layouts.NOTHING).any(axis=None) and shown.index.is_unique
     texts = shown.stack(list(range(shown.columns.nlevels)), future_stack=True)
@@ -341,7 +343,7 @@ def test_across_cells_by_hand():
     ours, none = cost.loc["fine-tuning"], cost.loc["poisoned"]
     assert ours[["gain", "gain_low", "gain_high", "better"]].tolist() == [10, 10, 10, 1]  # limits; within a replicate
     assert none[["gain", "better"]].tolist() == [0, 0.5] and score.loc["fine-tuning", "better"] == 0
-    level = 1 / np.array([2, 3, 4]) - 1 / np.array([12, 13, 14])  # both unsafe; the first replicate's cost of 10 is safe
+    level = 1 / np.array([2, 3, 4]) - 1 / np.array([12, 13, 14])  # both unsafe; but a cost of 10 is safe
     first = 1 + 1 - 1 / 11  # its return is 100, fine-tuning's cost is 11 limits
     assert safe.loc["fine-tuning", "gain"] == pytest.approx((first + level.sum()) / 4)
     assert np.isnan(cost.loc["safe-rule", "gain"]) and set(table["cells"]) == {2} and set(table["n"]) == {4}

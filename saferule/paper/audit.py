@@ -1,8 +1,7 @@
 """What the paper's printed numbers say by count, and where they disagree with each other: recomputed from its tables.
 
-The comparisons (`scored`, `against`, `tally`) are those that ours are judged by, so that both are counted alike. All
-are strict, with ties apart; "safe" is a cost of at most the limit. The paper states no limit for a table but Table 6's
-caption; its threshold kappa is taken.
+All comparisons are strict, with ties apart; "safe" is a cost of at most the limit. The paper states no limit for a
+table but Table 6's caption; its threshold kappa is taken.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What is shown: `study` is the notebooks' face, `tables` and `figures` take rows, `claims` judges, `html` writes pages."""
+"""What is shown: `study` for notebooks, `tables` and `figures` of rows, `claims` and their verdicts, `html` pages."""

@@ -27,7 +27,7 @@ from saferule.data.batches import TransitionPool
 from saferule.data.schema import Dataset, clean_data
 from saferule.runs.execute import cores, process_pool
 from saferule.runs.interruptible import AGENT, LOG
-from saferule.runs.spec import PolicyRun, config, identity
+from saferule.runs.spec import PolicyRun, config, identity, key
 from saferule.runs.store import Store
 from saferule.runs.work import Workspace, forget_data, snapshot
 from saferule.unlearn import coefficients
@@ -41,7 +41,7 @@ FEW = 8  # repairs that are checked in this process
 SLOPE_TRIES = 8  # random actions per sample
 SEARCH_TRIES = 32  # the same, beside the gradient steps; finds as much as a grid of 41 x 41 actions on CarCircle
 
-WHERE = ["task", "backbone", "attack", "ratio", "replicate", "stage", "step"]
+WHERE = ["task", "backbone", "attack", "ratio", "replicate", "stage", "step", "run"]  # run: the repair's key
 INEQUALITY = ["inequality", "u", "observed", "bound", "sharper", "residual", "vacuous", "holds", "reference", "samples"]
 BALL = ["samples", "nonempty", "radius", "radius_max", "printed", "slope_bound", "slope_found", "diameter"]
 BALL += ["searched", "violated", "lowest"]
@@ -172,7 +172,7 @@ def _check(workspace: Workspace, run: PolicyRun, with_balls: bool) -> tuple[list
     limits = values["kappa"], values["sigma"]
     forget = forget_data(workspace.store, run.forget).dataset
     samples = draw_samples(forget, clean_data(workspace.data_folder, run.task))
-    told, inequalities, balls = {name: identity(run)[name] for name in WHERE[:5]}, [], []
+    told, inequalities, balls = {name: identity(run)[name] for name in WHERE[:5]} | {"run": key(run)}, [], []
     for stage in stages(workspace.store, run, samples.keep, values["percentile"]):
         here = told | {"stage": stage.name, "step": stage.step}
         inequalities += [here | row for row in inequality_rows(stage, samples, *limits)]

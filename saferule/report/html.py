@@ -154,7 +154,7 @@ def _about(known: Mapping[str, str], cells: Iterable[Cell]) -> Cell | None:
     """The cell that these entries of a table are about, where they tell one."""
     if not {"task", "backbone"} <= known.keys():
         return None
-    found = [c for c in cells if all(known.get(n, t).removesuffix(" *") == t for n, t in c.names.items())]
+    found = [c for c in cells if all(known.get(n, t) == t for n, t in c.names.items())]
     return found[0] if len(found) == 1 else None
 
 

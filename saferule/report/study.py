@@ -283,7 +283,7 @@ class Study:
         else:
             wide, title = TABLES[name].shown(built), TABLES[name].title
         number = f"Table {name.removeprefix('table')}. " if name.startswith("table") else ""
-        return wide, f"{number}{title}. {self.caption}"
+        return wide, f"{number}{title}. {self.caption}{shown(built)}"
 
     def texts(self, name: str, built: pd.DataFrame) -> dict[str, bytes]:
         """{suffix: content} of the files beside the CSV of a table that has a layout."""
@@ -300,10 +300,8 @@ class Study:
         """What every table and figure says below its title."""
         p, data = self.profile, ", ".join(f"{task} {self.dataset(task).digest()[:12]}" for task in self.profile.tasks)
         replicates = ", ".join(map(str, sorted(self.asked["replicate"].unique())))
-        return (
-            f"Profile {self.name}; data {data}; replicates {replicates}; {p.episodes} episodes per policy; "
-            f"cost limit {p.cost_limit:g}."
-        )
+        asked = f"asked for are replicates {replicates} and {p.episodes} episodes per policy"
+        return f"Profile {self.name}; data {data}; cost limit {p.cost_limit:g}; {asked}."
 
     def display(self, frame: pd.DataFrame) -> None:
         """Display all rows of a table with names as the paper writes them and rounded numbers."""
@@ -335,3 +333,15 @@ class Study:
                 write_bytes(self.folder / "figures" / f"{name}.svg", svg(figure))
             alt = str(figure.get_label()).replace("\n", ". ")
             display(Image(image, width=round(figure.get_figwidth() * 100), alt=alt))
+
+
+def shown(table: pd.DataFrame) -> str:
+    """A sentence: the replicates (column replicate or replicates) and the numbers of episodes in a table's rows."""
+    rows = table[table["episodes"].notna()] if "episodes" in table else table[:0]
+    if not len(rows):
+        return ""
+    names = rows["replicates"] if "replicates" in rows else rows["replicate"]
+    numbers = sorted({int(float(number)) for text in names.astype(str) for number in text.split()})
+    least, most = (f"{episodes:.0f}" for episodes in rows["episodes"].agg(["min", "max"]))
+    played = most if least == most else f"{least} to {most}"
+    return f" Shown are replicates {', '.join(map(str, numbers))}; {played} episodes per policy."

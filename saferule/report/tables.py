@@ -201,7 +201,7 @@ def harm(episodes: pd.DataFrame) -> pd.DataFrame:
 
 
 def below(values: ArrayLike, threshold: float = 0.0) -> float:
-    """How likely values, one per replicate, are at least as far below the threshold if their mean is not: p of a t test.
+    """The p of a t test that the mean of values, one per replicate, is below the threshold.
 
     1 for fewer than two; of equal ones 0 or 1.
     """
@@ -468,8 +468,7 @@ def across_cells(episodes: pd.DataFrame) -> pd.DataFrame:
 
     rliable's own interval, a bootstrap that draws the replicates of each cell anew, is not used: cells of a replicate
     share clean policies, adversaries and data order, and three replicates are too few to draw from. Where nothing
-    differs it finds a difference up to ten times as often as it says (`python -m benchmarks.intervals`,
-    docs/measurements.md).
+    differs it finds a difference several times as often as it says (`docs/measurements.md`).
     """
     from rliable.metrics import aggregate_iqm
 
