@@ -35,7 +35,7 @@ from saferule.report.tables import (
     replicate_means,
     with_clean,
 )
-from saferule.runs.spec import key, lineage
+from saferule.runs.spec import Run, key, lineage
 from saferule.unlearn import METHODS
 
 SUPPORTED, REFUTED, UNKNOWN = "supported", "refuted", "cannot tell"
@@ -450,8 +450,8 @@ def evidence(study: Study) -> Evidence:
 PARTS = ("main", "controls", "ablations")
 
 
-def spent(study: Study, claim: Claim) -> str:
-    """How a claim is made again, and what its stored runs took with all that they build on: a sentence each."""
+def spent(study: Study, claim: Claim, done: Callable[[Run], bool]) -> str:
+    """How a claim is made again, and what its done runs took with all that they build on: a sentence each."""
     test = claim.test.func if isinstance(claim.test, partial) else claim.test
     of = {step_cost: "timing", detected: "detections"}.get(test)
     notebooks = {lemmas: "theory --notebooks tables", detected: "detect --notebooks tables"}.get(test, "tables")
@@ -466,7 +466,6 @@ def spent(study: Study, claim: Claim) -> str:
         wanted = [run for part in PARTS for run in study.plan[part] if run.method in methods]
         policies = {run for run in wanted if run.attack in (claim.attack, "clean") or not claim.attack}
         asked = [run for run in study.plan["evaluations"] if run.policy in policies]
-    done = study.store.seen()
     there = [run for run in asked if done(run)]
     metas = [study.store.meta(run) for run in lineage(there) if done(run)]
     hours = sum(meta.get("seconds", 0.0) / meta.get("population", 1) for meta in metas) / 3600
@@ -478,8 +477,9 @@ def spent(study: Study, claim: Claim) -> str:
 def document(study: Study) -> str:
     """CLAIMS.md of what a study has."""
     found = evidence(study)
-    told = study.caption + (shown(found.means) or " None is stored.")
-    return markdown(judge(found), told, {name: spent(study, claim) for name, claim in CLAIMS.items()})
+    done = study.store.seen()
+    costs = {name: spent(study, claim, done) for name, claim in CLAIMS.items()}
+    return markdown(judge(found), study.caption + (shown(found.means) or " None is stored."), costs)
 
 
 def markdown(judged: pd.DataFrame, made: str, costs: dict[str, str]) -> str:
