@@ -266,17 +266,23 @@ def times_again(committed: pd.DataFrame, again: pd.DataFrame) -> list[Outcome]:
 
 
 def runs_of(study: Study, name: str) -> list[EvaluationRun] | list[TimingRun]:
-    """The stored runs that a table or figure is built from: of the methods it shows, and of what tells harm."""
+    """The stored runs that a table or figure is built from: of the methods it shows, and of what tells harm.
+
+    Damaged ones too, which nothing else shows.
+    """
     if name == SETTINGS:
         return []
     if name == TIMES:
-        return study.make(study.plan["timing"])
+        return [run for run in study.plan["timing"] if study.store.there(run)]
     table = TABLES[EVERY if name in ATTACK_OF else name]
     variants = [part for part in dict.fromkeys(METHODS[m].part for m in table.methods) if part != "main"]
-    policies = study.part("main") if not variants else study.beside(study.part(variants[0]), "main", *variants)
-    methods, of = {*table.methods, "clean", "poisoned"}, {run.policy: run for run in study.plan["evaluations"]}
-    attacks = {"clean", ATTACK_OF.get(name, "")}
-    return [of[p] for p in policies if p.method in methods and (name not in ATTACK_OF or p.attack in attacks)]
+    of = {run.policy: run for run in study.plan["evaluations"] if study.store.there(run)}
+    policies = study.plan["main"]
+    if variants:
+        policies = study.asked_beside([p for p in study.plan[variants[0]] if p in of], "main", *variants)
+    methods, attacks = {*table.methods, "clean", "poisoned"}, {"clean", ATTACK_OF.get(name, "")}
+    shown = [p for p in policies if p.method in methods and (name not in ATTACK_OF or p.attack in attacks)]
+    return [of[p] for p in shown if p in of]
 
 
 def built(study: Study, name: str, runs: Sequence[EvaluationRun] | Sequence[TimingRun]) -> pd.DataFrame:

@@ -111,13 +111,17 @@ class Study:
 
     def beside(self, policies: Sequence[PolicyRun], *parts: str) -> list[PolicyRun]:
         """The policies of these parts [main] that share data and replicate with any of the given; their clean ones."""
+        return self._evaluated(self.asked_beside(policies, *parts))
+
+    def asked_beside(self, policies: Sequence[PolicyRun], *parts: str) -> list[PolicyRun]:
+        """The same, be they made or not."""
 
         def where(run: PolicyRun, forget: Any) -> tuple:
             return run.task, run.backbone, run.replicate, forget
 
         known = {where(run, forget) for run in policies for forget in (run.forget, None)}
         compared = [run for part in parts or ("main",) for run in self.plan[part]]
-        return self._evaluated([run for run in compared if where(run, run.forget) in known])
+        return [run for run in compared if where(run, run.forget) in known]
 
     def inside(self, policies: Sequence[PolicyRun], whole: bool = False) -> list[PolicyRun]:
         """The policies that can be looked into: those whose networks and forget sets are there, made where missing.
