@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 from dataclasses import dataclass, replace
+from shutil import get_terminal_size
 from typing import Any
 
 from tqdm import tqdm
@@ -146,7 +147,9 @@ def _follow(jobs: Sequence[Job], workspace: Workspace, executor: JobExecutor, sa
     needs = {job: {of_run[p] for run in job.runs for p in read_by(run) if p in of_run} - {job} for job in jobs}
     waiting, running, done, failed = dict.fromkeys(jobs), {}, set(), {}
     live = (say,) if isinstance(executor, InProcess) else ()
-    bar, said_at = tqdm(total=len(of_run), unit="run", disable=None, bar_format=BAR), time.monotonic()
+    columns, lines = get_terminal_size()  # tqdm shows nothing in a terminal that does not say how large it is
+    bar = tqdm(total=len(of_run), unit="run", disable=None, bar_format=BAR, ncols=columns, nrows=lines)
+    said_at = time.monotonic()
 
     def fail(job: Job, sentence: str) -> None:
         failed[job] = sentence
