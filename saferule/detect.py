@@ -3,10 +3,10 @@
 "If poisoned samples cannot be detected or isolated, Safe-RULE cannot directly remove their influence" (Section 6).
 Nothing is known here but the data. Models of rewards, costs and actions are fitted to the trajectories, and each one is
 judged by models that did not see it. Honest trajectories are assumed to lie off the median to either side alike:
-those on the side to which nobody poisons are the sample from which p-values are made by ranks, as conformal ones are.
-So no clean data are needed, and how much is poison does not enter. Where the assumption does not hold, there are more
-false alarms than asked for. The constants were chosen by the false alarms on clean data, never on poison; what was
-found on both is in FINDINGS.md.
+those on the side to which nobody poisons are the sample from which p-values are made by ranks. So no clean data are
+needed, and how much is poison does not enter. These are not conformal p-values and have no guarantee: where the
+assumption does not hold, there are more false alarms than asked for, or fewer. The constants were chosen by the false
+alarms on clean data, never on poison; what was found on both is in FINDINGS.md.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ FALSE_ALARMS = 0.05
 FOLDS = 3
 FITTED_ROWS = 20_000  # neighbouring steps are nearly the same, so that more teach little
 TINY = np.finfo(float).tiny
+FEW = 3  # trajectories on the other side say little about a tail
+MEASURED = "0 to 12%"  # of honest trajectories were flagged in artifacts/bench/detection.csv
 SOFTENED = 0.5  # of the rewards' spread: differences in evenness below it do not count
 TRAJECTORIES, INDICES, RECORD = "trajectories.csv", "idx.npy", "detect.json"
 
@@ -130,12 +132,18 @@ def p_values(statistic: np.ndarray) -> np.ndarray:
     return (1 + as_far) / (len(off) + 1)
 
 
+def beyond(trajectories: int, false_alarms: float) -> int:
+    """A trajectory is flagged where fewer than so many lie as far off the median to the other side."""
+    return int(false_alarms / len(STATISTICS) * (trajectories + 1) + 1e-9)
+
+
 def judged(found: pd.DataFrame, poisoned: np.ndarray) -> dict[str, float]:
     """How well the poisoned (E,) bool trajectories were found; nan for what cannot be said.
 
     poisoned, flagged (numbers), false_alarms (the share of honest ones that are flagged), precision, recall; auc of the
-    smallest p-value and of each statistic (auc_evenness, ...); for each trivial detector its auc, and its recall where
-    it flags as many (auc_even_rewards, recall_even_rewards, ...).
+    smallest p-value, of each statistic and of each trivial detector (auc_evenness, auc_even_rewards, ...); of the
+    p-value and the trivial detectors the recall among as many first ones as are poisoned, in expectation where ties are
+    broken by chance (recall_ranked, recall_even_rewards, ...).
     """
     flagged, some = found["flagged"].to_numpy(), poisoned.any() and not poisoned.all()
     hits, number = (flagged & poisoned).sum(), flagged.sum()
@@ -144,10 +152,17 @@ def judged(found: pd.DataFrame, poisoned: np.ndarray) -> dict[str, float]:
     scores = {"": -found["p"]} | {f"_{name}": found[name] for name in STATISTICS}
     trivial = {f"_{name.replace(' ', '_')}": score(found) for name, score in TRIVIAL.items()}
     row |= {f"auc{name}": roc_auc_score(poisoned, s) if some else np.nan for name, s in (scores | trivial).items()}
-    for name, score in trivial.items():
-        most = np.argsort(-score.to_numpy(), kind="stable")[:number]
-        row[f"recall{name}"] = poisoned[most].sum() / poisoned.sum() if some else np.nan
+    for name, score in {"_ranked": scores[""], **trivial}.items():
+        row[f"recall{name}"] = _recall_of_first(score.to_numpy(), poisoned) if some else np.nan
     return row
+
+
+def _recall_of_first(score: np.ndarray, poisoned: np.ndarray) -> float:
+    """The share of the poisoned (E,) bool trajectories that is among as many with the largest score (E,)."""
+    number = poisoned.sum()
+    last = np.sort(score)[-number]
+    above, tied = score > last, score == last
+    return float((poisoned[above].sum() + poisoned[tied].mean() * (number - above.sum())) / number)
 
 
 def detect_file(

@@ -16,7 +16,7 @@ from saferule.agents.population import create
 from saferule.attack.poison import poison, poisoned
 from saferule.cli import app
 from saferule.data.schema import Dataset, clean_data, concatenate, load, save
-from saferule.detect import FOLDS, INDICES, RECORD, STATISTICS, TRAJECTORIES, detect, judged, p_values
+from saferule.detect import FOLDS, INDICES, MEASURED, RECORD, STATISTICS, TRAJECTORIES, beyond, detect, judged, p_values
 from saferule.errors import RunError, SettingsError
 from saferule.report import detection
 from saferule.report.figures import FIGURES
@@ -97,8 +97,23 @@ def test_judged_by_hand():
     assert (row["poisoned"], row["flagged"], row["precision"], row["recall"]) == (2, 2, 0.5, 0.5)
     assert (row["false_alarms"], row["auc"], row["auc_evenness"], row["auc_no_cost"]) == (0.5, 0.75, 0.75, 0.5)
     assert row["auc_even_rewards"] == 0.5 and row["recall_even_rewards"] == 0.5
+    assert row["recall_ranked"] == 0.5 and row["recall_no_cost"] == 0.5  # all are tied: two of four at random
+    three = judged(found.assign(flagged=False), np.array([True, True, False, True]))
+    assert three["recall"] == 0 and three["recall_even_rewards"] == pytest.approx(2 / 3)
     clean = judged(found, np.zeros(4, bool))
     assert clean["false_alarms"] == 0.5 and clean["precision"] == 0 and np.isnan(clean["recall"] + clean["auc"])
+
+
+def test_what_is_said_of_false_alarms_is_what_was_measured():
+    rows = pd.read_csv(project_root() / "artifacts" / "bench" / "detection.csv")
+    assert MEASURED == f"{rows['false_alarms'].min():.0%}".rstrip("%") + f" to {rows['false_alarms'].max():.0%}"
+
+
+def test_one_is_flagged_where_few_enough_lie_as_far_off_to_the_other_side():
+    """Of 150 at a rate of 5 % where none does: 1/151 <= 0.0125 < 2/151; of 450 where at most four do."""
+    assert [beyond(count, 0.05) for count in (78, 79, 150, 450)] == [0, 1, 1, 5]
+    for count in (150, 450):
+        assert beyond(count, 0.05) / (count + 1) <= 0.05 / 4 < (beyond(count, 0.05) + 1) / (count + 1)
 
 
 # On data
@@ -215,6 +230,7 @@ def test_three_commands_repair_a_policy_from_a_poisoned_file(files, tmp_path):
     indices = np.load(found / INDICES)
     assert {50, 51, 52} & set(indices) and sorted(rows.loc[rows["flagged"], "trajectory"]) == indices.tolist()
     assert f"{len(indices)} of {len(rows)} trajectories flagged" in detected.stdout
+    assert "fewer than 1 lie as far off" in detected.stderr and str(found / TRAJECTORIES) in detected.stderr
     assert rows["p"].is_monotonic_increasing and record["data"] == load(data, get_task("CarCircle")).digest()
     assert set(record["thresholds"]) == set(STATISTICS) and record["flagged"] == len(indices)
 
@@ -251,7 +267,7 @@ def test_what_was_known_is_shown_from_nothing_to_what_was_detected(digest):
     beside = [start, applied("safe-rule", start), applied("no-critic", start)]
 
     def episodes(runs):
-        return pd.DataFrame({"cost": [1.0, 3.0], "return": [runs[0].method == "poisoned", 0]})
+        return pd.DataFrame({"cost": [1.0, 3.0], "return": [runs[0].method == "poisoned", 0], "cost_limit": 10.0})
 
     table = detection.partitions(policies, beside, episodes)
     assert table["known"].tolist() == ["nothing", "50%", "all", "all and 5% of D", "detected"]
@@ -260,4 +276,6 @@ def test_what_was_known_is_shown_from_nothing_to_what_was_detected(digest):
     assert where == "-CarCircle-cpq" and [t.get_text() for t in figure.axes[0].get_xticklabels()] == list(
         table["known"]
     )
+    assert [axes.get_title("left") for axes in figure.axes] == ["Max Cost 15 %"] * 2
+    assert [[10.0, 10.0] in [list(line.get_ydata()) for line in axes.lines] for axes in figure.axes] == [True, False]
     assert not list(FIGURES["partitions"].figures(detection.partitions([], [], episodes)))

@@ -104,6 +104,7 @@ def test_pages_can_be_read_without_seeing_or_scripts(report):
         assert all(image.get("alt", "").strip() for image in page.find_all("img")), name
         for table in page.select("main > .scroll table, section table"):
             assert table.caption.text.strip() and table.tbody.find_all("tr") and table.th["scope"] == "col"
+            assert all(row.th["scope"] == "row" for row in table.tbody.find_all("tr"))
         assert page.find("a", class_="skip")["href"] == "#" + page.main["id"]
 
 
@@ -111,11 +112,11 @@ def test_a_cell_has_its_methods_settings_and_episodes(report, study):
     page = pages_of(report)[PAGE]
     methods = [style.look(run.method).label for run in study.part("main")]
     numbers, played = page.find_all("table")
-    assert [row.td.text for row in numbers.tbody.find_all("tr")] == methods
-    assert [th.text for th in played.find_all("th")] == ["replicate", "seed", *methods]
+    assert [row.th.text for row in numbers.tbody.find_all("tr")] == methods
+    assert [th.text for th in played.thead.find_all("th")] == ["replicate", "seed", *methods]
     rows = study.episodes(study.part("main")).query("method == 'safe-rule'").set_index("seed")
     for row in played.tbody.find_all("tr"):
-        texts = [td.text for td in row.find_all("td")]
+        texts = [cell.text for cell in row.find_all(["th", "td"])]
         own = rows.loc[int(texts[1])]
         assert texts[2 + methods.index("Safe-RULE")] == f"{own['cost']:.0f} · {own['return']:.1f}"
     settings = dict(zip(*([tag.text for tag in page.find_all(name)] for name in ("dt", "dd")), strict=True))
@@ -125,18 +126,21 @@ def test_a_cell_has_its_methods_settings_and_episodes(report, study):
 
 
 def test_cells_that_are_missing_are_named_without_a_page(report, study):
-    rows = [[td.text for td in row.find_all("td")] for row in pages_of(report)["cells.html"].tbody.find_all("tr")]
+    rows = [
+        [cell.find(string=True) for cell in row.find_all(["th", "td"])]
+        for row in pages_of(report)["cells.html"].tbody.find_all("tr")
+    ]
     asked = str(sum((run.backbone, run.attack) == ("cpq", "max_cost") for run in study.plan["main"]))
     assert ["CarCircle", "BCQ-Lag", "Max Cost 15 %", "0", asked] in rows
     assert ["CarCircle", "CPQ", "Max Cost 15 %", asked, asked] in rows
     links = pages_of(report)["cells.html"].main.find_all("a")
-    assert [link["href"] for link in links] == [PAGE]
+    assert [link["href"] for link in links] == [PAGE] and links[0].text == "CarCircle, CarCircle, CPQ, Max Cost 15 %"
 
 
 def test_claims_have_their_verdicts_and_what_these_are_judged_by(report):
     overview, page = (pages_of(report)[name] for name in ("index.html", "claims.html"))
     assert overview.find("a", href="claims.html#repairs").parent.text.split() == "refuted It repairs.".split()
-    rows = [[td.text for td in row.find_all("td")] for row in page.find(id="repairs").tbody.find_all("tr")]
+    rows = [[cell.text for cell in row.find_all(["th", "td"])] for row in page.find(id="repairs").tbody.find_all("tr")]
     assert rows == [["lower cost", "0.2 (0.1 to 0.3)", ""], ["higher return", "0.9 (0.8 to 1.0)", ""]]
 
 
@@ -257,6 +261,10 @@ def test_tables_are_filtered_and_sorted(report, browser):
     assert [float(cost) for cost in column(browser, table, 1)] == sorted(costs, reverse=True)
     browser.find_element(By.CSS_SELECTOR, "main > .scroll input").send_keys("trajdeleter")
     assert set(column(browser, table, 0)) == {name for name in methods if "Trajdeleter" in name} != set()
+    folded = "return [...document.querySelectorAll('details')].map(each => each.open)"
+    assert browser.execute_script(folded) == [False]
+    browser.execute_cdp_cmd("Page.printToPDF", {})  # what is printed is whole
+    assert browser.execute_script(folded) == [True]
 
 
 @pytest.mark.parametrize("scripts", [True, False])

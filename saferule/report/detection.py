@@ -72,5 +72,5 @@ def partitions(
     for run in sorted(runs, key=lambda run: known(run)[0]):
         told = {"task": run.task, "backbone": run.backbone, "attack": run.attack, "ratio": run.ratio}
         told |= {"method": run.method, "replicate": run.replicate, "known": known(run)[1]}
-        rows.append(told | episodes([run])[list(METRICS)].mean().to_dict())
+        rows.append(told | episodes([run])[[*METRICS, "cost_limit"]].mean().to_dict())
     return pd.DataFrame(rows, columns=None if rows else ["task", "backbone", "method", "known", *METRICS])

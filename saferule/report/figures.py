@@ -639,24 +639,24 @@ def relearning(curves: pd.DataFrame, table: pd.DataFrame) -> Drawn:
 
 
 def partitions(table: pd.DataFrame) -> Drawn:
-    """`detection.partitions`: cost and return against what a repair was told, a line of means per method."""
-    told = list(dict.fromkeys(table["known"]))
-    rows = table.melt(["method", "replicate", "known"], list(METRICS), "metric")
-    grid, methods = _grid(rows, 4.6, 3.0, col="metric", sharey=False), in_order(rows["method"])
+    """`detection.partitions`: cost and return against what a repair was told, a colour and a marker per method."""
+    told, rows = list(dict.fromkeys(table["known"])), _tall(_shown(table), METRICS)
+    grid, methods = _grid(rows, 4.6, 3.0, row="condition", col="metric", sharey=False), in_order(rows["method"])
     for (i, j, _), here in grid.facet_data():
         panel = grid.facet_axis(i, j)
         for number, method in enumerate(methods):
             colour, own = look(method).colour, here[here["method"] == method]
-            at = own["known"].map(told.index) + 0.12 * (number - (len(methods) - 1) / 2)
-            panel.scatter(at, own["value"], s=20, color=colour, edgecolors="white", linewidths=0.5, zorder=3)
-            means = own["value"].groupby(at).mean()
-            panel.plot(means.index, means, color=colour, linewidth=1.1, alpha=0.7)
+            at, mark = own["known"].map(told.index) + 0.16 * (number - (len(methods) - 1) / 2), MARKERS[number % 4]
+            panel.scatter(at, own["value"], s=20, marker=mark, color=colour, edgecolors="white", lw=0.5, zorder=3)
             for place, values in own["value"].groupby(at):
                 panel.plot([place, place], interval(values), color=colour, linewidth=1.6, alpha=0.5)
+                if len(values) > 1:
+                    panel.scatter(place, values.mean(), s=52, marker=mark, facecolors="none", edgecolors=colour)
         panel.set_xticks(range(len(told)), told, rotation=25, ha="right")
         panel.set(xlabel="what of the poison was known", ylabel=METRICS[here["metric"].iloc[0]])
         with_zero(panel, "y")
-    return grid.figure, [line(look(method).label, look(method).colour) for method in methods]
+    handles = [dot(look(m).label, look(m).colour, MARKERS[i % 4]) for i, m in enumerate(methods)]
+    return grid.figure, [*handles, dot("mean, 95 % interval", hollow=True), _limit(grid, rows)]
 
 
 def times(table: pd.DataFrame) -> Drawn:
@@ -680,7 +680,7 @@ CELLS = "Small dots are cells of Table 1, a large one is their mean."
 READS = "Dots are replicates, a diamond is their mean with its 95 % interval."
 BARS = "Bars are means over replicates, dots are replicates, hollow is the paper's."
 OF_ATTACK = {"max_cost": "figure1", "max_reward": "figure2", "min_reward": "figure3"}  # the paper's figures
-PARTITION_READS = "Dots are replicates, lines join their means, bars are 95 % intervals."
+PARTITION_READS = "Filled marks are replicates, hollow ones their means, bars are 95 % intervals."
 FIGURES: dict[str, Drawing] = {
     name: Drawing(title, reads, draw)
     for name, title, reads, draw in (

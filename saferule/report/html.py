@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, partial
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -89,13 +90,17 @@ class Grid(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture, its file relative to the report's folder, its size in CSS pixels."""
+    """A picture, its file relative to the report's folder, its size in CSS pixels.
+
+    still  of a film, for who wants no motion
+    """
 
     file: str
     alt: str
     caption: str
     width: int
     height: int
+    still: str = ""
 
 
 class Cell(NamedTuple):
@@ -358,7 +363,12 @@ class Report:
         if shown.gif is None:
             return Picture("", "", shown.told, 0, 0)
         file = self._write(f"images/{job.file.name}", shown.gif)
-        return self._picture(file, shown.told, dots_per_pixel=1)
+        last = BytesIO()
+        with Image.open(BytesIO(shown.gif)) as frames:
+            frames.seek(frames.n_frames - 1)
+            frames.save(last, format="png")
+        still = self._write(f"images/{job.file.stem}.png", last.getvalue())
+        return self._picture(file, shown.told, dots_per_pixel=1)._replace(still=still)
 
     def _tables(self) -> None:
         """Every table that the notebooks wrote, the paper's first by their numbers."""
