@@ -7,8 +7,8 @@ of 1, 7 or 21 agents at the same time, beside the floor: the time that the multi
 as many processes multiply matrices at the same time.
 
 ms_per_cell: of so many real runs that hardly compute anything (one step of the smallest networks on the committed
-CarCircle data, a population each), made by the engine in this process and by two workers; and asked for again when they
-are there.
+CarCircle data, in populations as the engine divides them), made by the engine in this process and by two workers; and
+asked for again when they are there.
 """
 
 from __future__ import annotations
