@@ -84,7 +84,7 @@ class Line:
     better     share of pairs of policies that are better, ties counted half; NaN where there are no pairs
     told       of what they are: cells, pairs, failures
     measured   in the place of values (estimate, low, high), where they are no sample of replicates: told says what
-    counted    in the place of both (how many of, how many, whether that is as claimed): no inference
+    counted    in the place of both (how many of, how many, whether that is as claimed): without inference
     """
 
     what: str
@@ -123,8 +123,8 @@ class Line:
         if self.lacks:
             return self.lacks
         if self.counted:
-            return f"{self.counted[0]} of {self.counted[1]}{self.told}"
-        mean, low, high = self.estimate()
+            return f"{self.counted[0]} of {self.counted[1]}{self.told}; a count, without inference"
+        mean, low, high = (round(number, 2) + 0.0 for number in self.estimate())  # no -0.00
         how = "range over" if self.measured else f"Student's t over {len(self.values)} replicates,"
         wanted = f"to be {'below' if self.below else 'above'} {self.threshold:g}"
         return f"{mean:.2f} ({low:.2f} to {high:.2f}), {wanted}; {how} {self.told}"
@@ -210,7 +210,8 @@ def _estimated(
         most = [int(known.xs(m, level="method").max()) if m in known.index.get_level_values(-1) else 0 for m in methods]
         there = ", ".join(f"{n} of {quoted(m)}" for n, m in zip(most, methods, strict=True))
         return replace(line, lacks=f"needs {FEWEST} replicates of a cell; there are at most {there}")
-    signs, told = np.sign(differences), f"{differences.shape[1]} cells"
+    signs, cells = np.sign(differences), differences.shape[1]
+    told = f"{cells} cell{'s' if cells > 1 else ''}"
     if not np.isnan(share):
         pairs = ", ".join(f"{(signs == sign).sum()} {word}" for word, sign in audit.OUTCOMES.items())
         told += f"; {pairs} of {signs.size} pairs"
@@ -239,11 +240,16 @@ def slight_drop(attack: str, evidence: Evidence) -> list[Line]:
     for column, margin, what in (
         ("higher_return", RETURN_MARGIN, "return lower by, of the data's range"),
         ("lower_cost", COST_MARGIN, "cost higher by, in cost limits"),
-        ("safe", SAFE_MARGIN, "share of safe policies lower by"),
+        ("safe", SAFE_MARGIN, "policies within the limit"),
     ):
         line = Line(f"{quoted(OURS)} against {quoted('clean')}: {what}", margin, below=True, paper="prints none")
         own, clean = matched(harmed, column, OURS, "clean")
         found = _estimated(line, harmed if len(harmed) else means, (OURS, "clean"), clean - own)
+        if column == "safe" and found.values:  # of few policies a share has no spread to estimate an interval from
+            drops = np.array(found.values)
+            right = True if drops.mean() < margin else False if drops.min() > margin else None
+            told = f", {int(clean.sum())} of the clean ones"
+            found = replace(line, counted=(int(own.sum()), own.size, right), told=told)
         if found.lacks and len(means) and not len(harmed):
             found = replace(found, lacks=f"no cell of {ATTACKS[attack]} in which the poisoned policy is outside of it")
         lines.append(found)
@@ -287,7 +293,7 @@ def lemmas(column: str, evidence: Evidence) -> list[Line]:
             lacks = f"needs {FEWEST} replicates of the theory notebook; there are {replicates}"
             lines.append(Line(what, lacks=lacks, paper=paper))
             continue
-        told = f" inequalities of {len(own.drop_duplicates([*CELL, 'replicate']))} repairs; a count, without inference"
+        told = f" inequalities of {len(own.drop_duplicates([*CELL, 'replicate']))} repairs"
         lines.append(Line(what, counted=(many, len(own), right), told=told, paper=paper))
     return lines
 
@@ -363,6 +369,8 @@ CLAIMS: dict[str, Claim] = {
         _versus("repairs", "Safe-RULE lowers the poisoned policy's cost or raises its return. (A change at random does "
                 "one of the two in three of four cells.)", "Section 5.2, Table 1: “safe unlearning reduces cost or "
                 "improves reward in many settings”", OURS, ["poisoned"], LEVELS, every=False),
+        _versus("repairs-safely", "Stricter than the paper says it: Safe-RULE's policy is better than the poisoned "
+                "one, safety first.", "ours", OURS, ["poisoned"], FIRST),
         _versus("best-of-baselines", "Under Max Cost, Safe-RULE is better than each of the paper's baselines, safety "
                 "first.", "Section 5.2, of Figure 1: “achieves the best performance among all baselines, outperforming "
                 "both Trajetele and fine-tuning approaches”", OURS, OF_THE_PAPER, FIRST, "max_cost"),

@@ -428,6 +428,7 @@ def repairs(episodes: pd.DataFrame) -> Drawn:
                 mark = {"color": face, "edgecolors": ATTACK_COLOURS[attack], "zorder": 3}
                 panel.scatter(point["cost"], point["return"], marker=marker, s=32, **mark)
     for panel in grid.axes.flat:
+        panel.margins(0.08)  # so that no mark at the edge is cut
         with_zero(panel, "y")
     grid.set_axis_labels(METRICS["cost"], METRICS["return"])
     limit = _limit(grid, table, "x")

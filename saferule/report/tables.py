@@ -461,10 +461,10 @@ def across_cells(episodes: pd.DataFrame) -> pd.DataFrame:
     """Methods over all cells of a backbone, and of all: one row per backbone ("all" first), metric and method.
 
     value: within a replicate the interquartile mean over cells (rliable; Agarwal et al., 2021) of the normalised cost
-    and return, and for safe_first the share of policies that keep the limit. gain: by how much Safe-RULE is better in
-    the score (`ranked`), mean over cells of the differences within a replicate, empty for Safe-RULE itself. Both are
-    means over the n replicates, with Student's 95 % interval, over the cells that `matched` takes. better: in which
-    share of the pairs (cells and replicates) Safe-RULE is better, ties counted half; it has no interval.
+    and return, and for safe the share of policies that keep the limit, a count without an interval. gain: by how much
+    Safe-RULE is better in the score (`ranked`), mean over cells of the differences within a replicate, empty for
+    Safe-RULE itself. Both are means over the n replicates, with Student's 95 % interval, over the cells that `matched`
+    takes. better: in which share of the pairs (cells and replicates) Safe-RULE is better, ties counted half.
 
     rliable's own interval, a bootstrap that draws the replicates of each cell anew, is not used: cells of a replicate
     share clean policies, adversaries and data order, and three replicates are too few to draw from. Where nothing
@@ -483,6 +483,7 @@ def across_cells(episodes: pd.DataFrame) -> pd.DataFrame:
                 values = [np.mean(cells) if column == "safe" else sign * aggregate_iqm(cells) for cells in level]
                 row = {"backbone": backbone, "metric": metric, "method": method}
                 row |= {"cells": own.shape[1], "n": own.shape[0]} | _with_interval("value", values)
+                row |= {"value_low": np.nan, "value_high": np.nan} if column == "safe" else {}
                 if method != OURS:
                     row |= _with_interval("gain", (ours - own).mean(axis=1)) | {"better": improves(ours, own)}
                 rows.append(row)
