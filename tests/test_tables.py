@@ -1,6 +1,7 @@
 """Tables from rows made by hand: means, intervals, the paper's numbers, readings beside the default."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -244,6 +245,7 @@ def test_tables_are_laid_out_as_in_the_paper():
     assert text[5].startswith("|  |  |  | paper | 42.1 / 4.7 |") and text[6].startswith("|  |  | R ↑ | ours |")
     tex = layouts.latex(shown, "C & R, 5 %", "table1")
     assert r"\caption{C \& R, 5 \%}" in tex and r"45.0 $\pm$ 190.6 / 15.0 $\pm$ 127.1 \\" in tex
+    assert r"\cline" in tex and not re.search(r"\\cline\S+( \\cline|\s\\bottomrule)", tex)  # one rule at a place
     assert tex.isascii() and tex.count(r"\begin{tabular}") == tex.count(r"\resizebox{\textwidth}{!}{%") == 1
 
 

@@ -102,7 +102,8 @@ def markdown(wide: pd.DataFrame, caption: str) -> str:
 def latex(wide: pd.DataFrame, caption: str, label: str) -> str:
     """The arranged table as LaTeX, as wide as the text; it needs the packages booktabs, multirow and graphicx."""
     text = wide.to_latex(escape=True, caption=_escaped(caption), label=f"tab:{label}", multicolumn_format="c")
-    text = re.sub(r"(\\cline\{[\d-]+\}\n)+(?=\\bottomrule)", "", text)  # pandas rules off the last row, too
+    rules = r"(\\cline\{[\d-]+\})(?: \\cline\{[\d-]+\})*"  # of groups that end together: the widest, or the table's
+    text = re.sub(rules, r"\1", re.sub(rules + r"\s(?=\\bottomrule)", "", text))
     for sign, command in TEX.items():
         text = text.replace(sign, command)
     text = text.replace(r"\begin{tabular}", "\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}")
