@@ -7,6 +7,7 @@ deficiencies can tell apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 
@@ -92,7 +93,9 @@ def head(figure: Figure, title: str, handles: Sequence[Line2D]) -> Figure:
     figure.set_layout_engine("constrained")
     figure.set_label(title)
     if handles:
-        size = {"ncols": max(1, min(len(handles), int(figure.get_figwidth() / 2.1))), "fontsize": 9, "borderpad": 0.0}
+        columns = max(1, min(len(handles), int(figure.get_figwidth() / 2.1)))
+        figure.set_figheight(figure.get_figheight() + 0.19 * math.ceil(len(handles) / columns))  # not from the panels
+        size = {"ncols": columns, "fontsize": 9, "borderpad": 0.0}
         place = {"loc": "outside upper left", "alignment": "left", "title": title, "title_fontsize": 10.5}
         figure.legend(handles=list(handles), **size, **place)
     else:
