@@ -198,6 +198,16 @@ def test_inequalities_of_repairs_that_are_not_stored_are_no_evidence(tmp_path, d
         assert verdict("lemmas-hold", claims.evidence(study)) == UNKNOWN
 
 
+def test_the_command_of_a_claim_is_limited_to_its_attack(tmp_path, data_folder):
+    study = Study("cpu", tasks=["CarCircle"], output=tmp_path, data=data_folder, only_stored=True)
+    told = {name: claims.spent(study, CLAIMS[name], lambda run: False) for name in CLAIMS}
+    assert told["max-cost-harms"].startswith("`saferule run --profile cpu --attacks max_cost --notebooks tables`")
+    assert "0 of 36 policies are stored." in told["max-cost-harms"]  # four backbones, three replicates, two ratios
+    for name in ("repairs", "critic-unlearning"):  # of all attacks; of the slices' own conditions
+        assert "--attacks" not in told[name]
+    assert "--notebooks detect" in told["detects"] and "0 of 1 measurements" in told["step-cost"]
+
+
 def test_the_committed_page_is_what_the_code_writes_from_committed_episodes():
     page = (project_root() / "CLAIMS.md").read_text(encoding="utf-8")
     assert page == claims.document(Study("cpu", only_stored=True)), "write it anew: saferule claims > CLAIMS.md"
