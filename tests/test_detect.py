@@ -20,6 +20,7 @@ from saferule.detect import FOLDS, INDICES, MEASURED, RECORD, STATISTICS, TRAJEC
 from saferule.errors import RunError, SettingsError
 from saferule.report import detection
 from saferule.report.figures import FIGURES
+from saferule.report.style import ATTACKS
 from saferule.runs import results
 from saferule.runs.engine import divide
 from saferule.runs.interruptible import AGENT
@@ -107,6 +108,29 @@ def test_judged_by_hand():
 def test_what_is_said_of_false_alarms_is_what_was_measured():
     rows = pd.read_csv(project_root() / "artifacts" / "bench" / "detection.csv")
     assert MEASURED == f"{rows['false_alarms'].min():.0%}".rstrip("%") + f" to {rows['false_alarms'].max():.0%}"
+
+
+def measured_table() -> str:
+    """What FINDINGS.md shows of the artifact: precision / recall / share of D that is flagged."""
+    rows = pd.read_csv(project_root() / "artifacts" / "bench" / "detection.csv").query("attack != 'clean'")
+    numbers = [
+        f"{'–' if np.isnan(row.precision) else f'{row.precision:.2f}'} / {row.recall:.2f} / {row.false_alarms:.1%}"
+        for row in rows.itertuples()
+    ]
+    rows = rows.assign(numbers=numbers, ratio=(100 * rows["ratio"]).map("{:g} %".format))
+    wide = rows.pivot(index=["task", "labels", "ratio"], columns="attack", values="numbers").reindex(
+        rows[["task", "labels", "ratio"]].drop_duplicates()
+    )
+    names = [ATTACKS[attack] for attack in wide.columns]
+    lines = [["task", "labels", "poison", *names], ["---"] * (3 + len(names))]
+    lines += [
+        [*where, *("not measured" if pd.isna(cell) else cell for cell in cells)] for where, *cells in wide.itertuples()
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def test_findings_show_what_was_measured():
+    assert measured_table() in (project_root() / "FINDINGS.md").read_text("utf-8")
 
 
 def test_one_is_flagged_where_few_enough_lie_as_far_off_to_the_other_side():
