@@ -90,6 +90,7 @@ def test_distance_to_the_default_by_hand(workspace, policies):
     assert frame["readings"].tolist() == ["{}", "{}", '{"gate": "data"}']
     for name in ("actions_keep", "actions_forget"):
         assert frame[name].tolist() == pytest.approx([0.0, 0.0, 0.5], abs=1e-6)
+    assert list(forgetting.distances_to_default(workspace, left_out)) == list(frame)
 
 
 def test_distances_to_the_clean_policies_of_other_replicates_by_hand(workspace, policies):
@@ -110,6 +111,10 @@ def test_distances_to_the_clean_policies_of_other_replicates_by_hand(workspace, 
     assert short["at_floor"].tolist() == [1, 0, 0] and short["past_poisoned"].tolist() == [0, 0, 0]
     (_, figure), *_ = FIGURES["actions"].figures(table)
     assert [panel.get_title("left") for panel in figure.axes] == ["CPQ, states of D_f", "CPQ, states of D"]
+    for few in ([], clean[:1], clean[1:]):  # without a floor, or a clean policy of the replicate, there is nothing
+        none = forgetting.action_distances(workspace, relearned, few)
+        assert none.empty and list(none) == list(table) and forgetting.short_actions(none).empty
+        assert not list(FIGURES["actions"].figures(none))
 
 
 # Relearning

@@ -23,6 +23,8 @@ from saferule.runs.spec import ForgetRun, PolicyRun, identity
 from saferule.runs.work import Workspace, forget_data
 
 STATES = 2_000  # of each set, at most
+IDENTITY = [*POLICY, "method", "start", "readings"]  # columns of `identity`
+DISTANCES = ["states", "distance", "floor", "floor_low", "floor_high", "pairs", "distance_own", "distance_poisoned"]
 STATUSES = ("back", "not back", "from the start", "no harm")
 
 
@@ -73,7 +75,7 @@ def distances_to_default(workspace: Workspace, repairs: Sequence[PolicyRun]) -> 
             reference = acted(workspace, default, states)
             for run in (run for run in rows if run.start == start):
                 rows[run][f"actions_{name}"] = action_distance(acted(workspace, run, states), reference)
-    return pd.DataFrame(rows.values())
+    return pd.DataFrame(rows.values(), columns=None if rows else [*IDENTITY, "actions_keep", "actions_forget"])
 
 
 def action_distances(workspace: Workspace, relearned: Sequence[PolicyRun], clean: Sequence[PolicyRun]) -> pd.DataFrame:
@@ -86,6 +88,7 @@ def action_distances(workspace: Workspace, relearned: Sequence[PolicyRun], clean
     floor_low, _high   the smallest and largest distance of any pair of clean policies, of which there are `pairs`
     distance_own       to the clean policy of its own replicate: the same first network and the same batches
     distance_poisoned  to the poisoned policy of its own replicate, where a repair began
+    Policies of a replicate without a clean one, or of the only one that has one, are left out: they have no floor.
     """
     groups: dict[tuple, list[PolicyRun]] = {}
     for run in relearned:
@@ -93,6 +96,8 @@ def action_distances(workspace: Workspace, relearned: Sequence[PolicyRun], clean
     rows = []
     for (task, backbone, replicate, forget), group in groups.items():
         peers = [policy for policy in clean if (policy.task, policy.backbone) == (task, backbone)]
+        if len(peers) < 2 or replicate not in {policy.replicate for policy in peers}:
+            continue
         for name, states in _states(workspace, task, forget).items():
             acts = {p: acted(workspace, p, states) for p in dict.fromkeys([*peers, *(run.start for run in group)])}
             mine = next(acts[policy] for policy in peers if policy.replicate == replicate)
@@ -108,7 +113,7 @@ def action_distances(workspace: Workspace, relearned: Sequence[PolicyRun], clean
                 row |= {"distance_own": action_distance(own, mine)}
                 row |= {"distance_poisoned": action_distance(own, poisoned[0]) if poisoned else np.nan}
                 rows.append(row)
-    return in_reading_order(pd.DataFrame(rows))
+    return in_reading_order(pd.DataFrame(rows, columns=None if rows else [*IDENTITY, *DISTANCES]))
 
 
 def short_actions(table: pd.DataFrame) -> pd.DataFrame:

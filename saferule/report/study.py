@@ -128,9 +128,12 @@ class Study:
 
         whole  not the networks that act alone, but critics, targets and snapshots too
         """
-        runs = self.make(policies, Level.WHOLE if whole else Level.ACTING)
-        sets = set(self.make([run.forget for run in runs if isinstance(run.forget, ForgetRun)]))
-        return [run for run in runs if run.forget in sets or not isinstance(run.forget, ForgetRun)]
+        return self.with_forget_sets(self.make(policies, Level.WHOLE if whole else Level.ACTING))
+
+    def with_forget_sets(self, policies: Sequence[PolicyRun]) -> list[PolicyRun]:
+        """Those of the policies whose D_f is there, made where missing, or that have none."""
+        sets = set(self.make([run.forget for run in policies if isinstance(run.forget, ForgetRun)]))
+        return [run for run in policies if run.forget in sets or not isinstance(run.forget, ForgetRun)]
 
     def _evaluated(self, policies: Sequence[PolicyRun]) -> list[PolicyRun]:
         """Those whose episodes are there, made where missing; those without an evaluation that are there themselves."""
@@ -165,10 +168,11 @@ class Study:
         return pd.DataFrame(rows, columns=None if rows else ["task", "attack", "replicate", "steps", "scalar_return"])
 
     def trajectories(self) -> pd.DataFrame:
-        """Every trajectory of D and of the forget sets, of all tasks (`saferule.report.tables.data_points`)."""
+        """Every trajectory of D and of the forget sets, of all tasks that have one (`tables.data_points`)."""
         limit = self.profile.cost_limit
         points = [data_points(t, self.dataset(t), self.forget_sets(t), limit) for t in self.profile.tasks]
-        return pd.concat(points, ignore_index=True)
+        rows = pd.concat(points, ignore_index=True)
+        return rows[rows["task"].isin(rows.loc[rows["set"] != "D", "task"])]
 
     def episodes(self, policies: Sequence[PolicyRun]) -> pd.DataFrame:
         """The final evaluation, one row per episode, with its last snapshots (`saferule.report.tables.late`)."""
