@@ -1,11 +1,14 @@
 """What is committed under artifacts/ is what the code expects: it can be read, and is found under its settings."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from dsrl_peer import dsrl_reads
 
+from saferule.agents import BACKBONES
 from saferule.attack.poison import ATTACKS
 from saferule.data import schema
+from saferule.report.style import NAMES
 from saferule.runs.experiment import adversary_run, get_profile
 from saferule.runs.places import project_root
 from saferule.runs.store import Store
@@ -48,3 +51,24 @@ def test_adversaries_of_the_cpu_profile_are_there(name):
         assert policy.task.name == name and policy.settings["attack"] == attack
         actions = policy.act(np.zeros((1, policy.task.observation_dim)))
         assert actions.shape == (1, policy.task.action_dim) and np.isfinite(actions).all()
+
+
+def first_cell() -> str:
+    """What FINDINGS.md shows of the grid: cost and return of every method on CarCircle, Max Cost 15 %."""
+    rows = pd.read_csv(ARTIFACTS / "cpu" / "tables" / "controls.csv")
+    rows = rows[rows["source"].isna()].query("task == 'CarCircle' and attack == 'max_cost' and ratio == 0.15")
+    wide = rows.set_index(["method", "backbone", "metric"]).sort_index()
+    lines = [["", *map(NAMES["backbone"], BACKBONES)], ["---"] * (1 + len(BACKBONES))]
+    for method in rows.loc[rows["mean"].notna(), "method"].unique():
+        texts = [NAMES["method"](method)]
+        for backbone in BACKBONES:
+            own = wide["mean"].get((method, backbone), pd.Series(dtype=float)).to_dict()
+            failed = wide["failed"].get((method, backbone, "cost"), 0)
+            known = own and pd.notna(own["cost"])
+            texts.append(f"{own['cost']:.0f} ({own['return']:.0f})" if known else "diverged" if failed else "–")
+        lines.append(texts)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def test_findings_show_what_is_stored_of_the_grid():
+    assert first_cell() in (project_root() / "FINDINGS.md").read_text("utf-8")

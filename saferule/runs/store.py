@@ -152,13 +152,11 @@ class Store:
         return found or (_of_others(run, folder) if isinstance(run, PolicyRun) else [])
 
     def _result(self, run: Run) -> str | None:
-        """A digest of what a finished run came to, None where that is not known: of a policy that of its log, which is
-        there however much of it is kept, of others that of all files but the record of time and machine.
+        """A digest of what a finished policy came to: of its log, which is there however much of it is kept. None where
+        that is not known, and of other runs, whose files name times: made again the same, they have other bytes.
         """
-        listed = _listed(self.folder(run))
-        names = {LOG} if isinstance(run, PolicyRun) else listed.keys() - {RECORD}
-        told = sorted(f"{listed[name]}  {name}" for name in names if name in listed)
-        return hashlib.sha256("\n".join(told).encode()).hexdigest() if told else None
+        listed = _listed(self.folder(run)) if isinstance(run, PolicyRun) else {}
+        return hashlib.sha256(f"{listed[LOG]}  {LOG}".encode()).hexdigest() if LOG in listed else None
 
     def state_folder(self, runs: Sequence[Run]) -> Path:
         """Where a population of these runs keeps its state while it runs."""
