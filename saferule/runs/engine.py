@@ -30,7 +30,7 @@ from saferule.runs.store import Store
 from saferule.runs.work import Say, Workspace, named, work
 from saferule.unlearn import family, loss_options
 
-CPU_POPULATION, GPU_POPULATION = 8, 32  # agents trained together at most; a CPU gains nothing from more
+CPU_POPULATION, GPU_POPULATION = 8, 32  # agents trained together at most; a CPU gains little from more
 TICK_SECONDS = 5.0
 BAR = "{percentage:3.0f}%|{bar:20}| {n_fmt} of {total_fmt} runs, {rate_fmt}{postfix}"
 
